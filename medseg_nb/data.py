@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Inside', 'Strict', 'Licence', 'Generator', 'ImageFiles', 'MaskFile', 'Rule', 'Metadata', 'Files', 'SplitRule',
            'Manifest', 'manifest', 'locate', 'available', 'draw', 'fetch', 'files_of', 'files_hash', 'verify',
-           'read_table', 'Case', 'image', 'readers', 'mask', 'semantic', 'cases', 'describe', 'sizes']
+           'read_table', 'Case', 'image', 'readers', 'mask', 'semantic', 'cases', 'content', 'describe', 'sizes',
+           'fields']
 
 # %% ../nbs/11_data.ipynb #138d6c56
 import contextlib
@@ -178,6 +179,7 @@ def fetch(id: str) -> Path:
     missing = [f.path or f.pattern for f in m.files if not (f.url and f.path and f.sha256)]
     if missing or not m.files: raise ResourceError(id, f"cannot be fetched ({m.access})", f"ask at {m.home}, then name its parent folder in MEDSEG_DATA")
     import pooch
+    pooch.get_logger().setLevel("WARNING")
     for f in m.files:
         try: pooch.retrieve(f.url, known_hash=f"sha256:{f.sha256}", path=folder("cache") / id, fname=f.path)
         except ValueError as e: raise InputError(f.path, "the fetched file has another hash than its manifest says", "ask the data set's home which is right") from e
@@ -317,6 +319,17 @@ def cases(id: str) -> list[Case]:
     if not found: raise InputError(str(place / m.table), "has no row", "write one row a case")
     return found
 
+# %% ../nbs/11_data.ipynb #28b00631
+@functools.lru_cache
+def content(id: str) -> str:
+    "Hash of what is read of a data set: ids, patients, spacing, pixels and label maps"
+    whole = hashlib.sha256()
+    for c in cases(id):
+        image, mask = c.image(), c.semantic()
+        for part in (image.array, mask.astype(np.int32)): whole.update(f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        whole.update("|".join([c.id, c.patient, c.site, str(image.spacing)]).encode())
+    return whole.hexdigest()
+
 # %% ../nbs/11_data.ipynb #bf466ebe
 def describe(id: str) -> dict:
     "One row of the table of data sets"
@@ -334,3 +347,10 @@ def sizes(id: str) -> pd.DataFrame:
         shares = {k: float(np.mean(mask == v)) for k, v in c.manifest.foreground.items()}
         rows += [dict(dataset=id, case=c.id, patient=c.patient, site=c.site, size="×".join(map(str, mask.shape)), label=k, share=s) for k, s in shares.items()]
     return pd.DataFrame(rows)
+
+# %% ../nbs/11_data.ipynb #ec2906da
+def fields(id: str) -> list[dict]:
+    "Fields of a data set by the moment they are known, each with the number of patients (or units) for whom it is missing"
+    m, by_patient = manifest(id), {c.patient: c for c in cases(id)}
+    def told(f): n = sum(c.fields[f.name] is None for c in by_patient.values()); return f.name + (f" ({n})" if n else "")
+    return [dict(dataset=id, known=known, fields=", ".join(map(told, chosen))) for known in ("before", "after") if (chosen := [f for f in m.columns if f.known == known])]

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['skeleton', 'Definitions', 'definitions', 'source', 'plugins', 'module_definitions', 'Closure', 'version', 'closure',
-           'register', 'registered', 'load', 'resolve', 'data_key']
+           'register', 'registered', 'load', 'resolve', 'data_key', 'content_key']
 
 # %% ../nbs/01_keys.ipynb #5af170c6
 import ast
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -121,6 +122,7 @@ def _uses(node: ast.AST, table: Definitions) -> list[tuple]:
 # %% ../nbs/01_keys.ipynb #67cfad62
 def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the name may stand in another module that it was imported from
             extra: ast.Module | None = None,       # further code that uses modules of ours, for example a notebook's cells
+            stop: Iterable[str] = (),              # modules that are not followed, because something else vouches for them
            ) -> Closure:
     "Follow what code uses through the modules of ours"
     code, packages, todo = {}, set(), list(starts)
@@ -132,7 +134,7 @@ def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the n
         package = module.split(".")[0]
         if package not in ("medseg_nb", "own"): packages.add(package); continue
         if module == "medseg_nb": module, name = f"medseg_nb.{name}", None
-        if name is None or f"{module}.{name}" in code or not (table := module_definitions(module)): continue
+        if name is None or module in stop or f"{module}.{name}" in code or not (table := module_definitions(module)): continue
         if name in table.imports and name not in table.nodes: todo.append(table.imports[name]); continue
         nodes = table.nodes.get(name, [])
         if nodes: code[f"{module}.{name}"] = digest(skeleton(nodes))
@@ -167,12 +169,21 @@ def resolve(module: str, name: str, kind: str):
     found = registered(module)
     return getattr(load(module), found[choose(name, found, kind)])
 
-# %% ../nbs/01_keys.ipynb #d3d18f6a
+# %% ../nbs/01_keys.ipynb #755b1a0e
 def data_key(id: str) -> str:
-    "Key of a data set: manifest, splits, and the generator's code"
+    "Key of a data set for a section: manifest and frozen split, and the generator's code"
     place = manifest_folder(id)
-    manifest = read_yaml(place / "dataset.yaml")
-    splits = place / "splits.json"
-    parts = dict(manifest=manifest, splits=sha256(splits) if splits.exists() else None)
-    if made := manifest.get("generator"): parts |= dict(generator=closure([(made["module"], made["function"])]).key)
-    return digest(parts)
+    facts, splits = read_yaml(place / "dataset.yaml"), place / "splits.json"
+    made = facts.get("generator")
+    return digest([facts, sha256(splits) if splits.exists() else None, closure([(made["module"], made["function"])]).key if made else None])
+
+def content_key(id: str) -> str:
+    "Key of a data set for a run: content, split and names of labels"
+    place = manifest_folder(id)
+    facts, path = read_yaml(place / "dataset.yaml"), place / "splits.json"
+    frozen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = frozen.get("content")
+    if content is None and (made := facts.get("generator")):
+        content = [made, closure([(made["module"], made["function"]), ("medseg_nb.data", "content")]).key]
+    if content is None: content = importlib.import_module("medseg_nb.data").content(id)
+    return digest([content, frozen.get("folds"), facts["split"], facts["labels"], facts.get("regions"), facts["image"]["channels"]])

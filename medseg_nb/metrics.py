@@ -96,5 +96,6 @@ def definitions() -> pd.DataFrame:
     none = np.zeros_like(full)
     def at(p, t): return {k: f(*confusion(p, t)) for k, f in OVERLAP.items()} | dict(hd95=hd95(p, t, (1, 1)))
     both, missed, alarm = at(none, none), at(none, full), at(full, none)
+    def said(value): return "undefined" if np.isnan(value) else "infinite" if np.isinf(value) else f"{value:g}"
     texts = {k: f.__doc__.split(" [@")[0] for k, f in (OVERLAP | dict(hd95=hd95)).items()}
-    return pd.DataFrame([dict(score=k, definition=v.split(";")[0], both_empty=str(both[k]), missed=str(missed[k]), false_alarm=str(alarm[k])) for k, v in texts.items()])
+    return pd.DataFrame([dict(score=k, definition=v.split(";")[0], both_empty=said(both[k]), missed=said(missed[k]), false_alarm=said(alarm[k])) for k, v in texts.items()])

@@ -53,12 +53,12 @@ def mean_interval(matrix: np.ndarray) -> tuple[float, float, float, int]:  # mea
 def summary(rows: pd.DataFrame,     # per-case rows
             by: Sequence[str],      # columns that name a row of the table
             values: Sequence[str],  # scores
-           ) -> pd.DataFrame:       # by, n, missed, false_alarms, empty, and value, value_low, value_high
-    "Mean patient scores with intervals, and how many cases had an empty mask on one or both sides"
+           ) -> pd.DataFrame:       # by, n, cases, edges, and value, value_low, value_high
+    "Mean patient scores with intervals; `edges` counts masks that are missed / false alarms / empty on both sides"
     table = []
     for names, group in rows.groupby(list(by), sort=False):
         cells = dict(zip(by, names)) | dict(n=group.patient.nunique(), cases=group.drop_duplicates([c for c in ("dataset", "case") if c in group]).shape[0])
-        if "outcome" in group: cells |= {k.replace(" ", "_"): int((group.outcome == k).sum()) for k in ("missed", "false alarm", "empty")}
+        if "outcome" in group: cells["edges"] = " / ".join(str(int((group.outcome == k).sum())) for k in ("missed", "false alarm", "empty"))
         for v in values: cells[v], cells[f"{v}_low"], cells[f"{v}_high"], _ = mean_interval(patient_matrix(group, v).to_numpy())
         table.append(cells)
     return pd.DataFrame(table)

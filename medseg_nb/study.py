@@ -216,11 +216,12 @@ def execute(section: str, given: dict, stage: Path) -> dict:  # what was measure
     import papermill
     kept = folder("runs") / "failed" / f"{given['profile']}-{section}.ipynb"
     executed = stage / "notebook.ipynb"
-    variables = dict(MEDSEG_STAGE=str(stage), PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    variables = dict(MEDSEG_STAGE=str(stage), PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYDEVD_DISABLE_FILE_VALIDATION="1")
     if given["profile"] == "smoke": variables["MEDSEG_DATA"] = None
     try:
         with environment(**variables), measuring() as found:
-            papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr)
+            papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr,
+                                        extra_arguments=["--log-level=ERROR"])
     except Exception as e:
         if executed.exists(): kept.parent.mkdir(parents=True, exist_ok=True); shutil.copy(executed, kept)
         raise reraised(section, getattr(e, "ename", type(e).__name__), getattr(e, "evalue", str(e)), kept) from None

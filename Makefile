@@ -1,0 +1,39 @@
+# Each target does the set-up it needs. README gives the commands behind them for machines without make.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.locked
+
+.PHONY: help env paper test export lab stress lock
+
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+env: $(STAMP)  ## set up .venv with the locked versions
+
+$(STAMP): requirements.lock settings.ini setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
+	@PATH="$$PATH:$(BIN)" uv pip sync -q --python $(BIN)/python requirements.lock
+	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+paper: env  ## execute what is stale and rebuild the smoke paper (PROFILE=cpu for the real data)
+	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke)
+
+test: env  ## export check, every notebook's tests, tests/
+	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2
+	@$(BIN)/python -m pytest
+
+export: env  ## write the library from the notebooks, and clean them
+	@PATH="$(BIN):$$PATH" sh -c 'nbdev_export && nbdev_clean --fname nbs'
+
+lab: env  ## open the notebooks
+	@$(BIN)/jupyter lab nbs
+
+stress: env  ## long fuzzing, and kills on the real smoke paper
+	@MEDSEG_STRESS=1 $(BIN)/python -m pytest tests -m stress
+
+lock: env  ## resolve the requirements of settings.ini anew, for all systems
+	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+		--extra study --extra cluster --extra dev setup.py -o requirements.lock

@@ -1,0 +1,201 @@
+"A small study of three sections, small image pairs, and the real command line."
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[1]
+COMMAND = shutil.which("medseg", path=str(Path(sys.executable).parent))
+PLAIN = {k: v for k, v in os.environ.items() if not k.startswith("MEDSEG_")}
+
+
+def cell(source: str, tag: str | None = None) -> dict:
+    "A notebook cell; text that begins with # and a blank is Markdown"
+    common = dict(id=hashlib.sha256(source.encode()).hexdigest()[:8], metadata=dict(tags=[tag]) if tag else {}, source=source.splitlines(keepends=True))
+    if source.startswith(("# ", "## ")): return dict(cell_type="markdown", **common)
+    return dict(cell_type="code", execution_count=None, outputs=[], **common)
+
+
+def write_notebook(path: Path, cells: list[dict]) -> Path:
+    "A source notebook in nbdev's normal form"
+    kernel = dict(display_name="python3", language="python", name="python3")
+    book = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    path.write_text(json.dumps(book, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+IMPORTS = "import json\nimport time\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom medseg_nb.core import folder, rng\nfrom medseg_nb.report import Estimate, Report"
+FIRST = """#| study
+report = Report("a", profile)  # a comment of section a
+values = rng(seed, "a").normal(size=9).round(3)
+doubled = 2 * values
+report.cases(pd.DataFrame(dict(case=range(9), patient=range(9), value=doubled)))
+report.numbers({"value.mean": Estimate(doubled.mean(), n=9)})
+time.sleep(.2)
+fig, ax = plt.subplots()
+ax.plot(doubled)
+report.figure("curve", fig, "Values of the fixture.")
+report.table("values", pd.DataFrame(dict(row=range(9), value=doubled)), "Values of the fixture.", by=["row"])"""
+LATER = """#| study
+report = Report("{me}", profile)
+before = json.loads((folder("reports") / profile / "{before}" / "results.json").read_text())["numbers"]["value.mean"]["value"]
+time.sleep(.2)
+report.numbers({{"value.mean": before + {step}}})"""
+
+
+def section(name: str, study: str) -> list[dict]:
+    "Cells of a section of the fixture study"
+    return [cell(f"#| default_exp {name}"), cell(f"# Section {name}\n\n> What does section {name} say?"),
+            cell('profile = "smoke"\nseed = 1', "parameters"), cell(IMPORTS), cell(study),
+            cell(f"## Findings\n\nThe mean of section {name} is {{value.mean}}.")]
+
+
+@dataclass
+class Project:
+    "A project's root, and the command line in it"
+    root: Path
+    env: dict = field(default_factory=dict)
+
+    @property
+    def reports(self) -> Path: return self.root / "reports"
+    @property
+    def runs(self) -> Path: return self.root / "runs"
+
+    def notebook(self, name: str) -> Path: return next((self.root / "nbs").glob(f"[0-9][0-9]_{name}.ipynb"))
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen:
+        "The command in a process group of its own"
+        places = dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache")
+        return subprocess.Popen([COMMAND, *map(str, words)], env=PLAIN | places | self.env | env, cwd=self.root, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
+
+    def medseg(self, *words: str, **env: str) -> subprocess.CompletedProcess:
+        "The command, with exit code, standard output and standard error"
+        process = self.start(*words, **env)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        "Change a text of a notebook"
+        path = self.notebook(name)
+        text = path.read_text(encoding="utf-8")
+        assert text.count(json.dumps(old)[1:-1]) == 1
+        path.write_text(text.replace(json.dumps(old)[1:-1], json.dumps(new)[1:-1]), encoding="utf-8")
+
+    def files(self, place: str = "reports") -> dict[str, bytes]:
+        "Content of all files below a folder; unfinished ones have a name that begins with a dot"
+        found = sorted(p for p in (self.root / place).rglob("*") if p.is_file())
+        return {p.relative_to(self.root).as_posix(): p.read_bytes() for p in found if not any(x.startswith(".") for x in p.relative_to(self.root).parts)}
+
+    def copy(self, root: Path) -> "Project":
+        shutil.copytree(self.root, root, dirs_exist_ok=True)
+        return Project(root, dict(self.env))
+
+
+def new_project(root: Path) -> Project:
+    "A study of the sections a, b (reads a) and c (reads b)"
+    nbs = root / "nbs"
+    shutil.copytree(REPO / "nbs" / "paper", nbs / "paper")
+    rows = [dict(section="a"), dict(section="b", upstream=["a"]), dict(section="c", upstream=["b"])]
+    (nbs / "study.yaml").write_text(yaml.safe_dump(dict(sections=rows)), encoding="utf-8")
+    write_notebook(nbs / "10_a.ipynb", section("a", FIRST))
+    write_notebook(nbs / "20_b.ipynb", section("b", LATER.format(me="b", before="a", step=1)))
+    write_notebook(nbs / "30_c.ipynb", section("c", LATER.format(me="c", before="b", step=1)))
+    plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"), seconds=.02, throughput=dict(unet=200), runs={})
+    (nbs / "grid.yaml").write_text(yaml.safe_dump(dict(smoke=plan, cpu=plan)), encoding="utf-8")
+    shutil.copytree(REPO / "data_manifests" / "phantom_skin", root / "data_manifests" / "phantom_skin")
+    return Project(root)
+
+
+@pytest.fixture
+def fresh(tmp_path) -> Project:
+    "The fixture study, never executed"
+    return new_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Project:
+    "The fixture study after one undisturbed `medseg paper`; only to be read"
+    project = new_project(tmp_path_factory.mktemp("built"))
+    project.first = project.medseg("paper")
+    return project
+
+
+@pytest.fixture
+def project(built, tmp_path) -> Project:
+    "A copy of the executed fixture study"
+    return built.copy(tmp_path / "project")
+
+
+@dataclass
+class Tiny:
+    "A small data set in a project: 6 patients with one image each"
+    project: Project
+    data: Path       # its files
+    manifest: Path   # dataset.yaml
+
+    def declare(self, **changes) -> None:
+        "Change keys of the manifest; None removes one"
+        facts = yaml.safe_load(self.manifest.read_text(encoding="utf-8")) | changes
+        self.manifest.write_text(yaml.safe_dump({k: v for k, v in facts.items() if v is not None}), encoding="utf-8")
+
+    def table(self, change) -> None:
+        "Pass each row of the table through `change`"
+        with open(self.data / "table.csv", encoding="utf-8", newline="") as f: rows = [change(r) for r in csv.DictReader(f)]
+        with open(self.data / "table.csv", "w", encoding="utf-8", newline="") as f:
+            writer = csv.DictWriter(f, rows[0]); writer.writeheader(); writer.writerows(rows)
+
+
+TINY = dict(id="tiny", name="Tiny squares", modality="photograph", task="semantic", synthetic=True, licence=dict(name="Apache-2.0", status="verified"), access="generated",
+            home="tests/conftest.py", citation="none", table="table.csv", case="case", patient="patient", image=dict(columns=["image"], channels=["grey"]),
+            mask=dict(column="mask", kind="labels"), labels=dict(background=0, lesion=1), spacing="unknown", split=dict(folds=2, seed=0))
+
+
+def add_tiny(project: Project) -> Tiny:
+    "Add the data set `tiny` to a project"
+    data, folder = project.root / "sets" / "tiny", project.root / "data_manifests" / "tiny"
+    draws, rows = np.random.default_rng(0), ["case,patient,image,mask"]
+    for place in (data / "images", data / "masks", folder): place.mkdir(parents=True)
+    for k in range(6):
+        mask = np.zeros((24, 20), np.uint8); mask[4 + k:12 + k, 6:14] = 1
+        Image.fromarray(mask).save(data / "masks" / f"p{k}.png")
+        Image.fromarray((100 * mask + draws.integers(0, 90, mask.shape)).astype(np.uint8)).save(data / "images" / f"p{k}.png")
+        rows.append(f"c{k},p{k},images/p{k}.png,masks/p{k}.png")
+    (data / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    project.env["MEDSEG_DATA"] = "sets"
+    return Tiny(project, data, folder / "dataset.yaml")
+
+
+@pytest.fixture
+def tiny_data(fresh) -> Tiny: return add_tiny(fresh)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Project:
+    "A project with one U-Net, trained for one step on skin phantoms; `key` names it"
+    project = new_project(tmp_path_factory.mktemp("trained"))
+    done = project.medseg("train", "--data", "phantom_skin", "--model", "unet")
+    assert done.returncode == 0, done.stderr
+    project.key = done.stdout.strip()
+    return project
+
+
+def refused(done: subprocess.CompletedProcess, subject: str, fault: str, code: int = 2) -> bool:
+    "Assert the one line in which the kit names file, fault and remedy, and its exit code"
+    assert done.returncode == code, (done.returncode, done.stderr)
+    line, = done.stderr.splitlines()
+    head, _, remedy = line.rpartition("; ")
+    assert head.startswith("error: ") and subject in head and fault in head and len(remedy) > 5, line
+    assert not done.stdout
+    return True

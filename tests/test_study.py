@@ -1,0 +1,232 @@
+"One command executes what changed, and nothing that goes wrong on the way harms earlier results."
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from conftest import REPO, Project, refused
+
+
+def executed(done: subprocess.CompletedProcess) -> list[str]:
+    "Sections that a call of `medseg paper` executed"
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^(\w+) \(smoke\): executed", done.stderr, re.M)
+
+
+def shown(project: Project, section: str) -> str:
+    "Text of a section's executed notebook"
+    return "\n".join("".join(c["source"]) for c in json.loads((project.reports / "smoke" / section / "notebook.ipynb").read_text(encoding="utf-8"))["cells"])
+
+
+def page(project: Project) -> str: return (project.reports / "smoke" / "paper.html").read_text(encoding="utf-8")
+
+
+def failed(done: subprocess.CompletedProcess, code: int) -> str:
+    "The one line of a call that failed after it had begun to work"
+    assert done.returncode == code, (done.returncode, done.stderr)
+    line, = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert "Traceback" not in done.stderr and "; " in line
+    return line
+
+
+# What is executed
+
+def test_first_call_executes_all(built):
+    assert executed(built.first) == ["a", "b", "c"]
+    assert {"reports/smoke/paper.pdf", "reports/smoke/paper.html", "reports/smoke/a/cases.csv", "reports/smoke/a/curve.svg"} <= set(built.files())
+
+
+def test_second_call_executes_nothing_and_changes_no_byte(project):
+    before = project.files()
+    start = time.monotonic()
+    assert executed(project.medseg("paper")) == []
+    assert time.monotonic() - start < 10 and project.files() == before
+
+
+@pytest.mark.parametrize("old, new, section", [("The mean of section b", "As new words say, the mean of section b", "b"), ("# a comment of section a", "# quite another remark", "a"),
+                                               ("doubled = 2 * values", "doubled = 2  *  ( values )", "a")], ids=["prose", "comment", "formatting"])
+def test_words_execute_nothing_and_stand_in_the_notebook(project, old, new, section):
+    numbers = {k: v for k, v in project.files().items() if k.endswith((".json", ".csv", ".svg"))}
+    project.edit(section, old, new)
+    assert executed(project.medseg("paper")) == []
+    assert new in shown(project, section) and numbers.items() <= project.files().items()
+
+
+def test_new_prose_stands_in_the_paper(project):
+    assert "wholly rewritten" not in page(project)
+    pdf = (project.reports / "smoke" / "paper.pdf").read_bytes()
+    project.edit("b", "The mean of section b is", "The wholly rewritten mean of section b is")
+    assert executed(project.medseg("paper")) == []
+    assert "wholly rewritten" in page(project) and (project.reports / "smoke" / "paper.pdf").read_bytes() != pdf
+
+
+def test_value_executes_its_section_and_dependants(project):
+    project.edit("b", "before + 1", "before + 5")
+    status = {r["section"]: r["state"] for r in json.loads(project.medseg("status", "--json").stdout)}
+    assert status["a"] == "current" and status["b"] == "stale"
+    assert executed(project.medseg("paper")) == ["b", "c"]
+
+
+def test_parameter_of_study_yaml_executes_its_section(project):
+    path = project.root / "nbs" / "study.yaml"
+    path.write_text(path.read_text().replace("section: c", "section: c\n  parameters: {smoke: {seed: 2}}"))
+    assert executed(project.medseg("paper")) == ["c"]
+
+
+def test_refactoring_with_equal_results_stops_there(project):
+    before = project.files()["reports/smoke/a/results.json"]
+    project.edit("a", "doubled = 2 * values", "doubled = values + values")
+    assert executed(project.medseg("paper")) == ["a"]
+    assert project.files()["reports/smoke/a/results.json"] == before
+
+
+def test_number_edited_by_hand_is_replaced(project):
+    whole, path = project.files(), project.reports / "smoke" / "b" / "results.json"
+    path.write_text(re.sub(r'"value": \S+', '"value": 0.5', path.read_text()))
+    assert executed(project.medseg("paper")) == ["b"]
+    assert project.files() == whole
+
+
+def test_only_leaves_other_sections_stale(project):
+    project.edit("a", "2 * values", "3 * values")
+    done = project.medseg("paper", "--only", "a")
+    assert executed(done) == ["a"]
+    assert "Stale" in page(project) and json.loads(project.medseg("status", "--json").stdout)[1]["state"] == "stale"
+
+
+def test_two_fresh_projects_are_byte_identical(built, fresh):
+    assert executed(fresh.medseg("paper")) == ["a", "b", "c"]
+    mine, other = fresh.files(), built.files()
+    assert set(mine) == set(other)
+    assert [k for k in mine if mine[k] != other[k]] == []
+
+
+def test_no_machine_path_in_results(built):
+    assert [k for k, v in built.files().items() if str(built.root).encode() in v] == []
+
+
+# Faults on the way
+
+def test_failing_notebook_keeps_earlier_results(project):
+    before = project.files()
+    project.edit("b", "before + 1", "before / 0")
+    line = failed(project.medseg("paper"), 1)
+    kept = project.runs / "failed" / "smoke-b.ipynb"
+    assert "b: " in line and "ZeroDivisionError" in line and str(kept) in line
+    assert "ZeroDivisionError" in kept.read_text(encoding="utf-8") and project.files() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
+def test_kill_at_any_moment(fresh, built):
+    draws, whole, kills = random.Random(2), built.files(), 0
+    for _ in range(10):
+        for left in draws.sample("abc", 1): (fresh.runs / "stamps" / "smoke" / f"{left}.json").unlink(missing_ok=True)
+        process = fresh.start("paper")
+        try: process.wait(draws.uniform(.3, 4.5))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL); kills += 1
+        process.communicate()
+        assert fresh.files().items() <= whole.items()  # whatever stands there is whole
+    assert kills >= 5
+    assert fresh.medseg("paper").returncode == 0
+    assert fresh.files() == whole and not list(fresh.reports.glob("*/.*"))
+
+
+def test_two_calls_at_once(fresh, built):
+    both = [fresh.start("paper") for _ in range(2)]
+    ends = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], ends
+    assert sum(err.count(": executed") for _, err in ends) == 3
+    assert fresh.files() == built.files()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    "A disk of 6 MiB; the function limits what is free on it, in bytes"
+    if sys.platform != "linux" or os.geteuid() != 0: pytest.skip("mounting a small disk needs root on Linux")
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, text=True)
+    if done.returncode: pytest.skip(f"mounting a small disk is not permitted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("free", [0, 12_000, 48_000])
+def test_full_disk(built, disk, free):
+    project = built.copy(disk / "project")
+    project.edit("a", "2 * values", "3 * values")
+    before = project.files()
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free // 4096 * 4096 - free))
+    line = failed(project.medseg("paper"), 4)
+    assert "full" in line and project.files() == before
+    (disk / "filler").unlink()
+    assert executed(project.medseg("paper")) == ["a", "b", "c"]
+
+
+NO_SPACE = textwrap.dedent("""
+    import errno, os, tempfile
+    _made = tempfile.mkstemp
+    def mkstemp(suffix=None, prefix=None, dir=None, text=False):
+        if (prefix or "").startswith(f".{os.environ['TEST_FULL']}-"): raise OSError(errno.ENOSPC, "No space left on device")
+        return _made(suffix, prefix, dir, text)
+    tempfile.mkstemp = mkstemp
+""")
+
+
+@pytest.mark.parametrize("file", ["results.json", "notebook.ipynb", "provenance.json", "paper.pdf"])
+def test_injected_full_disk(project, tmp_path, file):
+    (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
+    project.edit("c", "before + 1", "before + 7")
+    before = project.files()
+    line = failed(project.medseg("paper", PYTHONPATH=str(tmp_path), TEST_FULL=file), 4)
+    assert "full" in line
+    assert {k: v for k, v in project.files().items() if file != "paper.pdf" or "/c/" not in k} == {k: v for k, v in before.items() if file != "paper.pdf" or "/c/" not in k}
+    assert not list(project.reports.rglob(".*"))
+
+
+def test_read_only_disk(built, disk):
+    project = built.copy(disk / "project")
+    project.edit("a", "2 * values", "3 * values")
+    before = project.files()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    line = failed(project.medseg("paper"), 2)
+    assert "cannot be written" in line and project.files() == before
+
+
+@pytest.mark.parametrize("name", ["reports", "runs"])
+def test_file_in_the_way_of_a_folder(fresh, name):
+    # a folder without write permission would not do: root may write everywhere
+    (fresh.root / name).write_text("in the way")
+    line = failed(fresh.medseg("paper"), 2)
+    assert name in line and "cannot be written" in line and (fresh.root / name).read_text() == "in the way"
+
+
+# What is refused
+
+@pytest.mark.parametrize("words", [["paper"], ["run", "a"]], ids=" ".join)
+def test_module_that_differs_from_its_notebook(fresh, words):
+    text = (REPO / "nbs" / "00_core.ipynb").read_text(encoding="utf-8")
+    (fresh.root / "nbs" / "00_core.ipynb").write_text(text.replace('\\"smoke\\", \\"cpu\\"', '\\"smoke\\", \\"gpu\\"', 1), encoding="utf-8")
+    done = fresh.medseg(*words)
+    assert refused(done, "core.py", "differs from nbs/00_core.ipynb") and "make export" in done.stderr and not fresh.reports.exists()
+
+
+def test_full_refuses_results_of_another_profile(project):
+    shutil.copytree(project.reports / "smoke", project.reports / "full", ignore=shutil.ignore_patterns("paper.*"))
+    line = failed(project.medseg("paper", "--profile", "full", "--only", "a"), 2)
+    assert "results of profile smoke" in line and not list((project.reports / "full").glob("paper.*"))
+
+
+def test_smoke_results_do_not_make_a_full_section_current(project):
+    shutil.copytree(project.reports / "smoke", project.reports / "full")
+    rows = json.loads(project.medseg("status", "--profile", "full", "--json").stdout)
+    assert [r["state"] for r in rows] == ["stale"] * 3
