@@ -212,4 +212,4 @@ def progress(items: Iterable,     # what is worked through
     start = time.monotonic()
     for i, item in enumerate(items, 1):
         yield item
-        print(f"{label}: {i} of {total}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        if i * 20 // total > (i - 1) * 20 // total: print(f"{label}: {i} of {total}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

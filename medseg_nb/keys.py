@@ -119,6 +119,14 @@ def _uses(node: ast.AST, table: Definitions) -> list[tuple]:
             if name is None or module == "medseg_nb": uses.append((f"{module}.{name}" if name else module, n.attr))
     return uses
 
+# %% ../nbs/01_keys.ipynb #ebcf69bb
+@functools.lru_cache(maxsize=None)
+def _reached(path: Path, stamp: float, module: str, name: str) -> tuple[str, tuple]:  # digest of its definition, (module, name) pairs it uses
+    "What one name of a module is and uses; read once a process"
+    table = _module(path, stamp)
+    nodes = table.nodes.get(name, [])
+    return digest(skeleton(nodes)), tuple((m or module, n) for node in nodes for m, n in _uses(node, table))
+
 # %% ../nbs/01_keys.ipynb #67cfad62
 def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the name may stand in another module that it was imported from
             extra: ast.Module | None = None,       # further code that uses modules of ours, for example a notebook's cells
@@ -135,10 +143,11 @@ def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the n
         if package not in ("medseg_nb", "own"): packages.add(package); continue
         if module == "medseg_nb": module, name = f"medseg_nb.{name}", None
         if name is None or module in stop or f"{module}.{name}" in code or not (table := module_definitions(module)): continue
-        if name in table.imports and name not in table.nodes: todo.append(table.imports[name]); continue
-        nodes = table.nodes.get(name, [])
-        if nodes: code[f"{module}.{name}"] = digest(skeleton(nodes))
-        todo += [(m or module, n) for node in nodes for m, n in _uses(node, table)]
+        if name in table.imports and name not in table.nodes: todo.append(table.imports[name])
+        if name not in table.nodes: continue
+        path = source(module)
+        code[f"{module}.{name}"], used = _reached(path, path.stat().st_mtime, module, name)
+        todo += used
     return Closure(code, packages)
 
 # %% ../nbs/01_keys.ipynb #908cf3a7

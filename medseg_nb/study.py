@@ -6,7 +6,7 @@
 __all__ = ['Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
            'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'status', 'normalised', 'SectionError',
            'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run', 'refresh', 'over_budget', 'exported',
-           'check_exports', 'run_all', 'on_cluster']
+           'check_exports', 'build_record', 'run_all', 'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
 import ast
@@ -100,13 +100,14 @@ def parts(section: str, profile: str, data: str | None = None) -> dict:
     given, nb = parameters(section, profile, data), read_notebook(notebook(section))
     reached = closure([], code(nb))
     results = {u: folder("reports") / profile / u / "results.json" for u in sections()[section].upstream}
+    runs = grid(section, given)
     return dict(code=digest([skeleton(code(nb)), reached.key]),
-                runs=digest([c.key for c in grid(section, given)]),
+                runs=digest([c.key for c in runs]),
                 parameters=given,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
                 data={d: data_key(d) for d in given.get("datasets", [])},
                 versions=reached.versions(),
-                precision="fp32" if profile == "smoke" else "as each run's config says",
+                precision=", ".join(sorted({c.precision for c in runs})) or "fp64",
                 device=device(profile))
 
 # %% ../nbs/03_study.ipynb #0ad1867e
@@ -246,7 +247,8 @@ def record_of(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's results depend on, as it stands in provenance.json"
     found = parts(section, profile, data)
     manifests = {d: read_yaml(manifest_folder(d) / "dataset.yaml") for d in found["data"]}
-    return dict(key=digest(found), parts=found, notebook=notebook(section).name, seed=found["parameters"].get("seed"), machine=machine_class(),
+    seeds = sorted({c.seed for c in grid(section, found["parameters"])} or {found["parameters"].get("seed", "none")})
+    return dict(key=digest(found), parts=found, notebook=notebook(section).name, seed=", ".join(map(str, seeds)), machine=machine_class(),
                 data={d: dict(hash=found["data"][d], synthetic=bool(m.get("synthetic"))) for d, m in manifests.items()})
 
 # %% ../nbs/03_study.ipynb #08cafbfd
@@ -309,12 +311,21 @@ def check_exports() -> None:
         if not module.is_file() or _absolute(ast.parse(module.read_text(encoding="utf-8"))) != _absolute(wanted):
             raise InputError(f"medseg_nb/{module.name}", f"differs from nbs/{path.name}", "call `make export`")
 
+# %% ../nbs/03_study.ipynb #41ecf2fe
+def build_record(profile: str) -> None:
+    "Note commit and time of the last build"
+    def git(*words): return subprocess.run(["git", "-C", str(root()), *words], capture_output=True, text=True, check=True).stdout.strip()
+    try: facts = dict(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
+    except (OSError, subprocess.CalledProcessError): facts = {}
+    write(folder("runs") / "build.json", to_json(facts | dict(profile=profile, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))))
+
 # %% ../nbs/03_study.ipynb #5125ef0d
 def run_all(profile: str, data: str | None = None, only: list[str] | None = None) -> dict[str, str]:  # state by section
     "Bring the sections of a profile up to date, in order"
     choose(profile, PROFILES, "profile")
     known = {n: s for n, s in sections().items() if profile in s.profiles}
     chosen = [choose(n, known, f"section of profile {profile}") for n in only] if only else list(known)
+    if profile == "full" and device(profile) == "cpu": raise ResourceError("profile full", "there is no GPU here", "use profile cpu, or a machine with CUDA")
     check_exports()
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in chosen]
     minutes = sum(known[n].budget.get(profile, {}).get("minutes", 0) for n in todo)
@@ -323,6 +334,7 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
         if name not in chosen: continue
         start, state = time.monotonic(), run(name, profile, data)
         print(f"{name} ({profile}): {state}" + (f", {time.monotonic() - start:.0f} s" if state == "executed" else ""), file=sys.stderr, flush=True)
+    build_record(profile)
     return {r["section"]: r["state"] for r in status(profile, data)}
 
 # %% ../nbs/03_study.ipynb #0b6059a5

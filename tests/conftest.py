@@ -75,7 +75,7 @@ class Project:
 
     def start(self, *words: str, **env: str) -> subprocess.Popen:
         "The command in a process group of its own"
-        places = dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache")
+        places = dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache", PYTHONPATH=str(self.root / "light"))
         return subprocess.Popen([COMMAND, *map(str, words)], env=PLAIN | places | self.env | env, cwd=self.root, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
 
@@ -104,7 +104,10 @@ class Project:
 
 def new_project(root: Path) -> Project:
     "A study of the sections a, b (reads a) and c (reads b)"
-    nbs = root / "nbs"
+    nbs, light = root / "nbs", root / "light"
+    light.mkdir(parents=True)
+    # Each of some thirty kernels would spend three seconds on importing seaborn, and the fixture's figure needs no theme.
+    (light / "seaborn.py").write_text("def set_theme(**words): pass\n", encoding="utf-8")
     shutil.copytree(REPO / "nbs" / "paper", nbs / "paper")
     rows = [dict(section="a"), dict(section="b", upstream=["a"]), dict(section="c", upstream=["b"])]
     (nbs / "study.yaml").write_text(yaml.safe_dump(dict(sections=rows)), encoding="utf-8")
@@ -124,11 +127,17 @@ def fresh(tmp_path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Project:
-    "The fixture study after one undisturbed `medseg paper`; only to be read"
-    project = new_project(tmp_path_factory.mktemp("built"))
-    project.first = project.medseg("paper")
-    return project
+def twins(tmp_path_factory) -> list[Project]:
+    "Two fixture studies after one undisturbed `medseg paper` each; only to be read"
+    found = [new_project(tmp_path_factory.mktemp("built")) for _ in range(2)]
+    for project, process in [(p, p.start("paper")) for p in found]:
+        out, err = process.communicate(timeout=300)
+        project.first = subprocess.CompletedProcess(["paper"], process.returncode, out, err)
+    return found
+
+
+@pytest.fixture(scope="session")
+def built(twins) -> Project: return twins[0]
 
 
 @pytest.fixture

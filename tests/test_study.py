@@ -75,12 +75,6 @@ def test_value_executes_its_section_and_dependants(project):
     assert executed(project.medseg("paper")) == ["b", "c"]
 
 
-def test_parameter_of_study_yaml_executes_its_section(project):
-    path = project.root / "nbs" / "study.yaml"
-    path.write_text(path.read_text().replace("section: c", "section: c\n  parameters: {smoke: {seed: 2}}"))
-    assert executed(project.medseg("paper")) == ["c"]
-
-
 def test_refactoring_with_equal_results_stops_there(project):
     before = project.files()["reports/smoke/a/results.json"]
     project.edit("a", "doubled = 2 * values", "doubled = values + values")
@@ -102,10 +96,9 @@ def test_only_leaves_other_sections_stale(project):
     assert "Stale" in page(project) and json.loads(project.medseg("status", "--json").stdout)[1]["state"] == "stale"
 
 
-def test_two_fresh_projects_are_byte_identical(built, fresh):
-    assert executed(fresh.medseg("paper")) == ["a", "b", "c"]
-    mine, other = fresh.files(), built.files()
-    assert set(mine) == set(other)
+def test_two_fresh_projects_are_byte_identical(twins):
+    mine, other = (p.files() for p in twins)
+    assert executed(twins[1].first) == ["a", "b", "c"] and set(mine) == set(other)
     assert [k for k in mine if mine[k] != other[k]] == []
 
 
@@ -125,19 +118,22 @@ def test_failing_notebook_keeps_earlier_results(project):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
-def test_kill_at_any_moment(fresh, built):
-    draws, whole, kills = random.Random(2), built.files(), 0
+def test_kill_at_any_moment(project):
+    draws, whole, kills = random.Random(2), project.files(), 0
+    def forget(section): (project.runs / "stamps" / "smoke" / f"{section}.json").unlink(missing_ok=True)
+    forget("c")
+    start = time.monotonic()
+    assert executed(project.medseg("paper")) == ["c"]
+    lasts = time.monotonic() - start
     for _ in range(10):
-        for left in draws.sample("abc", 1): (fresh.runs / "stamps" / "smoke" / f"{left}.json").unlink(missing_ok=True)
-        process = fresh.start("paper")
-        try: process.wait(draws.uniform(.3, 4.5))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL); kills += 1
+        forget(draws.choice("abc"))
+        process = project.start("paper")
+        try: process.wait(draws.uniform(.1, lasts))
+        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); kills += 1
         process.communicate()
-        assert fresh.files().items() <= whole.items()  # whatever stands there is whole
-    assert kills >= 5
-    assert fresh.medseg("paper").returncode == 0
-    assert fresh.files() == whole and not list(fresh.reports.glob("*/.*"))
+        assert project.files().items() <= whole.items()  # whatever stands there is whole
+    assert kills >= 5 and project.medseg("paper").returncode == 0
+    assert project.files() == whole and not list(project.reports.rglob(".*"))
 
 
 def test_two_calls_at_once(fresh, built):
@@ -160,16 +156,16 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("free", [0, 12_000, 48_000])
+@pytest.mark.parametrize("free", [0, 12_000])
 def test_full_disk(built, disk, free):
     project = built.copy(disk / "project")
-    project.edit("a", "2 * values", "3 * values")
+    project.edit("c", "before + 1", "before + 7")
     before = project.files()
     (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free // 4096 * 4096 - free))
     line = failed(project.medseg("paper"), 4)
     assert "full" in line and project.files() == before
     (disk / "filler").unlink()
-    assert executed(project.medseg("paper")) == ["a", "b", "c"]
+    assert executed(project.medseg("paper")) == ["c"]
 
 
 NO_SPACE = textwrap.dedent("""
@@ -182,15 +178,15 @@ NO_SPACE = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("file", ["results.json", "notebook.ipynb", "provenance.json", "paper.pdf"])
-def test_injected_full_disk(project, tmp_path, file):
-    (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
+@pytest.mark.parametrize("file", ["results.json", "provenance.json", "paper.pdf"])
+def test_injected_full_disk(project, file):
+    with open(project.root / "light" / "sitecustomize.py", "w", encoding="utf-8") as f: f.write(NO_SPACE)
     project.edit("c", "before + 1", "before + 7")
     before = project.files()
-    line = failed(project.medseg("paper", PYTHONPATH=str(tmp_path), TEST_FULL=file), 4)
-    assert "full" in line
-    assert {k: v for k, v in project.files().items() if file != "paper.pdf" or "/c/" not in k} == {k: v for k, v in before.items() if file != "paper.pdf" or "/c/" not in k}
-    assert not list(project.reports.rglob(".*"))
+    assert "full" in failed(project.medseg("paper", TEST_FULL=file), 4)
+    changed = {k for k, v in project.files().items() if v != before[k]}
+    assert all("/c/" in k for k in changed) if file == "paper.pdf" else not changed
+    assert set(project.files()) == set(before) and not list(project.reports.rglob(".*"))
 
 
 def test_read_only_disk(built, disk):
@@ -221,8 +217,11 @@ def test_module_that_differs_from_its_notebook(fresh, words):
 
 
 def test_full_refuses_results_of_another_profile(project):
+    shutil.copytree(REPO / "data_manifests" / "skin_isic2017", project.root / "data_manifests" / "skin_isic2017")
+    (project.root / "nbs" / "study.yaml").write_text("sections: [{section: a}]", encoding="utf-8")
+    project.edit("a", "seed = 1", 'seed = 1\ndatasets = ["skin_isic2017"]')  # not on this machine, so nothing is executed
     shutil.copytree(project.reports / "smoke", project.reports / "full", ignore=shutil.ignore_patterns("paper.*"))
-    line = failed(project.medseg("paper", "--profile", "full", "--only", "a"), 2)
+    line = failed(project.medseg("paper", "--profile", "full"), 2)
     assert "results of profile smoke" in line and not list((project.reports / "full").glob("paper.*"))
 
 
