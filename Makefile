@@ -14,7 +14,7 @@ env: $(STAMP)  ## set up .venv with the locked versions
 $(STAMP): requirements.lock settings.ini setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
-	@PATH="$$PATH:$(BIN)" uv pip sync -q --python $(BIN)/python requirements.lock
+	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python -r requirements.lock
 	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -32,7 +32,7 @@ lab: env  ## open the notebooks
 	@$(BIN)/jupyter lab nbs
 
 stress: env  ## long fuzzing, and kills on the real smoke paper
-	@MEDSEG_STRESS=1 $(BIN)/python -m pytest tests -m stress
+	@$(BIN)/python -m pytest -m stress
 
 lock: env  ## resolve the requirements of settings.ini anew, for all systems
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \

@@ -1,0 +1,305 @@
+"The notebooks' own rules. Each rule takes a path and returns its faults; each is shown a notebook that breaks it."
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from execnb.nbio import dict2nb, nb2str
+from nbdev.clean import clean_nb
+from packaging.requirements import Requirement
+
+from conftest import REPO, cell, write_notebook
+
+NBS = REPO / "nbs"
+NOTEBOOKS = sorted(NBS.rglob("*.ipynb"))
+CODE = sorted([*(REPO / "medseg_nb").glob("*.py"), *(REPO / "tests").rglob("*.py"), REPO / "setup.py"])
+
+
+def cells(path: Path, kind: str = "code") -> list[str]:
+    "Sources of a notebook's cells of one kind"
+    return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+
+
+def trees(path: Path) -> list[ast.Module]:
+    "Syntax trees of a notebook's code cells, or of a module"
+    return [ast.parse(s) for s in (cells(path) if path.suffix == ".ipynb" else [path.read_text(encoding="utf-8")])]
+
+
+def nodes(path: Path, *kinds: type) -> list[ast.AST]: return [n for t in trees(path) for n in ast.walk(t) if isinstance(n, kinds)]
+def directives(source: str) -> list[str]: return [d.strip() for d in re.findall(r"^#\|(.+)$", source, re.M)]
+def name_of(path: Path) -> str: return path.stem.split("_", 1)[1]
+def is_section(path: Path) -> bool: return name_of(path) in {s["section"] for s in yaml.safe_load((path.parent / "study.yaml").read_text(encoding="utf-8"))["sections"]}
+
+
+# Rules over notebooks
+
+def normal_form(path: Path) -> list[str]:
+    "nbdev_clean would change nothing"
+    text = path.read_text(encoding="utf-8")
+    book = dict2nb(json.loads(text))
+    clean_nb(book, allowed_cell_metadata_keys=["tags"])
+    for c in book.cells: c.pop("idx_", None)
+    return [] if nb2str(book) == text else ["nbdev_clean would change it"]
+
+
+def no_output(path: Path) -> list[str]:
+    found = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c.get("outputs") or c.get("execution_count") is not None]
+    return [f"cell {c['id']} carries output" for c in found]
+
+
+def valid(path: Path) -> list[str]:
+    "nbformat 4.5 with ids of its own, and a python3 kernel"
+    book = json.loads(path.read_text(encoding="utf-8"))
+    ids = [c.get("id") for c in book["cells"]]
+    faults = [] if (book["nbformat"], book["nbformat_minor"]) == (4, 5) and len(set(ids)) == len(ids) and all(ids) else ["is not nbformat 4.5 with an id for each cell"]
+    if book["metadata"].get("kernelspec") != dict(display_name="python3", language="python", name="python3"): faults.append("has another kernelspec than python3")
+    try: nbformat.validate(book)
+    except nbformat.ValidationError as e: faults.append(str(e).splitlines()[0])
+    return faults
+
+
+def stem(path: Path) -> list[str]:
+    "NN_<module>.ipynb exports <module>"
+    if not re.fullmatch(r"\d\d_[a-z]\w*", path.stem): return ["is not called NN_module.ipynb"]
+    return [] if directives(cells(path)[0]) == [f"default_exp {name_of(path)}"] else ["its first code cell does not say `#| default_exp` with its own stem"]
+
+
+def imported(path: Path) -> set[str]:
+    "Modules of the kit that a notebook imports, inside functions too"
+    found = set()
+    for n in nodes(path, ast.Import, ast.ImportFrom):
+        names = [a.name for a in n.names]
+        if isinstance(n, ast.Import): found |= {x.split(".")[1] for x in names if x.startswith("medseg_nb.")}
+        elif (n.module or "").startswith("medseg_nb."): found.add(n.module.split(".")[1])
+        elif n.module == "medseg_nb" or n.level and not n.module: found |= set(names)
+        elif n.level: found.add(n.module.split(".")[0])
+    return found
+
+
+def rank(path: Path) -> list[str]:
+    "Only modules of a lower number are imported"
+    ranks = {name_of(p): int(p.stem[:2]) for p in path.parent.glob("[0-9][0-9]_*.ipynb")}
+    wrong = [m for m in imported(path) if m not in ranks or ranks[m] >= ranks[name_of(path)]]
+    return [f"imports {m}, which is not of a lower rank" for m in sorted(wrong)]
+
+
+def section_form(path: Path) -> list[str]:
+    "A section has one parameters cell and study cells; another notebook has neither"
+    tagged = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    study = [s for s in cells(path) if "study" in directives(s)]
+    if not is_section(path): return ["is no section, and has cells of one"] if tagged or study else []
+    faults = [] if len(tagged) == 1 and tagged[0]["cell_type"] == "code" else [f"has {len(tagged)} parameters cells"]
+    rows = ast.parse("".join(tagged[0]["source"])).body if len(tagged) == 1 else []
+    if not all(isinstance(r, ast.Assign) and isinstance(r.targets[0], ast.Name) for r in rows): faults.append("its parameters cell holds more than assignments")
+    return faults + ([] if study else ["has no study cell"])
+
+
+def title(path: Path) -> list[str]:
+    text = cells(path, "markdown")[:1]
+    return [] if text and re.match(r"# \S.*\n\n> \S.*\?", text[0]) else ["does not begin with `# Title` and `> the question?`"]
+
+
+def no_star(path: Path) -> list[str]:
+    return [f"from {n.module} import *" for n in nodes(path, ast.ImportFrom) if any(a.name == "*" for a in n.names)]
+
+
+def imports_alone(path: Path) -> list[str]:
+    "nbdev takes a cell that holds an import for imports alone"
+    kinds = [{isinstance(n, (ast.Import, ast.ImportFrom)) for n in t.body} for t in trees(path)]
+    return [f"code cell {k} mixes imports with other code" for k, found in enumerate(kinds) if len(found) == 2]
+
+
+def skips_have_reasons(path: Path) -> list[str]:
+    "`skip_exec` and `eval: false` need a line `# because …`; pytest's skips need their reason"
+    faults = [f"{d}: without a reason" for s in (cells(path) + cells(path, "markdown") + cells(path, "raw") if path.suffix == ".ipynb" else []) for d in [*directives(s), *re.findall(r"^-? ?(skip_\w+):", s, re.M)]
+              if re.match(r"skip_|eval: *false", d) and not re.search(r"^# because \S", s, re.M)]
+    for n in nodes(path, ast.Call, ast.Attribute):
+        call = n if isinstance(n, ast.Call) else None
+        name = getattr(call.func if call else n, "attr", "")
+        given = {k.arg: k.value for k in call.keywords} if call else {}
+        reason = given.get("reason") or (call.args[0] if call and name == "skip" and call.args else None)
+        empty = reason is None or isinstance(reason, ast.Constant) and not str(reason.value).strip()
+        called = not call and any(m.func is n for m in nodes(path, ast.Call))
+        owner = ast.unparse((call.func if call else n).value) if name else ""
+        if owner in ("pytest", "pytest.mark") and name in ("skip", "skipif", "xfail", "importorskip") and empty and not called: faults.append(f"{owner}.{name} without a reason")
+    return faults
+
+
+def short_lines(path: Path) -> list[str]:
+    return [f"{len(line)} columns: {line[:60]}…" for s in cells(path) for line in s.splitlines() if len(line) > 160]
+
+
+def few_cells(path: Path) -> list[str]:
+    count = len(json.loads(path.read_text(encoding="utf-8"))["cells"])
+    if count > 80: warnings.warn(f"{path.name} has {count} cells; aim for 80")
+    return [f"has {count} cells"] if count > 100 else []
+
+
+def no_machine_path(path: Path) -> list[str]:
+    "No place of one machine, and nothing outside the repository"
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return sorted({m[0] for m in re.finditer(r"(?<![\w.:/])/(?:work|root|home/\w+|Users/\w+)/|\.\.[/\\]shared|[A-Z]:\\Users", text)})
+
+
+def nothing_unsafe(path: Path) -> list[str]:
+    "No pickle from anywhere, and certificates are checked"
+    faults = []
+    for n in nodes(path, ast.Import, ast.ImportFrom, ast.Call, ast.Attribute):
+        if isinstance(n, (ast.Import, ast.ImportFrom)):
+            faults += [f"imports {m}" for m in [*(a.name for a in n.names), getattr(n, "module", None) or ""] if m.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")]
+        elif isinstance(n, ast.Attribute): faults += [n.attr] if n.attr in ("read_pickle", "to_pickle") else []
+        else:
+            wrong = dict(weights_only=False, verify=False, allow_pickle=True, shell=True)
+            faults += [f"{k.arg}={k.value.value}" for k in n.keywords if k.arg in wrong and isinstance(k.value, ast.Constant) and k.value.value is wrong[k.arg]]
+    return faults
+
+
+RULES = [normal_form, no_output, valid, stem, rank, section_form, title, no_star, imports_alone, skips_have_reasons, short_lines, few_cells, no_machine_path, nothing_unsafe]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
+def test_rule(rule):
+    own = [p for p in NOTEBOOKS if p.parent == NBS or rule not in (stem, rank, section_form)]  # tutorials export nothing
+    assert len(own) >= 20
+    assert [f"{p.name}: {fault}" for p in own for fault in rule(p)] == []
+
+
+# Each rule can fail
+
+GOOD = [cell("#| default_exp b"), cell("# Title\n\n> Which question?"), cell('profile = "smoke"', "parameters"), cell("#| export\nimport math\n\nfrom medseg_nb.a import x"),
+        cell("#| export\ndef f(): return math.pi"), cell("#| study\nf()")]
+
+
+def changed(k: int, new: dict | str | None = None, **values):
+    "GOOD with another cell at position k, or with other values in that cell"
+    def make():
+        found = [dict(c) for c in GOOD]
+        found[k] = cell(new) if isinstance(new, str) else found[k] | values
+        return found
+    return make
+
+
+def added(*sources: str): return lambda: [*GOOD, *map(cell, sources)]
+
+
+SPOILT = {
+    "stray cell metadata": (normal_form, changed(4, metadata=dict(collapsed=True))),
+    "execution count": (normal_form, changed(4, execution_count=3)),
+    "output": (no_output, changed(4, outputs=[dict(output_type="stream", name="stdout", text="x")])),
+    "count": (no_output, changed(4, execution_count=3)),
+    "id twice": (valid, changed(4, id=GOOD[3]["id"])),
+    "unlike stem": (stem, changed(0, "#| default_exp c")),
+    "higher rank": (rank, added("from medseg_nb.c import y")),
+    "higher rank within a function": (rank, added("#| export\ndef g():\n    from medseg_nb import c\n    return c")),
+    "higher rank as a whole": (rank, added("import medseg_nb.c as c")),
+    "itself": (rank, added("import medseg_nb.b")),
+    "unknown module": (rank, added("import medseg_nb.zzz")),
+    "no parameters": (section_form, changed(2, "profile = 1")),
+    "two parameters cells": (section_form, lambda: [*GOOD, cell("seed = 1", "parameters")]),
+    "code among the parameters": (section_form, lambda: [*GOOD[:2], cell("print(1)", "parameters"), *GOOD[3:]]),
+    "no study cell": (section_form, changed(5, "f()")),
+    "no question": (title, changed(1, "# Title\n\nNo question.")),
+    "star": (no_star, added("from math import *")),
+    "mixed imports": (imports_alone, changed(3, "#| export\nimport math\ntau = 2 * math.pi")),
+    "eval false": (skips_have_reasons, added("#| eval: false\n1 / 0")),
+    "skip_exec": (skips_have_reasons, added("#| skip_exec\n1 / 0")),
+    "skip_exec as front matter": (skips_have_reasons, lambda: [dict(cell("x"), cell_type="raw", source="---\nskip_exec: true\n---"), *GOOD]),
+    "bare pytest skip": (skips_have_reasons, added("import pytest\npytest.skip()")),
+    "empty reason": (skips_have_reasons, added("import pytest\n@pytest.mark.skipif(True, reason=' ')\ndef f(): pass")),
+    "bare mark": (skips_have_reasons, added("import pytest\n@pytest.mark.skip\ndef f(): pass")),
+    "long line": (short_lines, added(f"x = '{'x' * 160}'")),
+    "many cells": (few_cells, lambda: GOOD * 20),
+    "machine path": (no_machine_path, added("p = '/" + "root/data'")),
+    "outside": (no_machine_path, added("p = '.." + "/shared/data'")),
+    "pickle": (nothing_unsafe, added("import pickle")),
+    "pickle within": (nothing_unsafe, added("def f():\n    from pickle import load\n    return load")),
+    "weights": (nothing_unsafe, added("torch.load(f, weights_only=False)")),
+    "allow pickle": (nothing_unsafe, added("np.load(f, allow_pickle=True)")),
+    "no certificate": (nothing_unsafe, added("requests.get(u, verify=False)")),
+}
+
+
+@pytest.fixture
+def book(tmp_path):
+    "Writes cells as notebook 20_b beside 10_a and 30_c, where b is a section"
+    (tmp_path / "study.yaml").write_text("sections: [{section: b}]")
+    for other in ("10_a", "30_c"): (tmp_path / f"{other}.ipynb").touch()
+    return lambda found: write_notebook(tmp_path / "20_b.ipynb", found)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
+def test_rule_lets_a_good_notebook_pass(book, rule): assert rule(book(GOOD)) == []
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_rule_sees_a_spoilt_notebook(book, name):
+    rule, make = SPOILT[name]
+    assert rule(book(make())) != []
+
+
+def test_every_rule_has_a_spoilt_notebook(): assert {r for r, _ in SPOILT.values()} == set(RULES)
+
+
+def test_reasons_are_accepted(book):
+    path = book([*GOOD, cell("#| eval: false\n# because it needs a GPU\n1 / 0"), cell("pytest.skip('no GPU here')"), cell("pytest.mark.skipif(True, reason='no GPU')")])
+    assert skips_have_reasons(path) == []
+
+
+def test_other_kernel_is_seen(book):
+    path = book(GOOD)
+    path.write_text(path.read_text().replace('"python3"', '"conda-env"'))
+    assert valid(path) != []
+
+
+# The library, the tests, the repository
+
+def test_modules_are_what_nbdev_exports(tmp_path):
+    shutil.copytree(NBS, tmp_path / "nbs")
+    for name in ("settings.ini", "pyproject.toml"): shutil.copy(REPO / name, tmp_path / name)
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
+    def content(root): return {p.name: p.read_bytes() for p in (root / "medseg_nb").glob("*.py")}
+    wanted, found = content(tmp_path), content(REPO)
+    assert set(wanted) == set(found)
+    assert [k for k in wanted if wanted[k] != found[k]] == []
+
+
+def test_each_section_has_its_notebook():
+    order = [s["section"] for s in yaml.safe_load((NBS / "study.yaml").read_text(encoding="utf-8"))["sections"]]
+    assert order and all(len(list(NBS.glob(f"[0-9][0-9]_{s}.ipynb"))) == 1 for s in order) and len(set(order)) == len(order)
+
+
+def test_ranks_are_distinct():
+    ranks = [p.stem[:2] for p in NBS.glob("*.ipynb")]
+    assert len(set(ranks)) == len(ranks)
+
+
+def test_code_loads_nothing_unsafe(): assert [f"{p.name}: {f}" for p in CODE for f in nothing_unsafe(p)] == []
+def test_tests_skip_with_reasons(): assert [f"{p.name}: {f}" for p in CODE for f in skips_have_reasons(p)] == []
+
+
+def test_library_imports_no_notebook_tool():
+    "nbdev, fastcore and papermill are imported by `study` alone"
+    wrong = [f"{p.name}: {m}" for p in (REPO / "medseg_nb").glob("*.py") if p.stem not in ("study", "_modidx") for n in nodes(p, ast.Import, ast.ImportFrom)
+             for m in [*(a.name for a in n.names), getattr(n, "module", "") or ""] if m.split(".")[0] in ("nbdev", "fastcore", "papermill", "execnb")]
+    assert wrong == []
+
+
+def test_repository_names_no_machine():
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPO, capture_output=True, check=True).stdout.decode().split("\0")
+    own = [REPO / n for n in listed if n and (REPO / n).is_file() and not n.endswith((".pdf", ".png"))]
+    assert len(own) > 50
+    assert [f"{p.relative_to(REPO)}: {f}" for p in own for f in no_machine_path(p)] == []
+
+
+def test_lock_holds_names_and_versions_only():
+    lines = [x for x in (REPO / "requirements.lock").read_text(encoding="utf-8").splitlines() if x.strip() and not x.startswith("#")]
+    wanted = [Requirement(x) for x in lines]
+    assert len(wanted) > 50 and all(r.url is None and re.fullmatch(r"==[\w.!+]+", str(r.specifier)) for r in wanted)
+    assert "://" not in "\n".join(lines) and not any(x.startswith("-") for x in lines)
