@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Inside', 'Strict', 'Licence', 'Generator', 'ImageFiles', 'MaskFile', 'Rule', 'Metadata', 'Files', 'SplitRule',
-           'Manifest', 'manifest', 'locate', 'available', 'draw', 'fetch', 'files_of', 'files_hash', 'verify',
-           'read_table', 'Case', 'image', 'readers', 'mask', 'semantic', 'cases', 'content', 'describe', 'sizes',
-           'fields']
+           'Manifest', 'manifest', 'data_key', 'content_key', 'locate', 'available', 'draw', 'fetch', 'files_of',
+           'files_hash', 'verify', 'read_table', 'Case', 'image', 'readers', 'mask', 'semantic', 'cases', 'content',
+           'describe', 'sizes', 'fields']
 
 # %% ../nbs/11_data.ipynb #138d6c56
 import contextlib
@@ -14,6 +14,7 @@ import csv
 import functools
 import hashlib
 import io
+import json
 import re
 import shutil
 import tempfile
@@ -27,9 +28,9 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import InputError, ResourceError, data_folders, folder, manifest_folder, read_yaml, sha256, writing
+from .core import InputError, ResourceError, data_folders, digest, folder, manifest_folder, read_yaml, sha256, writing
 from .images import Encoding, Image, check_labels, check_pair, consensus, read, read_mask
-from .keys import data_key
+from .keys import closure
 
 # %% ../nbs/11_data.ipynb #0274fdf6
 class Strict(BaseModel):
@@ -142,6 +143,25 @@ def manifest(id: str) -> Manifest:
     "The validated manifest of a data set"
     path = manifest_folder(id) / "dataset.yaml"
     return _manifest(path, path.stat().st_mtime)
+
+# %% ../nbs/11_data.ipynb #b0cef296
+def data_key(id: str) -> str:
+    "Key of a data set for a section: manifest, frozen split, and the generator's code"
+    place = manifest_folder(id)
+    facts, splits = read_yaml(place / "dataset.yaml"), place / "splits.json"
+    made = facts.get("generator")
+    return digest([facts, sha256(splits) if splits.exists() else None, closure([(made["module"], made["function"])]).key if made else None])
+
+# %% ../nbs/11_data.ipynb #e5671228
+def content_key(id: str) -> str:
+    "Key of a data set for a run: content, split and names of labels"
+    place = manifest_folder(id)
+    facts, path = read_yaml(place / "dataset.yaml"), place / "splits.json"
+    frozen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = frozen.get("content")
+    if known is None and (made := facts.get("generator")):
+        known = [made, closure([(made["module"], made["function"]), ("medseg_nb.data", "content")]).key]
+    return digest([known or content(id), frozen.get("folds"), facts["split"], facts["labels"], facts.get("regions"), facts["image"]["channels"]])
 
 # %% ../nbs/11_data.ipynb #5638a15d
 def locate(id: str) -> Path | None:  # None where it is not on this machine

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['skeleton', 'Definitions', 'definitions', 'source', 'plugins', 'module_definitions', 'Closure', 'version', 'closure',
-           'register', 'registered', 'load', 'resolve', 'data_key', 'content_key']
+           'register', 'registered', 'load', 'resolve']
 
 # %% ../nbs/01_keys.ipynb #5af170c6
 import ast
 import functools
 import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import medseg_nb
-from .core import InputError, choose, digest, folder, manifest_folder, read_yaml, sha256
+from .core import InputError, choose, digest, folder
 
 # %% ../nbs/01_keys.ipynb #a8e04568
 def skeleton(node: ast.AST | list | object) -> object:
@@ -177,22 +176,3 @@ def resolve(module: str, name: str, kind: str):
     "The class or function that is registered under a name"
     found = registered(module)
     return getattr(load(module), found[choose(name, found, kind)])
-
-# %% ../nbs/01_keys.ipynb #755b1a0e
-def data_key(id: str) -> str:
-    "Key of a data set for a section: manifest and frozen split, and the generator's code"
-    place = manifest_folder(id)
-    facts, splits = read_yaml(place / "dataset.yaml"), place / "splits.json"
-    made = facts.get("generator")
-    return digest([facts, sha256(splits) if splits.exists() else None, closure([(made["module"], made["function"])]).key if made else None])
-
-def content_key(id: str) -> str:
-    "Key of a data set for a run: content, split and names of labels"
-    place = manifest_folder(id)
-    facts, path = read_yaml(place / "dataset.yaml"), place / "splits.json"
-    frozen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    content = frozen.get("content")
-    if content is None and (made := facts.get("generator")):
-        content = [made, closure([(made["module"], made["function"]), ("medseg_nb.data", "content")]).key]
-    if content is None: content = importlib.import_module("medseg_nb.data").content(id)
-    return digest([content, frozen.get("folds"), facts["split"], facts["labels"], facts.get("regions"), facts["image"]["channels"]])

@@ -14,9 +14,9 @@ import numpy as np
 from filelock import FileLock
 
 from .core import InputError, choose, digest, folder, write
-from .data import Case, cases
+from .data import Case, cases, content_key
 from .images import Image, check_pair
-from .keys import closure, content_key
+from .keys import closure
 from .splits import check_content
 
 # %% ../nbs/16_preprocess.ipynb #30730e0a

@@ -28,7 +28,8 @@ def replaced(page: str,  # Markdown
     whole = re.compile(rf"(<!-- {name}\b[^>]*-->\n)(?:(?!<!-- {name}\b).)*?(<!-- /{name} -->)", re.S)
     marks, found = len(re.findall(rf"<!-- /?{name}\b", page)), len(whole.findall(page))
     if marks != 2 * found or found > 1:
-        raise InputError("README.md", f"the block `{name}` must open once and close once", f"write `<!-- {name} -->` and `<!-- /{name} -->`, each on its own line")
+        raise InputError("README.md", f"the block `{name}` must open once and close once",
+                         f"write `<!-- {name} -->` and `<!-- /{name} -->`, each on its own line")
     return whole.sub(lambda m: f"{m[1]}{text}\n{m[2]}", page)
 
 # %% ../nbs/95_readme.ipynb #bb2c47a1
@@ -42,8 +43,8 @@ NOTHING = "There are no results yet: run `medseg paper`."
 def figure(profile: str | None) -> str:
     "The benchmark's figure, with its caption"
     if not profile: return NOTHING
-    results = json.loads((folder("reports") / profile / "benchmark" / "results.json").read_text(encoding="utf-8"))
-    caption = f"{results['figures']['dice']['caption']} Profile `{profile}`: {about(profile)}."
+    stored = json.loads((folder("reports") / profile / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    caption = f"{stored['figures']['dice']['caption']} Profile `{profile}`: {about(profile)}."
     return f"![Mean patient Dice by model](reports/{profile}/benchmark/dice.svg)\n\n*{caption}*"
 
 def about(profile: str) -> str:
@@ -52,10 +53,11 @@ def about(profile: str) -> str:
 
 # %% ../nbs/95_readme.ipynb #ab385ab4
 def heading(dataset: str, rows: pd.DataFrame) -> str:
-    "A column's head: data set, whether it is synthetic, and what n counts"
+    "A column's head: data set, whether it is synthetic, and how many patients"
     m, n = manifest(dataset), sorted(set(rows.n))
     count = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    return f"`{dataset}`{' (synthetic)' if m.synthetic else ''}, n = {count} ({m.unit})"
+    units = " or ".join(f"{word}s" for word in m.unit.split(" or "))
+    return f"`{dataset}`{' (synthetic)' if m.synthetic else ''}, {count} {units}"
 
 def scores(frame: pd.DataFrame,  # one row a data set and model, with n, dice, dice_low, dice_high
           ) -> str:
@@ -63,7 +65,8 @@ def scores(frame: pd.DataFrame,  # one row a data set and model, with n, dice, d
     cells = {(r.dataset, r.model): str(Estimate(r.dice, r.dice_low, r.dice_high)) for r in frame.itertuples()}
     datasets, models = list(dict.fromkeys(frame.dataset)), list(dict.fromkeys(frame.model))
     head = [["model", *(heading(d, frame[frame.dataset == d]) for d in datasets)], [":--", *("--:" for _ in datasets)]]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [*head, *([f"`{m}`", *(cells.get((d, m), "–") for d in datasets)] for m in models)])
+    body = [[f"`{m}`", *(cells.get((d, m), "–") for d in datasets)] for m in models]
+    return "\n".join("| " + " | ".join(r) + " |" for r in head + body)
 
 # %% ../nbs/95_readme.ipynb #cb072397
 def results(profile: str | None, states: dict[str, str]) -> str:
@@ -71,26 +74,30 @@ def results(profile: str | None, states: dict[str, str]) -> str:
     if not profile: return NOTHING
     frame = pd.read_csv(folder("reports") / profile / "benchmark" / "scores.csv")
     behind = [f"{name} ({state})" for name, state in states.items() if state != "current"]
-    mark = [f"**Not current:** {', '.join(behind)}. Code or data have changed since; `medseg paper --profile {profile}` computes the numbers anew."] if behind else []
-    intro = f"Mean patient Dice with its 95 % interval. Profile `{profile}`: {about(profile)}. The [paper](reports/{profile}/paper.pdf) says how each number was made."
-    return "\n\n".join([*mark, intro, scores(frame)])
+    mark = (f"**Not current:** {', '.join(behind)}. Code or data have changed since; "
+            f"`medseg paper --profile {profile}` computes the numbers anew.")
+    intro = (f"Mean patient Dice with its 95 % interval. Profile `{profile}`: {about(profile)}. "
+             f"The [paper](reports/{profile}/paper.pdf) says how each number was made.")
+    return "\n\n".join([*([mark] if behind else []), intro, scores(frame)])
 
-# %% ../nbs/95_readme.ipynb #49e58fe1
-def row(source: Path, executed: Path | None = None) -> str:
+# %% ../nbs/95_readme.ipynb #67537618
+def row(source: Path, section: str = "") -> str:
     "A row of the table of contents: title, question, source"
     title, question, _ = prose(source)
-    name = f"[{title}]({executed.relative_to(root()).as_posix()})" if executed and executed.is_file() else title
-    return f"| {name} | {question.replace('|', chr(92) + '|')} | [{source.stem}]({source.relative_to(root()).as_posix()}) |"
+    executed = (folder("reports") / "smoke" / section / "notebook.ipynb").is_file()
+    name = f"[{title}](reports/smoke/{section}/notebook.ipynb)" if executed else title
+    cells = [c.replace("|", "\\|") for c in (name, question, f"[{source.stem}]({source.relative_to(root()).as_posix()})")]
+    return "| " + " | ".join(cells) + " |"
 
 def table(first: str, rows: list[str]) -> str: return "\n".join([f"| {first} | question | source |", "| :-- | :-- | :-- |", *rows])
 
 # %% ../nbs/95_readme.ipynb #33b6a418
 def contents() -> str:
     "The sections in the paper's order, then the notebooks that only export and test, then the tutorials"
-    done = {notebook(s): folder("reports") / "smoke" / s / "notebook.ipynb" for s in sections()}
-    library = [p for p in sorted(folder("nbs").glob("[0-9][0-9]_*.ipynb")) if p not in done]
+    ordered = {notebook(s): s for s in sections()}
+    library = [p for p in sorted(folder("nbs").glob("[0-9][0-9]_*.ipynb")) if p not in ordered]
     tutorials = sorted((folder("nbs") / "tutorials").glob("*.ipynb"))
-    parts = [table("section (executed)", [row(s, e) for s, e in done.items()]), table("library", [row(p) for p in library])]
+    parts = [table("section (executed)", [row(*pair) for pair in ordered.items()]), table("library", [row(p) for p in library])]
     return "\n\n".join(parts + ([table("tutorial", [row(p) for p in tutorials])] if tutorials else []))
 
 # %% ../nbs/95_readme.ipynb #070d134d
@@ -101,6 +108,7 @@ def refresh(states: dict[str, str],  # state by section, of the profile that `sh
     if not place.is_file(): return False
     old = new = place.read_text(encoding="utf-8")
     profile = shown()
-    for name, text in dict(figure=figure(profile), results=results(profile, states), contents=contents()).items(): new = replaced(new, name, text)
+    blocks = dict(figure=figure(profile), results=results(profile, states), contents=contents())
+    for name, text in blocks.items(): new = replaced(new, name, text)
     if new != old: write(place, new)
     return new != old

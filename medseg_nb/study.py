@@ -26,7 +26,7 @@ from pathlib import Path
 
 from .core import (PROFILES, InputError, MedsegError, ResourceError, choose, device, digest, folder, machine_class, manifest_folder, read_yaml,
                             root, replace_folder, sha256, to_json, write)
-from .keys import closure, data_key, module_definitions, skeleton, source, version
+from .keys import closure, module_definitions, skeleton, source, version
 
 # %% ../nbs/03_study.ipynb #3b656444
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def parts(section: str, profile: str, data: str | None = None) -> dict:
     given, nb = parameters(section, profile, data), read_notebook(notebook(section))
     reached = closure([], code(nb))
     results = {u: folder("reports") / profile / u / "results.json" for u in sections()[section].upstream}
-    runs = grid(section, given)
+    runs, sets = grid(section, given), given.get("datasets", [])
     return dict(code=digest([skeleton(code(nb)), reached.key]),
                 runs=digest([c.key for c in runs]),
                 parameters=given,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
-                data={d: data_key(d) for d in given.get("datasets", [])},
+                data={d: import_module("medseg_nb.data").data_key(d) for d in sets},
                 versions=reached.versions(),
                 precision=", ".join(sorted({c.precision for c in runs})) or "fp64",
                 device=device(profile))
