@@ -49,7 +49,7 @@ def _deadline(limit: str | None) -> None:
 def _bring(profile: str, data: str | None, only: list[str] | None, jobs: int | None, executor: str = "local") -> dict[str, str]:
     from medseg_nb import study
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
-    if executor != "local": study.on_cluster(profile, executor, jobs or 1)
+    if executor != "local": study.on_cluster(profile, executor, jobs)
     return study.run_all(profile, data, only)
 
 # %% ../nbs/99_cli.ipynb #e0d03a42
@@ -65,6 +65,8 @@ def paper(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None
     states = _bring(profile, data, only, jobs, executor)
     from medseg_nb.paper import build
     for place in build(profile, states): print(os.path.relpath(place))
+    from medseg_nb import readme, study
+    if shown := readme.shown(): readme.refresh({r["section"]: r["state"] for r in study.status(shown)})
 
 # %% ../nbs/99_cli.ipynb #9e50db83
 @app.command(epilog="Example: medseg run benchmark --profile cpu --limit 30m")

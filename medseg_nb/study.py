@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
-           'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'status', 'normalised', 'SectionError',
-           'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run', 'refresh', 'over_budget', 'exported',
-           'check_exports', 'build_record', 'run_all', 'on_cluster']
+           'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'status', 'normalised',
+           'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run', 'refresh',
+           'over_budget', 'exported', 'check_exports', 'build_record', 'gpu', 'with_upstream', 'run_all', 'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
 import ast
@@ -139,6 +139,11 @@ def data_here(section: str, profile: str, data: str | None = None) -> bool:
     needed = parameters(section, profile, data).get("datasets", [])
     return all(import_module("medseg_nb.data").locate(d) is not None for d in needed)
 
+def checkable(section: str, profile: str, data: str | None = None) -> bool:
+    "Whether a section can be executed here: its data is here, and so are the results that it reads"
+    read = [results_folder(u, profile) / "results.json" for u in sections()[section].upstream]
+    return all(p.exists() for p in read) and data_here(section, profile, data)
+
 # %% ../nbs/03_study.ipynb #a3eedfc3
 def status(profile: str, data: str | None = None) -> list[dict]:
     "State of each section of a profile: current, stale, absent or not checkable here"
@@ -147,7 +152,7 @@ def status(profile: str, data: str | None = None) -> list[dict]:
         if profile not in entry.profiles: continue
         why = changes(name, profile, data)
         state = "current" if not why else "stale" if (results_folder(name, profile) / "results.json").exists() else "absent"
-        if why and not data_here(name, profile, data): state = "not checkable here" if state == "stale" else "absent"
+        if why and not checkable(name, profile, data): state = "not checkable here" if state == "stale" else "absent"
         rows.append(dict(section=name, profile=profile, state=state, why=why))
     return rows
 
@@ -259,7 +264,7 @@ def run(section: str, profile: str, data: str | None = None) -> str:  # "current
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         if not changes(section, profile, data): refresh(section, profile); return "current"
-        if not data_here(section, profile, data): return "not checkable here"
+        if not checkable(section, profile, data): return "not checkable here"
         reports = folder("reports") / profile
         for left in reports.glob(f".stage-{section}-*"): shutil.rmtree(left, ignore_errors=True)
         stage = reports / f".stage-{section}-{os.getpid()}"
@@ -319,13 +324,25 @@ def build_record(profile: str) -> None:
     except (OSError, subprocess.CalledProcessError): facts = {}
     write(folder("runs") / "build.json", to_json(facts | dict(profile=profile, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))))
 
+# %% ../nbs/03_study.ipynb #ce4ee38c
+def gpu() -> bool:
+    import torch
+    return torch.cuda.is_available()
+
+def with_upstream(names: list[str]) -> set[str]:
+    "Sections and all that they read from, directly or not"
+    found = set(names)
+    for name, entry in reversed(sections().items()):
+        if name in found: found |= set(entry.upstream)
+    return found
+
 # %% ../nbs/03_study.ipynb #5125ef0d
 def run_all(profile: str, data: str | None = None, only: list[str] | None = None) -> dict[str, str]:  # state by section
-    "Bring the sections of a profile up to date, in order"
+    "Bring the sections of a profile up to date, in order; with `only` just those, and what they read from"
     choose(profile, PROFILES, "profile")
     known = {n: s for n, s in sections().items() if profile in s.profiles}
-    chosen = [choose(n, known, f"section of profile {profile}") for n in only] if only else list(known)
-    if profile == "full" and device(profile) == "cpu": raise ResourceError("profile full", "there is no GPU here", "use profile cpu, or a machine with CUDA")
+    chosen = with_upstream([choose(n, known, f"section of profile {profile}") for n in only or known])
+    if device(profile) == "cuda" and not gpu(): raise ResourceError(f"profile {profile}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
     check_exports()
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in chosen]
     minutes = sum(known[n].budget.get(profile, {}).get("minutes", 0) for n in todo)
@@ -337,11 +354,14 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     build_record(profile)
     return {r["section"]: r["state"] for r in status(profile, data)}
 
-# %% ../nbs/03_study.ipynb #0b6059a5
-def on_cluster(profile: str, executor: str, jobs: int) -> None:
+# %% ../nbs/03_study.ipynb #19f2de95
+def on_cluster(profile: str, executor: str, jobs: int | None) -> None:
     "Hand a profile's runs and sections to Snakemake's executor"
     choose(executor, ("slurm", "kubernetes"), "executor")
-    command = ["-s", str(root() / "workflow" / "Snakefile"), "-d", str(root()), "--executor", executor, "-j", str(jobs), "--config", f"profile={profile}"]
-    try: done = subprocess.run([sys.executable, "-m", "snakemake", *command])
-    except OSError as e: raise ResourceError("snakemake", f"cannot be started ({e})", "install the extra `cluster`") from None
+    place = root() / "workflow"
+    settings = place / "profiles" / executor
+    command = ["-s", str(place / "Snakefile"), "-d", str(root()), "--executor", executor, "--config", f"profile={profile}"]
+    if settings.is_dir(): command += ["--workflow-profile", str(settings)]
+    if jobs: command += ["-j", str(jobs)]
+    done = subprocess.run([sys.executable, "-m", "snakemake", *command])
     if done.returncode: raise ResourceError("snakemake", f"ended with code {done.returncode}", "read its messages above; finished runs are kept")

@@ -93,12 +93,16 @@ class Project:
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def call(self, *words: str) -> subprocess.CompletedProcess:
-        "The same entry point within this process, which saves seconds of imports; nothing is kept from an earlier call"
+    @contextlib.contextmanager
+    def inside(self):
+        "This process as if it had been started in the project: environment, working folder, and nothing kept from an earlier call"
         for kept in [v for n, m in list(sys.modules.items()) if n.startswith("medseg_nb") for v in vars(m).values() if hasattr(v, "cache_clear")]: kept.cache_clear()
+        with patch.dict(os.environ, self.environment(), clear=True), contextlib.chdir(self.root): yield
+
+    def call(self, *words: str) -> subprocess.CompletedProcess:
+        "The same entry point within this process, which saves seconds of imports"
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with (patch.dict(os.environ, self.environment(), clear=True), patch.object(sys, "argv", ["medseg", *map(str, words)]), contextlib.chdir(self.root),
-              contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+        with self.inside(), patch.object(sys, "argv", ["medseg", *map(str, words)]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try: main()
             except SystemExit as e: code = e.code or 0
             except Exception: code = 1; traceback.print_exc()

@@ -1,0 +1,288 @@
+"Each command once, from the outside."
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+import yaml
+from PIL import Image
+
+from conftest import PLAIN, REPO, Project, add_tiny, refused
+from medseg_nb.benchmark import grid
+from medseg_nb.cli import app
+
+HEAVY = {"torch", "torchvision", "monai", "accelerate", "matplotlib", "seaborn", "pandas", "scipy", "skimage", "SimpleITK", "pydicom", "nibabel", "pydantic", "papermill", "nbdev", "IPython", "typst"}
+
+
+def commands(group=None, words=()) -> list[tuple]:
+    "Every command of the command line, as words"
+    group = group or typer.main.get_command(app)
+    return [found for name, c in group.commands.items() for found in (commands(c, (*words, name)) if hasattr(c, "commands") else [(*words, name)])]
+
+
+def modules_after(code: str) -> set[str]:
+    "Top-level packages that a fresh interpreter imports for some code"
+    done = subprocess.run([sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"], env=PLAIN, capture_output=True, text=True, check=True)
+    return {m.split(".")[0] for m in done.stdout.split()}
+
+
+# Help, and what it costs
+
+def test_command_line_imports_nothing_heavy(): assert modules_after("import medseg_nb.cli") & HEAVY == set()
+
+
+def test_metrics_import_no_torch(): assert "torch" not in modules_after("import medseg_nb.metrics")
+
+
+def test_kit_data_and_evaluation_import_no_torch():
+    names = [p.stem[3:] for p in sorted((REPO / "nbs").glob("[0-2][0-9]_*.ipynb"))]
+    assert len(names) > 10 and {"torch", "monai", "matplotlib", "skimage", "SimpleITK"} & modules_after("; ".join(f"import medseg_nb.{n}" for n in names)) == set()
+
+
+def test_help_is_quick(fresh):
+    def seconds():
+        start = time.perf_counter()
+        assert fresh.medseg("--help").returncode == 0
+        return time.perf_counter() - start
+    assert min(seconds() for _ in range(3)) < 1.5  # half a second on an idle machine
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_shows_an_example(fresh, words):
+    done = fresh.call(*words, "--help")
+    example, = re.findall(r"Example: medseg (.+)", done.stdout)
+    found = shlex.split(example)
+    assert done.returncode == 0 and tuple(found[:len(words)]) == words
+    command = typer.main.get_command(app)
+    for w in words: command = command.commands[w]
+    assert command.make_context("medseg", found[len(words):])  # the example can be parsed
+
+
+def test_every_interface_of_the_issue_is_there():
+    assert {("paper",), ("run",), ("status",), ("diff",), ("train",), ("predict",), ("evaluate",), ("doctor",), *(("data", w) for w in ("list", "show", "fetch", "verify"))} <= set(commands())
+
+
+# data
+
+def test_data_list(tiny_data):
+    def here(): return {r["id"]: r["here"] for r in json.loads(tiny_data.project.call("data", "list", "--json").stdout)}
+    assert here() == dict(phantom_skin=True, tiny=True)
+    tiny_data.project.env["MEDSEG_DATA"] = "elsewhere"
+    assert here() == dict(phantom_skin=True, tiny=False)
+    assert "not here" in tiny_data.project.call("data", "list").stdout
+
+
+def test_data_show(tiny_data):
+    facts = json.loads(tiny_data.project.call("data", "show", "tiny", "--json").stdout)
+    assert facts["labels"] == dict(background=0, lesion=1) and facts["licence"]["name"] == "Apache-2.0"
+    assert "licence" in tiny_data.project.call("data", "show", "tiny").stdout
+
+
+def test_fetch_of_a_set_that_must_be_asked_for(fresh):
+    shutil.copytree(REPO / "data_manifests" / "lgg_kaggle3m", fresh.root / "data_manifests" / "lgg_kaggle3m")
+    assert refused(fresh.call("data", "fetch", "lgg_kaggle3m"), "lgg_kaggle3m", "", code=4)
+
+
+def test_fetched_phantoms_are_verified(trained):
+    place = trained.call("data", "fetch", "phantom_skin").stdout.strip()
+    assert (trained.root / place / "table.csv").is_file()
+    assert "60 cases" in trained.call("data", "verify", "phantom_skin").stdout
+
+
+def test_phantom_that_was_changed_is_seen(trained, tmp_path):
+    project = trained.copy(tmp_path / "project")
+    next(project.root.glob("cache/phantom_skin-*/images")).joinpath("extra.png").write_bytes(b"x")
+    assert refused(project.call("data", "verify", "phantom_skin"), "phantom_skin", "61 files")
+
+
+# train, predict, evaluate
+
+def test_train_leaves_a_whole_run(trained):
+    assert re.fullmatch("[0-9a-f]{16}", trained.key)
+    place = trained.runs / trained.key
+    config, rows = json.loads((place / "config.json").read_text()), pd.read_csv(place / "cases.csv")
+    assert (config["model"], config["dataset"], config["precision"]) == ("unet", "phantom_skin", "fp32")
+    split = json.loads((REPO / "data_manifests" / "phantom_skin" / "splits.json").read_text())["folds"][0]
+    assert set(rows.patient) == set(split["test"]) and rows.dice.between(0, 1).all()
+
+
+def test_train_again_trains_nothing(trained):
+    stamps = {p: p.stat().st_mtime_ns for p in trained.runs.rglob("*.csv")}
+    done = trained.call("train", "--data", "phantom_skin", "--model", "unet")
+    assert done.stdout.strip() == trained.key and {p: p.stat().st_mtime_ns for p in trained.runs.rglob("*.csv")} == stamps
+
+
+def test_training_is_reproduced_to_the_byte(trained, fresh):
+    assert fresh.call("train", "--data", "phantom_skin", "--model", "unet").stdout.strip() == trained.key
+    for name in ("weights.safetensors", "history.csv", "cases.csv", "config.json"):
+        assert (fresh.runs / trained.key / name).read_bytes() == (trained.runs / trained.key / name).read_bytes(), name
+
+
+@pytest.fixture
+def scans(trained, tmp_path):
+    "Three phantoms and their label maps"
+    drawn = next(trained.root.glob("cache/phantom_skin-*"))
+    for name in ("scans", "truth"): (tmp_path / name).mkdir()
+    for row in pd.read_csv(drawn / "table.csv").head(3).itertuples():
+        shutil.copy(drawn / row.image, tmp_path / "scans" / f"{row.case}.png")
+        Image.fromarray((np.asarray(Image.open(drawn / row.mask)) > 127).astype(np.uint8)).save(tmp_path / "truth" / f"{row.case}.png")
+    return tmp_path
+
+
+def test_predict_and_evaluate(trained, scans):
+    done = trained.call("predict", trained.key, scans / "scans", "--out", scans / "masks")
+    assert done.returncode == 0 and "3 of 3" in done.stdout and "research use only" in done.stdout
+    done = trained.call("evaluate", scans / "masks", scans / "truth", "--out", scans / "scores.csv")
+    scores = pd.read_csv(scans / "scores.csv")
+    assert done.returncode == 0 and len(scores) == 3 and "hd95_px" in scores and "hd95_mm" not in scores
+    for row in scores.itertuples():
+        p, t = (np.asarray(Image.open(scans / d / f"{row.case}.png")) > 0 for d in ("masks", "truth"))
+        assert p.shape == t.shape and row.dice == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()), abs=1e-5)
+
+
+def test_evaluate_names_the_unit_of_a_distance(trained, scans):
+    assert trained.call("evaluate", scans / "truth", scans / "truth", "--out", scans / "s.csv", "--spacing", "2,1").returncode == 0
+    scores = pd.read_csv(scans / "s.csv")
+    assert "hd95_mm" in scores and (scores.dice == 1).all() and (scores.hd95_mm == 0).all()
+
+
+def test_batch_with_a_reject(trained, scans):
+    (scans / "scans" / "bad.png").write_bytes(b"")
+    done = trained.call("predict", trained.key, scans / "scans", "--out", scans / "masks")
+    table = pd.read_csv(scans / "masks" / "predict.csv").set_index("file")
+    assert done.returncode == 3 and table.status["bad.png"] == "rejected" and "0 bytes" in table.reason["bad.png"] and (table.status == "done").sum() == 3
+    assert len(list((scans / "masks").glob("*.png"))) == 3
+
+
+def test_evaluation_with_a_reject(trained, scans):
+    shutil.copytree(scans / "truth", scans / "masks")
+    lost = next((scans / "masks").iterdir())
+    lost.unlink()
+    done = trained.call("evaluate", scans / "masks", scans / "truth", "--out", scans / "s.csv")
+    assert done.returncode == 3 and f"{lost.name}: has no prediction" in done.stderr and len(pd.read_csv(scans / "s.csv")) == 2
+
+
+# status, diff, doctor
+
+def test_status_of_a_current_study(built):
+    done = built.call("status", "--json")
+    assert done.returncode == 0 and {r["section"]: r["state"] for r in json.loads(done.stdout)} == dict(a="current", b="current", c="current")
+
+
+def test_dry_run_of_a_fresh_study(fresh):
+    done = fresh.call("paper", "--dry-run")
+    assert done.returncode == 1 and done.stdout.count("absent") == 3 and not fresh.files() and not fresh.runs.exists()
+
+
+@pytest.fixture
+def committed(project) -> Project:
+    "The executed study, committed with git"
+    (project.root / ".gitignore").write_text("runs/\ncache/\n")
+    for words in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -q -m x"): subprocess.run(["git", *words.split()], cwd=project.root, check=True)
+    return project
+
+
+def test_diff_of_equal_states(committed):
+    done = committed.call("diff", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("tolerance", [[], ["--tolerance"]], ids=["exact", "tolerance"])
+def test_number_edited_by_hand_moves_diff(committed, tolerance):
+    "On one machine no tolerance hides it"
+    path = committed.reports / "smoke" / "b" / "results.json"
+    stored = json.loads(path.read_text())
+    stored["numbers"]["value.mean"]["value"] += 1e-5
+    path.write_text(json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    done = committed.call("diff", *tolerance, "--json")
+    row, = json.loads(done.stdout)
+    assert done.returncode == 1 and (row["place"], row["what"], row["counts"]) == ("smoke/b", "value.mean", True)
+
+
+@pytest.mark.parametrize("name", ["a/cases.csv", "a/values.csv", "a/curve.svg", "c/notebook.ipynb", "paper.html"])
+def test_file_edited_by_hand_moves_diff(committed, name):
+    with open(committed.reports / "smoke" / name, "a", encoding="utf-8") as f: f.write(" ")
+    done = committed.call("diff", "--tolerance")
+    assert done.returncode == 1 and name.split("/")[-1] in done.stdout
+
+
+def test_lost_file_moves_diff(committed):
+    (committed.reports / "smoke" / "a" / "values.csv").unlink()
+    assert committed.call("diff").returncode == 1
+
+
+def test_doctor(built):
+    done = built.call("doctor", "--json")
+    rows = {r["what"]: r for r in json.loads(done.stdout)}
+    assert {"python", "machine", "cores", "memory", "locked versions"} <= set(rows) and done.returncode == (0 if all(r["ok"] for r in rows.values()) else 4)
+
+
+def test_doctor_sees_another_version(fresh):
+    (fresh.root / "requirements.lock").write_text("numpy==0.1\n")
+    done = fresh.call("doctor")
+    assert done.returncode == 4 and re.search(r"MISSING.*numpy \S+, locked ==0.1", done.stdout)
+
+
+# Plug-ins, and profile own
+
+PLUGIN = """from torch import nn
+
+from medseg_nb.keys import register
+
+
+@register("mine")
+class Mine(nn.Module):
+    def __init__(self, channels, classes, ndim=2, width=16):
+        super().__init__()
+        self.layer = nn.Conv2d(channels, classes, 3, padding=1)
+
+    def forward(self, x): return self.layer(x)
+"""
+
+
+def keys(project: Project, profile: str) -> dict:
+    "Run keys by model"
+    with project.inside(): return {c.model: c.key for c in grid(profile, ["phantom_skin"])}
+
+
+def test_plugin_changes_only_its_own_key(fresh):
+    own, smoke, plugin = keys(fresh, "own"), keys(fresh, "smoke"), fresh.root / "own" / "mine.py"
+    plugin.parent.mkdir()
+    plugin.write_text(PLUGIN)
+    added = keys(fresh, "own")
+    assert keys(fresh, "smoke") == smoke and {k: v for k, v in added.items() if k != "mine"} == own and "mine" in added
+    plugin.write_text(PLUGIN.replace("    def forward", "    # a comment\n    def forward"))
+    assert keys(fresh, "own") == added
+    plugin.write_text(PLUGIN.replace("3, padding=1", "5, padding=2"))
+    changed = keys(fresh, "own")
+    assert [k for k in changed if changed[k] != added[k]] == ["mine"]
+
+
+def test_own_data_and_an_added_model(fresh):
+    "A user's data set is benchmarked; a model added later is the only one that is trained"
+    tiny = add_tiny(fresh)
+    shutil.move(tiny.manifest.parent, fresh.root / "own" / "data" / "tiny")
+    shutil.copy(next((REPO / "nbs").glob("*_benchmark.ipynb")), fresh.root / "nbs")
+    shutil.copytree(REPO / "data_manifests", fresh.root / "data_manifests", dirs_exist_ok=True)
+    (fresh.root / "nbs" / "study.yaml").write_text(yaml.safe_dump(dict(sections=[dict(section="benchmark")])))
+    plans = yaml.safe_load((REPO / "nbs" / "grid.yaml").read_text(encoding="utf-8"))
+    plans["smoke"] |= dict(seconds=.05, settings=dict(size=16, width=2, batch=4, precision="fp32"))
+    (fresh.root / "nbs" / "grid.yaml").write_text(yaml.safe_dump(plans))
+    def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv")}
+    def models(): return set(pd.read_csv(fresh.reports / "own" / "benchmark" / "scores.csv").model)
+    done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
+    assert done.returncode == 0, done.stderr
+    first = trained()
+    assert len(first) == 3 and models() == {"cnn", "fcn", "unet", "chance", "otsu"}
+    assert "[own]" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")
+    (fresh.root / "own" / "mine.py").write_text(PLUGIN)
+    done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert len(trained()) == 4 and first.items() <= trained().items() and "mine" in models()
