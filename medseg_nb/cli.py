@@ -128,7 +128,8 @@ def data_verify(id: str):
     from medseg_nb.data import cases, verify
     from medseg_nb.images import check_pair
     files, found = verify(id), cases(id)
-    for c in progress(found, f"read {id}"): check_pair(c.image(), c.semantic().shape, str(c.mask_path))
+    for c in progress(found, f"read {id}"):
+        if c.images: check_pair(c.image(), c.semantic().shape, str(c.mask_path))
     print(f"{id}: {files} files and {len(found)} cases are as the manifest says")
 
 # %% ../nbs/99_cli.ipynb #5eadc4e6

@@ -457,7 +457,7 @@ def read(path: Path  # a file of a known format, or the folder of a DICOM series
 # %% ../nbs/10_images.ipynb #b33b01d5
 class Encoding(BaseModel, extra="forbid", frozen=True):
     "How a mask file stores its labels"
-    kind: Literal["labels", "threshold", "bits", "colours"] = "labels"
+    kind: Literal["labels", "threshold", "bits", "colours", "files"] = "labels"
     threshold: float | None = None                             # threshold: greater values are label 1
     readers: int | None = Field(None, ge=1, le=32)             # bits: number of readers
     consensus: int | None = Field(None, ge=1)                  # bits: readers that must agree where one mask is wanted
@@ -465,7 +465,7 @@ class Encoding(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _fields_fit(self):
-        needed = {"labels": set(), "bits": {"readers", "consensus"}}.get(self.kind, {self.kind})
+        needed = {"labels": set(), "files": set(), "bits": {"readers", "consensus"}}.get(self.kind, {self.kind})
         given = {n for n in ("threshold", "readers", "consensus", "colours") if getattr(self, n) is not None}
         if needed - given: raise ValueError(f"encoding `{self.kind}` needs `{min(needed - given)}`")
         if given - needed: raise ValueError(f"encoding `{self.kind}` has no `{min(given - needed)}`")
@@ -541,21 +541,40 @@ def check_pair(image: Image,
     off = np.abs(image.affine - mask_affine).max()
     if off > 1e-3: raise InputError(subject, f"the affines of mask and image differ by {off:g}", "resample the mask on the image's grid")
 
-# %% ../nbs/10_images.ipynb #52cf78b4
-def read_mask(path: Path,
+# %% ../nbs/10_images.ipynb #39d5ecd9
+def _from_files(folder: Path) -> Image:
+    "Label map of a folder that holds one mask for each instance"
+    paths = sorted(p for p in folder.iterdir() if suffix(p) in SUFFIXES) if folder.is_dir() else []
+    if not paths: raise InputError(str(folder), "is no folder of masks", "name a folder that holds one file for each instance")
+    whole = None
+    for number, path in enumerate(paths, 1):
+        part = _read(path, stored=True)
+        if part.lossy: raise _lossy(str(path))
+        if whole is None: whole = Image(np.zeros(part.shape, np.uint32), part.spacing, part.affine)
+        check_pair(whole, part.shape, str(path), part.affine)
+        inside = _one_channel(str(path), part) > 0
+        if not inside.any(): raise InputError(str(path), "is empty", "take it out of the folder, or mend it")
+        if whole.array[inside].any(): raise InputError(str(path), "overlaps another instance", "give each pixel to one instance")
+        whole.array[inside] = number
+    return whole
+
+def _lossy(subject: str) -> InputError:
+    return InputError(subject, "is compressed with loss, which changes labels", "use a lossless format, or a threshold")
+
+# %% ../nbs/10_images.ipynb #f27bf818
+def read_mask(path: Path,                # of a file; for `files` of a folder
               encoding: Encoding,        # how the file stores its labels
               image: Image | None = None # the image it belongs to; then both must be on one grid
              ) -> np.ndarray:            # integers, spatial axes only; for `bits` (readers, …) of bool
     "Read a mask as whole numbers"
     subject, kind = str(path), encoding.kind
-    mask = _read(path, stored=kind in ("labels", "bits"))
-    if mask.lossy and kind != "threshold":
-        raise InputError(subject, "is compressed with loss, which changes labels", "use a lossless format, or a threshold")
+    mask = _from_files(Path(path)) if kind == "files" else _read(path, stored=kind in ("labels", "bits"))
+    if mask.lossy and kind != "threshold": raise _lossy(subject)
     if image is not None: check_pair(image, mask.shape, subject, mask.affine)
     if kind == "colours": return _from_colours(subject, mask, encoding.colours)
     array = _one_channel(subject, mask)
     if kind == "threshold": return (array > encoding.threshold).astype(np.uint8)
-    if kind == "labels": return _whole(subject, array)
+    if kind in ("labels", "files"): return _whole(subject, array)
     return _from_bits(subject, array, encoding.readers)
 
 # %% ../nbs/10_images.ipynb #623b3db1

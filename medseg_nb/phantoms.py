@@ -402,8 +402,8 @@ def fluorescence(random: np.random.Generator,
     image = ndimage.gaussian_filter(np.clip(glow, .03, None) + cells, random.uniform(.8, 1.3)) * light
     return image + .02 * random.normal(size=ids.shape) * np.sqrt(image.clip(0) + .1) * 2
 
-# %% ../nbs/13_phantoms.ipynb #6f98d306
-def nuclei(folder: Path, patients: int = 12, seed: int = 0, shift: float = 0., shortcut: bool = False) -> None:
+# %% ../nbs/13_phantoms.ipynb #d16c4e1b
+def nuclei(folder: Path, patients: int = 40, seed: int = 0, shift: float = 0., shortcut: bool = False) -> None:
     "Nuclei: four tiles of each patient's slide, one number an instance"
     rows = []
     for i in range(patients):

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['kfold', 'official', 'make', 'check', 'freeze', 'split', 'check_content', 'fold']
 
-# %% ../nbs/15_splits.ipynb #1cb518a8
-import json
-
+# %% ../nbs/15_splits.ipynb #a2e7af33
 from .core import InputError, choose, manifest_folder, rng, to_json, write
-from .data import Case, Manifest, cases, content, manifest
+from .data import SplitRule, cases, content, frozen, manifest
 
 # %% ../nbs/15_splits.ipynb #4fdc97db
 def kfold(patients: list[str],  # ids; repeated ids count once
@@ -23,19 +21,20 @@ def kfold(patients: list[str],  # ids; repeated ids count once
     tests = [set(order[k::folds]) for k in range(folds)]
     return [dict(train=[p for p in unique if p not in t], test=sorted(t)) for t in tests]
 
-# %% ../nbs/15_splits.ipynb #5b8aab46
-def official(found: list[Case], m: Manifest) -> list[dict]:
-    "The split that the data set's authors published, as one fold"
-    rule, sides = m.split, dict(train=set(), test=set())
-    for c in found:
-        for side in sides:
-            if c.row[rule.column] in getattr(rule, side): sides[side].add(c.patient)
-    return [{side: sorted(p) for side, p in sides.items()}]
+# %% ../nbs/15_splits.ipynb #7f76d6c4
+def official(values: list[tuple[str, str]],  # patient and value of the split's column, of each case
+             rule: SplitRule,
+            ) -> list[dict]:                 # [{train, test}], each list sorted
+    "The split that a column names"
+    known = sorted({v for _, v in values})
+    folds = [(rule.train, rule.test)] if rule.test else [([v for v in known if v != part], [part]) for part in known]
+    return [{side: sorted({p for p, v in values if v in chosen}) for side, chosen in zip(("train", "test"), sides)} for sides in folds]
 
 def make(id: str) -> dict:
     "The split that a manifest's rule gives"
     m, found = manifest(id), cases(id)
-    folds = official(found, m) if m.split.column else kfold([c.patient for c in found], m.split.folds, m.split.seed)
+    if m.split.column: folds = official([(c.patient, c.row[m.split.column]) for c in found], m.split)
+    else: folds = kfold([c.patient for c in found], m.split.folds, m.split.seed)
     return dict(rule=m.split.model_dump(exclude_defaults=True), unit=m.unit, folds=folds, content=None if m.generator else content(id))
 
 # %% ../nbs/15_splits.ipynb #3bbd6a37
@@ -58,16 +57,13 @@ def freeze(id: str) -> None:
 def split(id: str) -> dict:
     "The frozen split of a data set, checked; drawn by its rule where none is frozen"
     path = manifest_folder(id) / "splits.json"
-    try: found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else make(id)
-    except ValueError as e: raise InputError(str(path), f"is not JSON ({e})", "restore it") from None
-    return check(found, {c.patient for c in cases(id)}, str(path))
+    return check(frozen(id) or make(id), {c.patient for c in cases(id)}, str(path))
 
 # %% ../nbs/15_splits.ipynb #5d69ee6a
 def check_content(id: str) -> None:
     "Refuse a data set whose images or masks are not read as they were when its split was frozen"
-    path = manifest_folder(id) / "splits.json"
-    frozen = json.loads(path.read_text(encoding="utf-8")).get("content") if path.exists() else None
-    if frozen and frozen != content(id):
+    known = frozen(id).get("content")
+    if known and known != content(id):
         raise InputError(id, "its images or masks are not what they were when its split was frozen", "find out why; `splits.freeze` makes a new start")
 
 # %% ../nbs/15_splits.ipynb #b12a2ade
