@@ -81,7 +81,8 @@ def rank_claims(table: pd.DataFrame) -> list[dict]:
     found = []
     for r in table[~table.against.str.contains("A/A")].itertuples():
         named = STANDS_FOR.get(r.dataset)
-        found.append(judge(f"rank.{r.dataset}.{r.against}", f"U-Net is above {r.against} in Dice", "Owen 2024, V" if named else "ours", "difference", (0, 0),
+        found.append(judge(f"rank.{r.dataset}.{r.against}", f"U-Net is above {r.against} in Dice", "Owen 2024, V" if named else "ours",
+                           "difference", (0, 0),
                            (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, named))
     return found
 
@@ -90,7 +91,8 @@ def phantom_claims(scores: pd.DataFrame) -> list[dict]:
     found = []
     for r in scores[scores.dataset.str.startswith("phantom_")].itertuples():
         wanted = dict(unet=(.70, .97), otsu=(0., .60)).get(r.model)
-        if wanted: found.append(judge(f"phantoms.{r.dataset}.{r.model}", f"{r.model} reaches a Dice of {wanted[0]:g} to {wanted[1]:g}", "ours", "score", wanted,
+        if wanted: found.append(judge(f"phantoms.{r.dataset}.{r.model}", f"{r.model} reaches a Dice of {wanted[0]:g} to {wanted[1]:g}", "ours",
+                                      "score", wanted,
                                       (r.dice, r.dice_low, r.dice_high), r.n, r.dataset, None))
     return found
 
@@ -105,6 +107,7 @@ def draw(scores: pd.DataFrame):
         nets = found.drop(index=list(YARDSTICKS))
         ax.errorbar(range(len(nets)), nets.dice, [nets.dice - nets.dice_low, nets.dice_high - nets.dice], fmt="o", capsize=3)
         for name, style in zip(YARDSTICKS, (":", "--")): ax.axhline(found.dice[name], ls=style, color="0.4", label=name)
-        ax.set(title=dataset, xticks=range(len(nets)), ylim=(0, 1), xlim=(-.5, len(nets) - .5)); ax.set_xticklabels(nets.index, rotation=30, ha="right")
+        ax.set(title=dataset, xticks=range(len(nets)), ylim=(0, 1), xlim=(-.5, len(nets) - .5))
+        ax.set_xticklabels(nets.index, rotation=30, ha="right")
     axes[0][0].set_ylabel("mean patient Dice"); axes[0][0].legend(frameon=False, loc="lower right")
     return fig

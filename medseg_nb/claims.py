@@ -65,7 +65,8 @@ def against_published(scores: pd.DataFrame,  # one row a data set and model: sco
         for r in published().query("dataset == @named").itertuples():
             if (dataset, r.model) not in ours.index: continue
             found = ours.loc[(dataset, r.model)]
-            rows.append(judge(f"owen2024.{named}.{r.model}.{r.metric}".lower(), f"{r.model} reaches {r.metric} {r.claimed:.2f} on {named}", "Owen 2024, IV", "score",
+            rows.append(judge(f"owen2024.{named}.{r.model}.{r.metric}".lower(), f"{r.model} reaches {r.metric} {r.claimed:.2f} on {named}",
+                              "Owen 2024, IV", "score",
                               (r.claimed, r.claimed), tuple(found[f"{r.metric}{s}"] for s in ("", "_low", "_high")), int(found.n), dataset, named))
     return rows
 

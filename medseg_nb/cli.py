@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'Profile', 'Data', 'Plugins', 'Json', 'plug', 'say', 'paper', 'run', 'status', 'diff', 'data_list',
-           'data_show', 'data_fetch', 'data_verify', 'train', 'predict', 'evaluate', 'doctor', 'main']
+           'data_show', 'data_fetch', 'data_verify', 'train', 'predict', 'evaluate', 'bench', 'doctor', 'main']
 
 # %% ../nbs/99_cli.ipynb #cb21f32b
 import json
@@ -168,6 +168,14 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
     print(f"{len(table)} rows in {out}")
     for line in rejected: print(f"error: {line}", file=sys.stderr)
     if rejected: raise typer.Exit(3)
+
+@app.command(epilog="Example: medseg bench metrics")
+def bench(what: Annotated[str, typer.Argument(help="metrics")]):
+    "Compare speed side by side with other packages, in one-thread processor time; packages that are not installed are named."
+    from medseg_nb.agreement import benchmark_metrics
+    from medseg_nb.core import choose
+    choose(what, ["metrics"], "benchmark")
+    benchmark_metrics()
 
 # %% ../nbs/99_cli.ipynb #1875bd97
 @app.command(epilog="Example: medseg doctor")

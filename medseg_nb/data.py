@@ -178,7 +178,8 @@ def _manifest(path: Path, stamp: float) -> Manifest:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
         known = ", ".join(Manifest.model_fields) if first["type"] == "extra_forbidden" and len(first["loc"]) == 1 else ""
-        raise InputError(str(path), (f"key `{where}`: " if where else "") + first["msg"], f"known keys: {known}" if known else "mend that key") from None
+        fault = (f"key `{where}`: " if where else "") + first["msg"]
+        raise InputError(str(path), fault, f"known keys: {known}" if known else "mend that key") from None
     if found.id != path.parent.name: raise InputError(str(path), f"its id is {found.id}, its folder {path.parent.name}", "give both the same name")
     return found
 
@@ -250,12 +251,14 @@ def fetch(id: str) -> Path:
     m = manifest(id)
     if m.generator or locate(id): return available(id)
     missing = [f.path or f.pattern for f in m.files if not (f.url and f.path and f.sha256)]
-    if missing or not m.files: raise ResourceError(id, f"cannot be fetched ({m.access})", f"ask at {m.home}, then name its parent folder in MEDSEG_DATA")
+    if missing or not m.files:
+        raise ResourceError(id, f"cannot be fetched ({m.access})", f"ask at {m.home}, then name its parent folder in MEDSEG_DATA")
     import pooch
     pooch.get_logger().setLevel("WARNING")
     for f in m.files:
         try: pooch.retrieve(f.url, known_hash=f"sha256:{f.sha256}", path=folder("cache") / (m.folder or id), fname=f.path)
-        except ValueError as e: raise InputError(f.path, "the fetched file has another hash than its manifest says", "ask the data set's home which is right") from e
+        except ValueError as e:
+            raise InputError(f.path, "the fetched file has another hash than its manifest says", "ask the data set's home which is right") from e
         except OSError as e: raise ResourceError(f.url, f"cannot be fetched ({e})", "check the network and call again") from e
     return available(id)
 
@@ -278,9 +281,11 @@ def verify(id: str) -> int:  # number of files checked
     for f in manifest(id).files:
         found, name = files_of(place, f), f.path or f.pattern
         if f.path and not found[0].is_file(): raise InputError(str(found[0]), "is missing", f"fetch {id} again")
-        if f.count is not None and len(found) != f.count: raise InputError(f"{id}/{name}", f"{len(found)} files, the manifest says {f.count}", f"fetch {id} again")
+        if f.count is not None and len(found) != f.count:
+            raise InputError(f"{id}/{name}", f"{len(found)} files, the manifest says {f.count}", f"fetch {id} again")
         if f.sha256 and (h := files_hash(place, f)) != f.sha256:
-            raise InputError(f"{id}/{name}", f"hash {h[:12]}…, the manifest says {f.sha256[:12]}…", f"fetch {id} again, or mend the hash if the files are right")
+            raise InputError(f"{id}/{name}", f"hash {h[:12]}…, the manifest says {f.sha256[:12]}…",
+                             f"fetch {id} again, or mend the hash if the files are right")
         total += len(found)
     return total
 
@@ -295,7 +300,8 @@ def read_table(path: Path) -> pd.DataFrame:  # all columns text; empty cells are
     head = rows[0]
     if len(head) == 1 and ";" in head[0]: raise InputError(str(path), "is separated by semicolons", "save it with commas (and decimal points)")
     if twice := [c for c, n in Counter(head).items() if n > 1]: raise InputError(str(path), f"column {twice[0]} stands twice", "rename one")
-    if wrong := [i for i, r in enumerate(rows[1:], 2) if r and len(r) != len(head)]: raise InputError(str(path), f"line {wrong[0]} has not {len(head)} cells", "mend it")
+    if wrong := [i for i, r in enumerate(rows[1:], 2) if r and len(r) != len(head)]:
+        raise InputError(str(path), f"line {wrong[0]} has not {len(head)} cells", "mend it")
     return pd.DataFrame([r for r in rows[1:] if r], columns=head, dtype=str)
 
 # %% ../nbs/11_data.ipynb #1197c70a
@@ -329,7 +335,8 @@ def image(self: Case) -> Image:
     array = found[0].array if len(found) == 1 else np.stack([f.array for f in found], -1)
     channels = array.shape[-1] if len(found) > 1 or found[0].channels else 0
     if (channels or 1) != len(self.manifest.image.channels):
-        raise InputError(str(self.images[0]), f"{channels or 1} channels, the manifest names {len(self.manifest.image.channels)}", "mend `image.channels`")
+        raise InputError(str(self.images[0]), f"{channels or 1} channels, the manifest names {len(self.manifest.image.channels)}",
+                         "mend `image.channels`")
     return Image(array, spacing, found[0].affine, channels)
 
 def _stacked(case: Case) -> np.ndarray:  # (file, *size)
@@ -421,10 +428,12 @@ def cases(id: str) -> list[Case]:
     m, place = manifest(id), available(id)
     verify(id)
     table = read_table(place / m.table)
-    if missing := sorted(_columns(m) - set(table)): raise InputError(str(place / m.table), f"column {', '.join(missing)} is missing", "mend the table or the manifest")
+    if missing := sorted(_columns(m) - set(table)):
+        raise InputError(str(place / m.table), f"column {', '.join(missing)} is missing", "mend the table or the manifest")
     rows = [{"#": str(i)} | row for i, row in enumerate(table.to_dict("records"), 1)]
     found = [_case(m, place, row) for row in rows if not m.rows or re.match(m.rows.pattern, row[m.rows.column])]
-    if twice := [i for i, n in Counter(c.id for c in found).items() if n > 1]: raise InputError(str(place / m.table), f"case {twice[0]} stands twice", "give each case its own id")
+    if twice := [i for i, n in Counter(c.id for c in found).items() if n > 1]:
+        raise InputError(str(place / m.table), f"case {twice[0]} stands twice", "give each case its own id")
     if not found: raise InputError(str(place / m.table), "has no row", "write one row a case")
     return found
 
@@ -445,7 +454,8 @@ def describe(id: str) -> dict:
     "One row of the table of data sets"
     m, found = manifest(id), cases(id)
     sites = {c.site for c in found} - {""}
-    return dict(dataset=id, modality=m.modality, cases=len(found), units=len({c.patient for c in found}), unit=m.unit, sites=len(sites) or None, labels=", ".join(m.foreground),
+    return dict(dataset=id, modality=m.modality, cases=len(found), units=len({c.patient for c in found}), unit=m.unit, sites=len(sites) or None,
+                labels=", ".join(m.foreground),
                 readers=m.readers, licence=m.licence.name + ("" if m.licence.status == "verified" else " (unverified)"), synthetic=m.synthetic)
 
 # %% ../nbs/11_data.ipynb #9cd2668d
@@ -455,7 +465,8 @@ def sizes(id: str) -> pd.DataFrame:
     for c in cases(id) if manifest(id).image else ():
         mask = c.semantic()
         shares = {k: float(np.mean(mask == v)) for k, v in c.manifest.foreground.items()}
-        rows += [dict(dataset=id, case=c.id, patient=c.patient, site=c.site, size="×".join(map(str, mask.shape)), label=k, share=s) for k, s in shares.items()]
+        names = dict(dataset=id, case=c.id, patient=c.patient, site=c.site, size="×".join(map(str, mask.shape)))
+        rows += [names | dict(label=k, share=s) for k, s in shares.items()]
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_data.ipynb #ec2906da
@@ -463,4 +474,5 @@ def fields(id: str) -> list[dict]:
     "Fields of a data set by the moment they are known, each with the number of patients (or units) for whom it is missing"
     m, by_patient = manifest(id), {c.patient: c for c in cases(id)}
     def told(f): n = sum(c.fields[f.name] is None for c in by_patient.values()); return f.name + (f" ({n})" if n else "")
-    return [dict(dataset=id, known=known, fields=", ".join(map(told, chosen))) for known in ("before", "after") if (chosen := [f for f in m.columns if f.known == known])]
+    return [dict(dataset=id, known=known, fields=", ".join(map(told, chosen))) for known in ("before", "after")
+            if (chosen := [f for f in m.columns if f.known == known])]

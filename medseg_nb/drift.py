@@ -50,10 +50,12 @@ def state(name: str | None) -> State:  # None: the working tree
 # %% ../nbs/04_drift.ipynb #64ed6bb8
 def _numbers(results: dict) -> dict[str, dict]:
     "Numbers and verdicts of a section by key"
-    return results.get("numbers", {}) | {f"claim {c['id']}": dict(value=c["verdict"] if c["verdict"] != "stand-in" else f"stand-in, {c['test']}", tolerance=0) for c in results.get("claims", [])}
+    def said(c): return c["verdict"] if c["verdict"] == c["test"] else f"{c['verdict']}, {c['test']}"
+    return results.get("numbers", {}) | {f"claim {c['id']}": dict(value=said(c), tolerance=0) for c in results.get("claims", [])}
 
 def _within(a: dict | None, b: dict | None) -> bool:
-    if a is None or b is None or isinstance(a["value"], str) or None in (a["value"], b["value"]): return a is not None and b is not None and a["value"] == b["value"]
+    if a is None or b is None: return False
+    if isinstance(a["value"], str) or None in (a["value"], b["value"]): return a["value"] == b["value"]
     return abs(a["value"] - b["value"]) <= max(a["tolerance"], b["tolerance"])
 
 def _why(a: dict, b: dict) -> list[str]:
@@ -66,7 +68,8 @@ def _section(place: str, a: State, b: State, tolerance: bool) -> list[dict]:
     before, after = a.json(f"{place}/provenance.json"), b.json(f"{place}/provenance.json")
     loose = tolerance and before.get("machine") != after.get("machine")
     why, old, new = _why(before, after), _numbers(a.json(f"{place}/results.json")), _numbers(b.json(f"{place}/results.json"))
-    rows = [dict(place=place, what=k, before=(old.get(k) or {}).get("value"), after=(new.get(k) or {}).get("value"), why=why, counts=not (loose and _within(old.get(k), new.get(k))))
+    rows = [dict(place=place, what=k, before=(old.get(k) or {}).get("value"), after=(new.get(k) or {}).get("value"), why=why,
+                 counts=not (loose and _within(old.get(k), new.get(k))))
             for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     names = {p for p in {*a.files, *b.files} if p.rpartition("/")[0] == place and not p.endswith(UNCOMPARED)}
     return rows + [dict(place=place, what=p.rpartition("/")[2], before=None, after=None, why=why, counts=not loose)
@@ -80,7 +83,8 @@ def compare(a: str,                 # revision or folder
     "What differs between two states of the reports; profiles that only one of them holds are left out"
     old, new = state(a), state(b)
     profiles = {p.split("/")[0] for p in old.files} & {p.split("/")[0] for p in new.files}
-    differ = {p.rpartition("/")[0] for p in {*old.files, *new.files} if old.files.get(p) != new.files.get(p) and p.split("/")[0] in profiles and not p.endswith(UNCOMPARED)}
+    both = [p for p in {*old.files, *new.files} if p.split("/")[0] in profiles and not p.endswith(UNCOMPARED)]
+    differ = {p.rpartition("/")[0] for p in both if old.files.get(p) != new.files.get(p)}
     return [row for place in sorted(differ) for row in _section(place, old, new, tolerance)]
 
 def lines(rows: list[dict]) -> list[str]:

@@ -30,7 +30,8 @@ def parse_spacing(text: str | None) -> tuple[float, ...] | None:
     if text is None: return None
     try: values = tuple(float(v) for v in text.split(","))
     except ValueError: values = ()
-    if not values or not all(v > 0 and np.isfinite(v) for v in values): raise InputError("--spacing", f"{text!r} is no list of positive numbers", "write for example 1,1,3")
+    if not values or not all(v > 0 and np.isfinite(v) for v in values):
+        raise InputError("--spacing", f"{text!r} is no list of positive numbers", "write for example 1,1,3")
     return values
 
 # %% ../nbs/23_evaluate.ipynb #ac8f4c3c
@@ -44,8 +45,10 @@ def score_files(predicted: Path, truth: Path, spacing: tuple[float, ...] | None)
     present = [int(v) for v in np.union1d(np.unique(p), np.unique(t)) if v]
     return [dict(case=stem(truth), **row) for row in score(p, t, {str(v): [v] for v in present or [1]}, known)]
 
-# %% ../nbs/23_evaluate.ipynb #db3fb84d
-def evaluate_folders(predictions: Path, truth: Path, out: Path, spacing: str | None) -> tuple[pd.DataFrame, list[str]]:  # rows, and why a file was left out
+# %% ../nbs/23_evaluate.ipynb #45baec5e
+def evaluate_folders(predictions: Path, truth: Path, out: Path,
+                     spacing: str | None,  # such as 1,1,3, for files that carry none
+                    ) -> tuple[pd.DataFrame, list[str]]:  # rows, and why a file was left out
     "Score two folders (or two files) of label maps and write one row a case and label"
     given, wanted, rows, rejected = by_stem(predictions), by_stem(truth), [], []
     if predictions.is_file() and truth.is_file(): wanted = {next(iter(given)): truth}

@@ -27,8 +27,8 @@ def skeleton(node: ast.AST | list | object) -> object:
     if not isinstance(node, ast.AST): return repr(node)
     fields = dict(ast.iter_fields(node))
     body = fields.get("body")
-    if isinstance(body, list) and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-        fields["body"] = body[1:]
+    documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    if documented and ast.get_docstring(node, clean=False) is not None: fields["body"] = body[1:]
     kept = [[k, skeleton(v)] for k, v in fields.items() if v not in (None, []) and k not in ("ctx", "type_comment", "kind", "type_ignores")]
     return [type(node).__name__, *kept]
 

@@ -19,7 +19,8 @@ def layer(kind: str, ndim: int) -> type[nn.Module]:
 
 def block(channels: int, out: int, ndim: int, kernel: int = 3) -> nn.Sequential:
     "Convolution, batch normalisation, ReLU"
-    return nn.Sequential(layer("Conv", ndim)(channels, out, kernel, padding=kernel // 2, bias=False), layer("BatchNorm", ndim)(out), nn.ReLU(inplace=True))
+    return nn.Sequential(layer("Conv", ndim)(channels, out, kernel, padding=kernel // 2, bias=False), layer("BatchNorm", ndim)(out),
+                         nn.ReLU(inplace=True))
 
 def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
     "Linear interpolation to a size"
@@ -32,7 +33,8 @@ class CNN(nn.Module):
     def __init__(self, channels: int, classes: int, ndim: int = 2, width: int = 16):
         super().__init__()
         pool = layer("MaxPool", ndim)(2, ceil_mode=True)
-        self.features = nn.Sequential(block(channels, width, ndim, 5), pool, block(width, 2*width, ndim, 5), pool, block(2*width, 4*width, ndim), block(4*width, 4*width, ndim, 1))
+        self.features = nn.Sequential(block(channels, width, ndim, 5), pool, block(width, 2*width, ndim, 5), pool, block(2*width, 4*width, ndim),
+                                      block(4*width, 4*width, ndim, 1))
         self.head = layer("Conv", ndim)(4*width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor: return upsample(self.head(self.features(x)), x.shape[2:])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'MAIN_PACKAGES', 'STALE', 'DIALECT', 'kept', 'prose', 'Section', 'load', 'tokens', 'alone', 'known', 'escape',
-           'floats', 'labels', 'caption', 'grid', 'line', 'print_float', 'fill', 'print_section', 'appendix',
+           'floats', 'labels', 'caption', 'printed', 'grid', 'line', 'print_float', 'fill', 'print_section', 'appendix',
            'document', 'pandoc', 'inlined', 'typeset', 'build']
 
 # %% ../nbs/94_paper.ipynb #0df5f0f3
@@ -115,7 +115,7 @@ def known(name: str,              # key, table or figure in braces
 # %% ../nbs/94_paper.ipynb #88dbead8
 def escape(value: object) -> str:
     "`value` as Markdown that prints it as it is"
-    text = re.sub(r"([^\w\s])", r"\\\1", " ".join(str(value).split()), flags=re.A).replace("_", r"\_")
+    text = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(value).split()))
     return re.sub(r"(\\\[-?[^ ]+) ", r"\1\\ ", text)
 
 # %% ../nbs/94_paper.ipynb #f21f14b3
@@ -149,14 +149,19 @@ def caption(label: str,    # "Table 3"
     mark = rf"\[{profile}\] " if MARKS[profile] else ""
     return f"{mark}**{label}.** {' '.join(text.split())}"
 
-# %% ../nbs/94_paper.ipynb #ff6c9744
+# %% ../nbs/94_paper.ipynb #5b0a99f1
+def printed(value: object) -> str:
+    "A cell as Markdown: a formula or a citation is set as such, everything else as it is"
+    text = " ".join(str(value).split())
+    return text if re.fullmatch(r"\$[^$]+\$|\[@\w+\]", text) else escape(text)
+
 def grid(frame: pd.DataFrame,    # cells as text
          numeric: Iterable[str], # columns set to the right
          anchor: str, title: str) -> str:
     "A Markdown table with its caption"
     numeric = set(numeric)
     head = [[escape(c.replace("_", " ")) for c in frame], ["--:" if c in numeric else ":--" for c in frame]]
-    rows = head + [[escape(v) for v in row] for row in frame.values]
+    rows = head + [[printed(v) for v in row] for row in frame.values]
     return "\n".join("| " + " | ".join(r) + " |" for r in rows) + f"\n\n: {title} {{#{anchor}}}"
 
 # %% ../nbs/94_paper.ipynb #78af6142

@@ -26,7 +26,9 @@ def predict(config: Config, net, path: Path) -> np.ndarray:  # label map of the 
     from medseg_nb.inference import label_map, probabilities
     image, wanted = read(path), manifest(config.dataset).image.channels
     if image.ndim != 2: raise InputError(str(path), "is a volume, and the model is two-dimensional", "give it single slices")
-    if (image.channels or 1) != len(wanted): raise InputError(str(path), f"{image.channels or 1} channels, the model takes {len(wanted)} ({', '.join(wanted)})", "choose another model or image")
+    if (image.channels or 1) != len(wanted):
+        raise InputError(str(path), f"{image.channels or 1} channels, the model takes {len(wanted)} ({', '.join(wanted)})",
+                         "choose another model or image")
     probability, = probabilities(net, network_input(image, config.size, config.normalise)[None])
     return label_map(probability, image.shape)
 
@@ -35,7 +37,8 @@ def files_in(inputs: Sequence[Path]) -> list[Path]:
     "The files that are named, and those of the folders that are named"
     found = [f for p in inputs for f in by_stem(p).values()]
     stems = [stem(f) for f in found]
-    if twice := sorted({s for s in stems if stems.count(s) > 1}): raise InputError(twice[0], "two inputs share this name", "predict them into two folders")
+    if twice := sorted({s for s in stems if stems.count(s) > 1}):
+        raise InputError(twice[0], "two inputs share this name", "predict them into two folders")
     if not found: raise InputError(str(inputs[0]), "holds no file", "name images or folders of images")
     return found
 

@@ -42,8 +42,10 @@ def check(split: dict, patients: set[str], subject: str) -> dict:
     "Refuse a split with a patient on both sides, or one that names or leaves out somebody"
     for k, fold in enumerate(split["folds"]):
         train, test = set(fold["train"]), set(fold["test"])
-        if both := sorted(train & test): raise InputError(subject, f"fold {k}: patient {both[0]} is in train and in test ({len(both)} in all)", "put each patient on one side")
-        if strange := sorted((train | test) - patients): raise InputError(subject, f"fold {k}: patient {strange[0]} is not in the data set", "draw the split anew")
+        if both := sorted(train & test):
+            raise InputError(subject, f"fold {k}: patient {both[0]} is in train and in test ({len(both)} in all)", "put each patient on one side")
+        if strange := sorted((train | test) - patients):
+            raise InputError(subject, f"fold {k}: patient {strange[0]} is not in the data set", "draw the split anew")
         if not train or not test: raise InputError(subject, f"fold {k} has an empty side", "draw the split anew")
     if lost := sorted(patients - {p for f in split["folds"] for p in (*f["train"], *f["test"])}):
         raise InputError(subject, f"patient {lost[0]} is in no fold ({len(lost)} in all)", "draw the split anew")
@@ -64,7 +66,8 @@ def check_content(id: str) -> None:
     "Refuse a data set whose images or masks are not read as they were when its split was frozen"
     known = frozen(id).get("content")
     if known and known != content(id):
-        raise InputError(id, "its images or masks are not what they were when its split was frozen", "find out why; `splits.freeze` makes a new start")
+        raise InputError(id, "its images or masks are not what they were when its split was frozen",
+                         "find out why; `splits.freeze` makes a new start")
 
 # %% ../nbs/15_splits.ipynb #b12a2ade
 def fold(id: str, k: int) -> tuple[list[int], list[int]]:  # positions in `cases(id)`

@@ -57,7 +57,8 @@ def summary(rows: pd.DataFrame,     # per-case rows
     "Mean patient scores with intervals; `edges` counts masks that are missed / false alarms / empty on both sides"
     table = []
     for names, group in rows.groupby(list(by), sort=False):
-        cells = dict(zip(by, names)) | dict(n=group.patient.nunique(), cases=group.drop_duplicates([c for c in ("dataset", "case") if c in group]).shape[0])
+        ids = [c for c in ("dataset", "case") if c in group]
+        cells = dict(zip(by, names)) | dict(n=group.patient.nunique(), cases=len(group.drop_duplicates(ids)))
         if "outcome" in group: cells["edges"] = " / ".join(str(int((group.outcome == k).sum())) for k in ("missed", "false alarm", "empty"))
         for v in values: cells[v], cells[f"{v}_low"], cells[f"{v}_high"], _ = mean_interval(patient_matrix(group, v).to_numpy())
         table.append(cells)
@@ -77,13 +78,15 @@ def sign_flip(differences: np.ndarray,  # one a patient
 def compare(a: pd.DataFrame, b: pd.DataFrame, value: str) -> dict:
     "Difference a − b of mean patient scores with interval, p value, effect size (mean over standard deviation) and number of patients"
     left, right = patient_matrix(a, value), patient_matrix(b, value)
-    if left.shape[1] != right.shape[1]: raise InputError(value, f"{left.shape[1]} and {right.shape[1]} trainings", "compare models with the same folds and number of seeds")
+    if left.shape[1] != right.shape[1]:
+        raise InputError(value, f"{left.shape[1]} and {right.shape[1]} trainings", "compare models with the same folds and number of seeds")
     right.columns = left.columns
     d = (left - right).dropna(how="all")
     mean, low, high, n = mean_interval(d.to_numpy())
     patients = d.mean(axis=1)
     spread = patients.std(ddof=1)
-    return dict(difference=mean, difference_low=low, difference_high=high, p=sign_flip(patients), effect=float(patients.mean() / spread) if spread > 0 else np.nan, n=n)
+    effect = float(patients.mean() / spread) if spread > 0 else np.nan
+    return dict(difference=mean, difference_low=low, difference_high=high, p=sign_flip(patients), effect=effect, n=n)
 
 # %% ../nbs/21_statistics.ipynb #a9867fad
 def holm(p: Sequence[float]) -> list[float]:  # in the order of `p`

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from .core import (PROFILES, InputError, MedsegError, ResourceError, choose, device, digest, folder, machine_class, manifest_folder, read_yaml,
-                            root, replace_folder, sha256, to_json, write)
+from .core import (PROFILES, InputError, MedsegError, ResourceError, choose, device, digest, folder, machine_class,
+                            manifest_folder, read_yaml, root, replace_folder, sha256, to_json, write)
 from .keys import closure, module_definitions, skeleton, source, version
 
 # %% ../nbs/03_study.ipynb #3b656444
@@ -44,7 +44,8 @@ def sections() -> dict[str, Section]:
     path, found = folder("nbs") / "study.yaml", {}
     for row in read_yaml(path).get("sections", []):
         try: s = Section(**row)
-        except TypeError as e: raise InputError(str(path), f"section {row}: {e}", "use the keys section, upstream, budget, parameters, profiles") from None
+        except TypeError as e:
+            raise InputError(str(path), f"section {row}: {e}", "use the keys section, upstream, budget, parameters, profiles") from None
         late = [u for u in s.upstream if u not in found]
         if late: raise InputError(str(path), f"section {s.section} reads {late[0]}, which does not stand before it", "mend the order")
         found[s.section] = s
@@ -166,7 +167,8 @@ def normalised(source: dict,    # the notebook as it stands in nbs/
     cells = []
     for cell in source["cells"]:
         cells.append(dict(cell))
-        if done := outputs.get(cell["id"]): cells[-1] |= dict(outputs=[o for o in done["outputs"] if o.get("name") != "stderr"], execution_count=done["execution_count"])
+        if done := outputs.get(cell["id"]): cells[-1] |= dict(outputs=[o for o in done["outputs"] if o.get("name") != "stderr"],
+                                                              execution_count=done["execution_count"])
         if "parameters" in cell["metadata"].get("tags", []):
             cells += [dict(c, id="injected", metadata=dict(tags=["injected-parameters"]), outputs=[]) for c in injected]
     for o in (o for c in cells for o in c.get("outputs", [])): o.get("metadata", {}).clear()
@@ -226,8 +228,8 @@ def execute(section: str, given: dict, stage: Path) -> dict:  # what was measure
     if given["profile"] == "smoke": variables["MEDSEG_DATA"] = None
     try:
         with environment(**variables), measuring() as found:
-            papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr,
-                                        extra_arguments=["--log-level=ERROR"])
+            papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(),
+                                       stderr_file=sys.stderr, extra_arguments=["--log-level=ERROR"])
     except Exception as e:
         if executed.exists(): kept.parent.mkdir(parents=True, exist_ok=True); shutil.copy(executed, kept)
         raise reraised(section, getattr(e, "ename", type(e).__name__), getattr(e, "evalue", str(e)), kept) from None
@@ -342,7 +344,8 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     choose(profile, PROFILES, "profile")
     known = {n: s for n, s in sections().items() if profile in s.profiles}
     chosen = with_upstream([choose(n, known, f"section of profile {profile}") for n in only or known])
-    if device(profile) == "cuda" and not gpu(): raise ResourceError(f"profile {profile}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
+    if device(profile) == "cuda" and not gpu():
+        raise ResourceError(f"profile {profile}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
     check_exports()
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in chosen]
     minutes = sum(known[n].budget.get(profile, {}).get("minutes", 0) for n in todo)

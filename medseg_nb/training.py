@@ -54,7 +54,8 @@ class Config:
 # %% ../nbs/35_training.ipynb #a4d51fb2
 def starting_points(config: Config) -> list[tuple[str, str]]:
     "Definitions that a run's code is reached from"
-    named = [(config.module, config.model, "model"), ("medseg_nb.losses", config.loss, "loss"), ("medseg_nb.augment", config.augment, "augmentation policy")]
+    named = [(config.module, config.model, "model"), ("medseg_nb.losses", config.loss, "loss"),
+             ("medseg_nb.augment", config.augment, "augmentation policy")]
     found = [(m, registered(m)[choose(name, registered(m), kind)]) for m, name, kind in named]
     return [*found, ("medseg_nb.training", "train")]
 
@@ -146,7 +147,8 @@ def rows_of(config: Config, predictions: Sequence[tuple]) -> pd.DataFrame:
     "Per-case rows of predicted label maps"
     rows = []
     for case, predicted in predictions:
-        names = dict(dataset=config.dataset, model=config.model, fold=config.fold, seed=config.seed, case=case.id, patient=case.patient, site=case.site)
+        names = dict(dataset=config.dataset, model=config.model, fold=config.fold, seed=config.seed, case=case.id, patient=case.patient,
+                     site=case.site)
         rows += [names | r for r in score(predicted, case.semantic(), case.manifest.scored, case.image().spacing)]
     return pd.DataFrame(rows)
 
@@ -195,7 +197,8 @@ def load_run(key: str):  # config, network in evaluation mode
     "A stored run by its key, with its weights"
     import safetensors.torch
     place = folder("runs") / key
-    if not (place / "weights.safetensors").is_file(): raise InputError(key, "there is no such run with weights in runs/", "train it: medseg train --data ID --model NAME")
+    if not (place / "weights.safetensors").is_file():
+        raise InputError(key, "there is no such run with weights in runs/", "train it: medseg train --data ID --model NAME")
     config = Config(**json.loads((place / "config.json").read_text()))
     net = network(config)
     net.load_state_dict(safetensors.torch.load_file(place / "weights.safetensors"))

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from medseg_nb.cli import main
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = shutil.which("medseg", path=str(Path(sys.executable).parent))
 PLAIN = {k: v for k, v in os.environ.items() if not k.startswith("MEDSEG_")}
+if PLAIN.pop("PYTHONDONTWRITEBYTECODE", None):  # each of a hundred processes would compile pandas and torch anew
+    PLAIN["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "medseg_nb-pycache")
 
 
 def cell(source: str, tag: str | None = None) -> dict:
@@ -95,9 +98,13 @@ class Project:
 
     @contextlib.contextmanager
     def inside(self):
-        "This process as if it had been started in the project: environment, working folder, and nothing kept from an earlier call"
-        for kept in [v for n, m in list(sys.modules.items()) if n.startswith("medseg_nb") for v in vars(m).values() if hasattr(v, "cache_clear")]: kept.cache_clear()
-        with patch.dict(os.environ, self.environment(), clear=True), contextlib.chdir(self.root): yield
+        "This process as if it had been started in the project: its environment and working folder, and nothing kept from elsewhere"
+        def forget():
+            for kept in [v for n, m in list(sys.modules.items()) if n.startswith(("medseg_nb", "own.")) for v in vars(m).values() if hasattr(v, "cache_clear")]: kept.cache_clear()
+        with patch.dict(os.environ, self.environment(), clear=True), contextlib.chdir(self.root):
+            forget()
+            yield
+        forget()
 
     def call(self, *words: str) -> subprocess.CompletedProcess:
         "The same entry point within this process, which saves seconds of imports"
@@ -129,8 +136,8 @@ def new_project(root: Path) -> Project:
     "A study of the sections a, b (reads a) and c (reads b)"
     nbs, light = root / "nbs", root / "light"
     light.mkdir(parents=True)
-    # Each of some thirty kernels would spend three seconds on importing seaborn, and the fixture's figure needs no theme.
-    (light / "seaborn.py").write_text("def set_theme(**words): pass\n", encoding="utf-8")
+    # Each of some thirty kernels would spend three seconds on importing seaborn, of which the fixture needs one line.
+    (light / "seaborn.py").write_text("import matplotlib\n\ndef set_theme(rc, **words): matplotlib.rcParams.update(rc)\n", encoding="utf-8")
     shutil.copytree(REPO / "nbs" / "paper", nbs / "paper")
     rows = [dict(section="a"), dict(section="b", upstream=["a"]), dict(section="c", upstream=["b"])]
     (nbs / "study.yaml").write_text(yaml.safe_dump(dict(sections=rows)), encoding="utf-8")

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
-import yaml
 from PIL import Image
 
-from conftest import PLAIN, REPO, Project, add_tiny, refused
+from conftest import PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
 from medseg_nb.benchmark import grid
 from medseg_nb.cli import app
 
@@ -265,24 +264,26 @@ def test_plugin_changes_only_its_own_key(fresh):
     assert [k for k in changed if changed[k] != added[k]] == ["mine"]
 
 
+BENCHMARK = """#| study
+report = Report("benchmark", profile)
+rows = fit(grid(profile, datasets), profile)
+report.cases(rows)
+report.numbers({"models.count": rows.model.nunique()})"""
+
+
 def test_own_data_and_an_added_model(fresh):
     "A user's data set is benchmarked; a model added later is the only one that is trained"
     tiny = add_tiny(fresh)
     shutil.move(tiny.manifest.parent, fresh.root / "own" / "data" / "tiny")
-    shutil.copy(next((REPO / "nbs").glob("*_benchmark.ipynb")), fresh.root / "nbs")
-    shutil.copytree(REPO / "data_manifests", fresh.root / "data_manifests", dirs_exist_ok=True)
-    (fresh.root / "nbs" / "study.yaml").write_text(yaml.safe_dump(dict(sections=[dict(section="benchmark")])))
-    plans = yaml.safe_load((REPO / "nbs" / "grid.yaml").read_text(encoding="utf-8"))
-    plans["smoke"] |= dict(seconds=.05, settings=dict(size=16, width=2, batch=4, precision="fp32"))
-    (fresh.root / "nbs" / "grid.yaml").write_text(yaml.safe_dump(plans))
+    imports = cell("from medseg_nb.benchmark import grid\nfrom medseg_nb.report import Report\nfrom medseg_nb.training import fit")
+    write_notebook(fresh.root / "nbs" / "36_benchmark.ipynb", [cell("# Benchmark\n\n> Which model?"), cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
+    (fresh.root / "nbs" / "study.yaml").write_text("sections: [{section: benchmark}]")
     def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv")}
-    def models(): return set(pd.read_csv(fresh.reports / "own" / "benchmark" / "scores.csv").model)
-    done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
-    assert done.returncode == 0, done.stderr
+    for model in ("cnn", "fcn", "unet"): assert fresh.call("train", "--data", "tiny", "--model", model, "--profile", "own").returncode == 0
     first = trained()
-    assert len(first) == 3 and models() == {"cnn", "fcn", "unet", "chance", "otsu"}
-    assert "[own]" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")
     (fresh.root / "own" / "mine.py").write_text(PLUGIN)
     done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
     assert done.returncode == 0, done.stderr
-    assert len(trained()) == 4 and first.items() <= trained().items() and "mine" in models()
+    assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
+    assert set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv").model) == {"cnn", "fcn", "unet", "mine"}
+    assert "own profile" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")

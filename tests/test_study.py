@@ -13,6 +13,8 @@ import time
 import pytest
 
 from conftest import REPO, Project, refused
+from medseg_nb.core import InputError
+from medseg_nb.paper import build
 
 
 def executed(done: subprocess.CompletedProcess) -> list[str]:
@@ -216,13 +218,17 @@ def test_module_that_differs_from_its_notebook(fresh, words):
     assert refused(done, "core.py", "differs from nbs/00_core.ipynb") and "make export" in done.stderr and not fresh.reports.exists()
 
 
-def test_full_refuses_results_of_another_profile(project):
+@pytest.mark.parametrize("profile", ["cpu", "full"])
+def test_profile_refuses_results_of_another(project, profile):
     shutil.copytree(REPO / "data_manifests" / "skin_isic2017", project.root / "data_manifests" / "skin_isic2017")
     (project.root / "nbs" / "study.yaml").write_text("sections: [{section: a}]", encoding="utf-8")
     project.edit("a", "seed = 1", 'seed = 1\ndatasets = ["skin_isic2017"]')  # not on this machine, so nothing is executed
-    shutil.copytree(project.reports / "smoke", project.reports / "full", ignore=shutil.ignore_patterns("paper.*"))
-    line = failed(project.medseg("paper", "--profile", "full"), 2)
-    assert "results of profile smoke" in line and not list((project.reports / "full").glob("paper.*"))
+    shutil.copytree(project.reports / "smoke", project.reports / profile, ignore=shutil.ignore_patterns("paper.*"))
+    done = project.medseg("paper", "--profile", profile)
+    if profile == "full" and done.returncode == 4: assert "GPU" in failed(done, 4)  # without one it ends before it looks
+    else: assert "results of profile smoke" in failed(done, 2)
+    with project.inside(), pytest.raises(InputError, match="results of profile smoke"): build(profile, dict(a="current"))
+    assert not list((project.reports / profile).glob("paper.*"))
 
 
 def test_smoke_results_do_not_make_a_full_section_current(project):

@@ -1,0 +1,237 @@
+"What is committed under reports/ is whole, and each of its numbers can be traced to the rows it was computed from."
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import REPO
+from medseg_nb.benchmark import comparisons_of, grid, scores_of
+from medseg_nb.core import rng, sha256
+from medseg_nb.report import cells, key
+
+TEXT = dict(case=str, patient=str, site=str)
+
+
+@pytest.fixture(params=["smoke", "cpu"])
+def reports(request) -> Path:
+    "The committed reports of a profile"
+    place = REPO / "reports" / request.param
+    if not (place / "paper.html").is_file(): pytest.skip(f"reports/{request.param} is not there yet")
+    return place
+
+
+def sections(reports: Path) -> list[Path]: return sorted(p.parent for p in reports.glob("[a-z]*/results.json"))
+def load(path: Path) -> dict: return json.loads(path.read_text(encoding="utf-8"))
+def none(faults: list) -> None: assert not faults, "\n" + "\n".join(map(str, faults))
+
+
+def close(a, b, within: float) -> bool:
+    "Equal numbers; undefined equals undefined"
+    a, b = (np.nan if v is None else float(v) for v in (a, b))
+    return bool(np.isnan(a) and np.isnan(b) or abs(a - b) <= within)
+
+
+# Whole and traced
+
+def test_all_sections_of_the_study_are_there(reports):
+    import yaml
+    rows = yaml.safe_load((REPO / "nbs" / "study.yaml").read_text(encoding="utf-8"))["sections"]
+    assert {p.name for p in sections(reports)} == {r["section"] for r in rows if reports.name in r.get("profiles", [reports.name])}
+    assert (reports / "paper.pdf").read_bytes().startswith(b"%PDF") and (reports / "paper.html").is_file()
+
+
+def test_outputs_have_the_recorded_hashes(reports):
+    for place in sections(reports):
+        outputs = load(place / "provenance.json")["outputs"]
+        found = {p.name: sha256(p) for p in place.iterdir() if p.name not in ("provenance.json", "notebook.ipynb", "measured.json")}
+        assert found == outputs, place.name
+
+
+def test_results_name_their_profile_and_section(reports):
+    assert all((r["profile"], r["section"]) == (reports.name, p.name) for p in sections(reports) for r in [load(p / "results.json")])
+
+
+def test_results_list_every_table_and_figure(reports):
+    for place in sections(reports):
+        stored = load(place / "results.json")
+        tables = {p.stem for p in place.glob("*.csv")} - {"cases"}
+        assert tables == set(stored["tables"]) and {p.stem for p in place.glob("*.svg")} == set(stored["figures"]), place.name
+
+
+def test_numbers_are_those_of_the_tables(reports):
+    faults = []
+    for place in sections(reports):
+        stored = load(place / "results.json")
+        for name, facts in stored["tables"].items():
+            for row in pd.read_csv(place / f"{name}.csv").to_dict("records"):
+                for e in facts["estimates"]:
+                    number = stored["numbers"][key(name, *[row[b] for b in facts["by"]], e)]
+                    faults += [f"{place.name}/{name} {row} {e}" for k, c in (("value", e), ("low", f"{e}_low"), ("high", f"{e}_high")) if not close(number[k], row[c], 1e-12)]
+    none(faults)
+
+
+# Recomputed
+
+def prevalence(rows: pd.DataFrame) -> pd.DataFrame:
+    found = rows.groupby(["dataset", "label"], sort=False).share
+    return pd.DataFrame(dict(n=found.size(), mean=found.mean(), smallest=found.min(), largest=found.max(), empty=found.apply(lambda s: (s == 0).sum()))).reset_index()
+
+
+def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
+    "Otsu's better side and the mask that is foreground everywhere, with the section's own percentile bootstrap"
+    found = []
+    for name, here in rows.groupby("dataset", sort=False):
+        persons = here.groupby("patient")[["brighter", "darker", "everything"]].mean()
+        side = persons[["brighter", "darker"]].mean().idxmax()
+        row = dict(dataset=name, side=side, n=len(persons), cases=len(here), without_lesion=here.everything.isna().sum())
+        for column, values in dict(dice=persons[side], everything=persons.everything).items():
+            values = values.dropna().to_numpy()
+            draws = rng(0, "phantoms", name, column).choice(values, (2000, len(values))).mean(1)
+            row[column], row[f"{column}_low"], row[f"{column}_high"] = values.mean(), *np.percentile(draws, [2.5, 97.5])
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+RECOMPUTE = {("benchmark", "scores"): scores_of, ("benchmark", "comparisons"): comparisons_of, ("data", "prevalence"): prevalence, ("phantoms", "otsu"): thresholds}
+
+
+def test_tables_are_recomputed_from_cases(reports):
+    "Every number of every table that names cases.csv as its source"
+    faults = []
+    for place in sections(reports):
+        for name, facts in load(place / "results.json")["tables"].items():
+            if facts["source"] != "cases.csv": continue
+            stored, rows = pd.read_csv(place / f"{name}.csv"), pd.read_csv(place / "cases.csv", dtype=TEXT)
+            again = RECOMPUTE[place.name, name](rows)  # a table that is not known here must be added
+            assert list(again.columns) == list(stored.columns) and len(again) == len(stored), name
+            for column in stored.select_dtypes("number"):
+                faults += [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}" for i, (a, b) in enumerate(zip(stored[column], again[column])) if not close(a, b, 1e-6 * max(1, abs(a)))]
+            assert (stored[facts["by"]].astype(str) == again[facts["by"]].astype(str)).all(axis=None), name
+    none(faults)
+
+
+def test_recomputing_sees_an_edited_number(reports):
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
+    stored, k = scores_of(rows), rows.dice.first_valid_index()
+    rows.loc[k, "dice"] += .01
+    assert not close(stored.dice[0], scores_of(rows).dice[0], 1e-6)
+
+
+def test_means_are_over_patients(reports):
+    "An oracle of its own: the mean of patients' mean Dice, each training weighing the same"
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
+    for r in pd.read_csv(reports / "benchmark" / "scores.csv").itertuples():
+        mine = rows[(rows.dataset == r.dataset) & (rows.model == r.model)]
+        assert r.dice == pytest.approx(mine.groupby(["fold", "seed", "patient"]).dice.mean().mean(), abs=1e-6) and r.n == mine.patient.nunique()
+        assert r.dice_low <= r.dice <= r.dice_high
+
+
+# Verdicts
+
+def rule(kind: str, claimed: str, low: float | None, high: float | None) -> str:
+    "The rule of the interfaces, written a second time"
+    if low is None or high is None: return "undecided"
+    if kind == "difference": return "supported" if low > 0 else "refuted" if high < 0 else "undecided"
+    wanted = [float(v) for v in re.findall(r"-?\d+(?:\.\d+)?", claimed)]
+    if high < wanted[0] or low > wanted[-1]: return "refuted"
+    if kind == "gain": return "supported" if low > 0 or high < 0 and high - low <= 2 * (wanted[-1] - wanted[0]) else "undecided"
+    return "supported" if high - low <= .10 else "undecided"
+
+
+def test_verdicts_follow_the_rule(reports):
+    claims = [c for p in sections(reports) for c in load(p / "results.json")["claims"]]
+    assert claims
+    none([c for c in claims if c["test"] != rule(c["kind"], c["claimed"], c["low"], c["high"])])
+    none([c for c in claims if c["verdict"] != ("stand-in" if " for " in c["dataset"] else c["test"])])
+
+
+def test_claims_measure_what_the_tables_say(reports):
+    stored = load(reports / "benchmark" / "results.json")
+    by_key = {(n["value"], n["low"], n["high"], n["n"]) for n in stored["numbers"].values()}
+    none([c for c in stored["claims"] if (c["measured"], c["low"], c["high"], c["n"]) not in by_key])
+
+
+# Runs
+
+def test_committed_runs_belong_to_the_grid(reports):
+    if reports.name == "smoke": assert not (reports / "runs").exists(); return
+    datasets = load(reports / "benchmark" / "provenance.json")["parts"]["parameters"]["datasets"]
+    wanted = {c.key: c for c in grid(reports.name, datasets)}
+    found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
+    assert set(found) == set(wanted)
+    none([k for k, c in found.items() if any(getattr(wanted[k], name) != v for name, v in c.items())])
+    assert all({p.name for p in (reports / "runs" / k).iterdir()} == {"config.json", "history.csv", "cases.csv"} for k in found)
+
+
+def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
+    trained = rows[rows.run.str.len() == 16].groupby("run") if reports.name != "smoke" else ()  # whose runs are not committed
+    for run, mine in trained:
+        stored = pd.read_csv(reports / "runs" / run / "cases.csv", dtype=TEXT)
+        pd.testing.assert_frame_equal(mine[stored.columns].reset_index(drop=True), stored, check_dtype=False)
+
+
+def test_no_patient_is_trained_and_tested(reports):
+    "The patients of a run's rows are the test side of its frozen fold"
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
+    for (dataset, fold), mine in rows.groupby(["dataset", "fold"]):
+        split = load(REPO / "data_manifests" / dataset / "splits.json")["folds"][fold]
+        assert set(mine.patient) == set(split["test"]) and not set(mine.patient) & set(split["train"]), dataset
+
+
+# The smoke profile's own
+
+@pytest.fixture
+def smoke() -> Path:
+    place = REPO / "reports" / "smoke"
+    if not (place / "benchmark" / "scores.csv").is_file(): pytest.skip("reports/smoke is not there yet")
+    return place
+
+
+def test_executed_notebooks_are_small(smoke):
+    sizes = {p.parent.name: p.stat().st_size for p in smoke.glob("[a-z]*/notebook.ipynb")}
+    assert set(sizes) == {p.name for p in sections(smoke)} and [k for k, n in sizes.items() if n >= 300_000] == []
+
+
+def test_executed_notebooks_have_no_machine_in_them(smoke):
+    stored = [load(p) for p in smoke.glob("[a-z]*/notebook.ipynb")]
+    assert not [c for nb in stored for c in nb["cells"] if set(c["metadata"]) - {"tags"} or any(o.get("output_type") == "error" or o.get("name") == "stderr" for o in c.get("outputs", []))]
+
+
+def test_phantoms_are_neither_trivial_nor_hopeless(smoke):
+    dice = pd.read_csv(smoke / "benchmark" / "scores.csv").pivot(index="dataset", columns="model", values="dice")
+    assert {"phantom_mri", "phantom_skin", "phantom_lung", "phantom_nuclei"} <= set(dice.index)
+    assert dice.unet.between(.70, .97).all() and (dice.otsu < .60).all(), dice
+
+
+def test_chance_is_a_row(reports):
+    models = pd.read_csv(reports / "benchmark" / "scores.csv").groupby("dataset").model.apply(set)
+    assert all({"chance", "cnn", "fcn", "unet"} <= found for found in models)
+
+
+def test_each_float_is_marked(reports):
+    page = (reports / "paper.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<(?:fig)?caption[^>]*>\s*(.{40})", page, re.S)
+    floats = len(re.findall(r'class="float"', page))
+    assert len(captions) == floats > 5 and all(c.startswith(f"[{reports.name}] ") for c in captions)
+
+
+def test_each_number_of_the_tables_stands_in_the_paper(reports):
+    "As it is printed: value and interval"
+    page = (reports / "paper.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    for place in sections(reports):
+        for name, facts in load(place / "results.json")["tables"].items():
+            printed = cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
+            assert [v for e in facts["estimates"] for v in printed[e] if v not in page] == [], name
+
+
+def test_real_sets_are_in_the_cpu_table():
+    place = REPO / "reports" / "cpu"
+    if not (place / "paper.html").is_file(): pytest.skip("reports/cpu is not there yet")
+    rows = pd.read_csv(place / "benchmark" / "cases.csv", dtype=TEXT)
+    nets = rows[rows.run.str.len() == 16]
+    plan = nets.groupby("dataset").agg(models=("model", "nunique"), folds=("fold", "nunique"), seeds=("seed", "nunique"))
+    assert plan.to_dict("index") == dict(lgg_kaggle3m=dict(models=3, folds=5, seeds=1), lidc_nodule_patches=dict(models=3, folds=3, seeds=1), skin_isic2017=dict(models=3, folds=1, seeds=3))
