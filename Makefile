@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.locked
+unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
 .PHONY: help env paper test export lab stress lock
 

@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import MedsegError, folder, to_json
+from .core import MedsegError, refusal, to_json
 
 # %% ../nbs/99_cli.ipynb #7d9f79d2
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -190,10 +190,12 @@ def doctor(as_json: Json = False):
 def main() -> None:
     "Entry point of `medseg`: errors of the kit become one line and an exit code"
     try: app()
-    except MedsegError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(e.code)
     except BrokenPipeError: sys.exit(0)
+    except (MedsegError, OSError) as e:
+        known = refusal(e, e.filename or "the disk") if isinstance(e, OSError) else e
+        if known is None: raise
+        print(f"error: {known}", file=sys.stderr)
+        sys.exit(known.code)
     except KeyboardInterrupt:
         print("error: interrupted; finished work is kept; call again to go on", file=sys.stderr)
         sys.exit(130)

@@ -42,10 +42,14 @@ class Section:
 def sections() -> dict[str, Section]:
     "The study's sections in order, by name"
     path, found = folder("nbs") / "study.yaml", {}
-    for row in read_yaml(path).get("sections", []):
+    rows = read_yaml(path).get("sections")
+    if not isinstance(rows, list) or not rows: raise InputError(str(path), "`sections` is no list", "list the sections below it, `- section: name`")
+    for row in rows:
         try: s = Section(**row)
         except TypeError as e:
             raise InputError(str(path), f"section {row}: {e}", "use the keys section, upstream, budget, parameters, profiles") from None
+        if s.section in found: raise InputError(str(path), f"section {s.section} stands twice", "remove one")
+        for p in s.profiles: choose(p, PROFILES, f"profile of section {s.section} in {path.name}")
         late = [u for u in s.upstream if u not in found]
         if late: raise InputError(str(path), f"section {s.section} reads {late[0]}, which does not stand before it", "mend the order")
         found[s.section] = s
@@ -65,10 +69,11 @@ def read_notebook(path: Path) -> dict:
     for cell in nb["cells"]: cell["source"] = "".join(cell["source"])
     return nb
 
-# %% ../nbs/03_study.ipynb #06d2b232
-def code(nb: dict) -> ast.Module:
+# %% ../nbs/03_study.ipynb #c3119076
+def code(nb: dict, name: str = "notebook") -> ast.Module:
     "All code of a notebook, as one syntax tree"
-    return ast.parse("\n".join(c["source"] for c in nb["cells"] if c["cell_type"] == "code"))
+    try: return ast.parse("\n".join(c["source"] for c in nb["cells"] if c["cell_type"] == "code"))
+    except SyntaxError as e: raise InputError(name, f"its code cannot be read ({e.msg}: {(e.text or '').strip()})", "mend that line") from None
 
 def defaults(nb: dict) -> dict:
     "Values in the parameters cell"
@@ -98,11 +103,11 @@ def grid(section: str, given: dict) -> list:
 # %% ../nbs/03_study.ipynb #501ba09b
 def parts(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's result depends on, by kind"
-    given, nb = parameters(section, profile, data), read_notebook(notebook(section))
-    reached = closure([], code(nb))
+    given, tree = parameters(section, profile, data), code(read_notebook(notebook(section)), notebook(section).name)
+    reached = closure([], tree)
     results = {u: folder("reports") / profile / u / "results.json" for u in sections()[section].upstream}
     runs, sets = grid(section, given), given.get("datasets", [])
-    return dict(code=digest([skeleton(code(nb)), reached.key]),
+    return dict(code=digest([skeleton(tree), reached.key]),
                 runs=digest([c.key for c in runs]),
                 parameters=given,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
@@ -231,7 +236,9 @@ def execute(section: str, given: dict, stage: Path) -> dict:  # what was measure
             papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(),
                                        stderr_file=sys.stderr, extra_arguments=["--log-level=ERROR"])
     except Exception as e:
-        if executed.exists(): kept.parent.mkdir(parents=True, exist_ok=True); shutil.copy(executed, kept)
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(executed, kept)
         raise reraised(section, getattr(e, "ename", type(e).__name__), getattr(e, "evalue", str(e)), kept) from None
     write(executed, normalised(read_notebook(notebook(section)), json.loads(executed.read_text(encoding="utf-8"))))
     return found
@@ -347,6 +354,7 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     if device(profile) == "cuda" and not gpu():
         raise ResourceError(f"profile {profile}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
     check_exports()
+    for name in chosen: code(read_notebook(notebook(name)), notebook(name).name)
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in chosen]
     minutes = sum(known[n].budget.get(profile, {}).get("minutes", 0) for n in todo)
     if todo: print(f"{len(todo)} of {len(chosen)} sections to execute ({', '.join(todo)}); budget {minutes:g} minutes", file=sys.stderr)

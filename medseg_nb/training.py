@@ -157,7 +157,8 @@ KEPT = ("config.json", "history.csv", "cases.csv", "scored.json")  # of a run, c
 
 def _scored(place: Path) -> bool:
     "Whether a folder holds rows that today's code has scored"
-    return (place / "scored.json").is_file() and json.loads((place / "scored.json").read_text())["key"] == scoring_key()
+    try: return json.loads((place / "scored.json").read_text())["key"] == scoring_key()
+    except (FileNotFoundError, ValueError, KeyError, TypeError): return False
 
 def stored(config: Config) -> Path | None:
     "Where a run's rows are: in `runs/`, or committed with the reports"
@@ -199,9 +200,13 @@ def load_run(key: str):  # config, network in evaluation mode
     place = folder("runs") / key
     if not (place / "weights.safetensors").is_file():
         raise InputError(key, "there is no such run with weights in runs/", "train it: medseg train --data ID --model NAME")
-    config = Config(**json.loads((place / "config.json").read_text()))
-    net = network(config)
-    net.load_state_dict(safetensors.torch.load_file(place / "weights.safetensors"))
+    try:
+        config = Config(**json.loads((place / "config.json").read_text()))
+        net = network(config)
+        net.load_state_dict(safetensors.torch.load_file(place / "weights.safetensors"))
+    except (ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as e:
+        raise InputError(str(place), f"config.json or weights.safetensors is damaged ({str(e).splitlines()[0]})",
+                         "remove the folder and train the run again") from None
     return config, net.eval()
 
 # %% ../nbs/35_training.ipynb #feecaae2

@@ -83,7 +83,7 @@ class Project:
     def notebook(self, name: str) -> Path: return next((self.root / "nbs").glob(f"[0-9][0-9]_{name}.ipynb"))
 
     def environment(self) -> dict:
-        return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache", PYTHONPATH=str(self.root / "light")) | self.env
+        return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache") | self.env
 
     def start(self, *words: str, **env: str) -> subprocess.Popen:
         "The command in a process group of its own"
@@ -134,10 +134,7 @@ class Project:
 
 def new_project(root: Path) -> Project:
     "A study of the sections a, b (reads a) and c (reads b)"
-    nbs, light = root / "nbs", root / "light"
-    light.mkdir(parents=True)
-    # Each of some thirty kernels would spend three seconds on importing seaborn, of which the fixture needs one line.
-    (light / "seaborn.py").write_text("import matplotlib\n\ndef set_theme(rc, **words): matplotlib.rcParams.update(rc)\n", encoding="utf-8")
+    nbs = root / "nbs"
     shutil.copytree(REPO / "nbs" / "paper", nbs / "paper")
     rows = [dict(section="a"), dict(section="b", upstream=["a"]), dict(section="c", upstream=["b"])]
     (nbs / "study.yaml").write_text(yaml.safe_dump(dict(sections=rows)), encoding="utf-8")

@@ -50,7 +50,7 @@ def test_help_is_quick(fresh):
         start = time.perf_counter()
         assert fresh.medseg("--help").returncode == 0
         return time.perf_counter() - start
-    assert min(seconds() for _ in range(3)) < 1.5  # half a second on an idle machine
+    assert min(seconds() for _ in range(3)) < 2  # half a second on an idle machine
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -181,11 +181,11 @@ NO_SPACE = textwrap.dedent("""
 
 
 @pytest.mark.parametrize("file", ["results.json", "provenance.json", "paper.pdf"])
-def test_injected_full_disk(project, file):
-    with open(project.root / "light" / "sitecustomize.py", "w", encoding="utf-8") as f: f.write(NO_SPACE)
+def test_injected_full_disk(project, tmp_path, file):
+    (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
     project.edit("c", "before + 1", "before + 7")
     before = project.files()
-    assert "full" in failed(project.medseg("paper", TEST_FULL=file), 4)
+    assert "full" in failed(project.medseg("paper", PYTHONPATH=str(tmp_path), TEST_FULL=file), 4)
     changed = {k for k, v in project.files().items() if v != before[k]}
     assert all("/c/" in k for k in changed) if file == "paper.pdf" else not changed
     assert set(project.files()) == set(before) and not list(project.reports.rglob(".*"))
