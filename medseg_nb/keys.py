@@ -52,6 +52,7 @@ def _imports(tree: ast.AST) -> dict[str, tuple]:
 
 def _bound(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return [node.name]
+    if isinstance(node, ast.Assign): return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
     return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 # %% ../nbs/01_keys.ipynb #9d4a5287
@@ -129,7 +130,7 @@ def _reached(path: Path, stamp: float, module: str, name: str) -> tuple[str, tup
 # %% ../nbs/01_keys.ipynb #67cfad62
 def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the name may stand in another module that it was imported from
             extra: ast.Module | None = None,       # further code that uses modules of ours, for example a notebook's cells
-            stop: Iterable[str] = (),              # modules that are not followed, because something else vouches for them
+            stop: Iterable[str] = (),              # modules, or `module.name`, that are not followed
            ) -> Closure:
     "Follow what code uses through the modules of ours"
     code, packages, todo = {}, set(), list(starts)
@@ -141,7 +142,7 @@ def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the n
         package = module.split(".")[0]
         if package not in ("medseg_nb", "own"): packages.add(package); continue
         if module == "medseg_nb": module, name = f"medseg_nb.{name}", None
-        if name is None or module in stop or f"{module}.{name}" in code or not (table := module_definitions(module)): continue
+        if name is None or module in stop or f"{module}.{name}" in stop or f"{module}.{name}" in code or not (table := module_definitions(module)): continue
         if name in table.imports and name not in table.nodes: todo.append(table.imports[name])
         if name not in table.nodes: continue
         path = source(module)

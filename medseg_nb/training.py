@@ -24,7 +24,7 @@ from .core import PROFILES, InputError, MedsegError, ResourceError, choose, dige
 from .data import cases, content_key, manifest
 from .keys import closure, registered, resolve
 from .metrics import score
-from .preprocess import READING, prepared
+from .preprocess import UNFOLLOWED, prepared
 from .report import to_csv
 from .splits import fold
 
@@ -61,12 +61,12 @@ def starting_points(config: Config) -> list[tuple[str, str]]:
 
 def run_key(config: Config) -> str:  # 16 hex digits
     "Key of a trained run: config, code, data, versions; one thread"
-    reached = closure(starting_points(config), stop=READING)
+    reached = closure(starting_points(config), stop=UNFOLLOWED)
     return digest([asdict(config), reached.key, content_key(config.dataset), reached.versions(), "1 thread"])[:16]
 
 def scoring_key() -> str:
     "Key of the code that turns a trained run into per-case rows"
-    return closure([("medseg_nb.training", "evaluate")], stop=READING).key[:16]
+    return closure([("medseg_nb.training", "evaluate")], stop=UNFOLLOWED).key[:16]
 
 # %% ../nbs/35_training.ipynb #5bd7e068
 def batches(n: int, batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:  # (batch,) positions, `steps` times
