@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'MedsegError', 'InputError', 'ResourceError', 'refusal', 'writing', 'choose', 'root', 'folder',
            'data_folders', 'manifest_folders', 'manifest_folder', 'write', 'plain', 'to_json', 'replace_folder',
-           'sha256', 'digest', 'rng', 'device', 'machine_class', 'read_yaml', 'progress']
+           'sha256', 'digest', 'rng', 'device', 'need', 'machine_class', 'read_yaml', 'progress']
 
 # %% ../nbs/00_core.ipynb #19c28599
 import contextlib
@@ -167,6 +167,12 @@ PROFILES = ("smoke", "cpu", "own", "full")
 def device(profile: str = "smoke") -> str:  # "cpu" or "cuda"
     "Device class that a profile computes on, whether or not this machine has one"
     return "cuda" if choose(profile, PROFILES, "profile") == "full" else "cpu"
+
+def need(device: str) -> None:
+    "Refuse to compute on a device that is not here"
+    if device == "cpu": return
+    import torch
+    if not torch.cuda.is_available(): raise ResourceError(f"device {device}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
 
 # %% ../nbs/00_core.ipynb #466bc682
 def machine_class() -> str:

@@ -6,7 +6,7 @@
 __all__ = ['Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
            'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'status', 'normalised',
            'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run', 'refresh',
-           'over_budget', 'exported', 'check_exports', 'build_record', 'gpu', 'with_upstream', 'run_all', 'on_cluster']
+           'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'run_all', 'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
 import ast
@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .core import (PROFILES, InputError, MedsegError, ResourceError, choose, device, digest, folder, machine_class,
-                            manifest_folder, read_yaml, root, replace_folder, sha256, to_json, write)
+                            manifest_folder, need, read_yaml, root, replace_folder, sha256, to_json, write)
 from .keys import closure, module_definitions, skeleton, source, version
 
 # %% ../nbs/03_study.ipynb #3b656444
@@ -333,11 +333,7 @@ def build_record(profile: str) -> None:
     except (OSError, subprocess.CalledProcessError): facts = {}
     write(folder("runs") / "build.json", to_json(facts | dict(profile=profile, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))))
 
-# %% ../nbs/03_study.ipynb #ce4ee38c
-def gpu() -> bool:
-    import torch
-    return torch.cuda.is_available()
-
+# %% ../nbs/03_study.ipynb #6c27c3d3
 def with_upstream(names: list[str]) -> set[str]:
     "Sections and all that they read from, directly or not"
     found = set(names)
@@ -351,8 +347,7 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     choose(profile, PROFILES, "profile")
     known = {n: s for n, s in sections().items() if profile in s.profiles}
     chosen = with_upstream([choose(n, known, f"section of profile {profile}") for n in only or known])
-    if device(profile) == "cuda" and not gpu():
-        raise ResourceError(f"profile {profile}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
+    need(device(profile))
     check_exports()
     for name in chosen: code(read_notebook(notebook(name)), notebook(name).name)
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in chosen]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import PROFILES, InputError, MedsegError, ResourceError, choose, digest, folder, progress, rng, root, to_json, write
+from .core import PROFILES, InputError, MedsegError, ResourceError, choose, digest, folder, need, progress, rng, root, to_json, write
 from .data import cases, content_key, manifest
 from .keys import closure, registered, resolve
 from .metrics import score
@@ -173,6 +173,7 @@ def rows(config: Config) -> pd.DataFrame:
 def _train(config: Config, place: Path) -> None:
     "Train a run and store all but its rows; the weights are written last"
     import safetensors.torch
+    need(config.device)
     start = time.process_time()
     net, history = train(config, lambda batches: progress(batches, label(config), config.steps))
     write(place / "config.json", to_json(asdict(config)))
