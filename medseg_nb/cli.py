@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import MedsegError, refusal, to_json
+from .core import InputError, MedsegError, refusal, to_json
 
 # %% ../nbs/99_cli.ipynb #7d9f79d2
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -32,7 +32,9 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON document on standar
 
 def plug(folder: Path | None) -> None:
     "Use a folder of plug-ins"
-    if folder: os.environ["MEDSEG_PLUGINS"] = str(folder.resolve())
+    if not folder: return
+    if not folder.is_dir(): raise InputError(str(folder), "is no folder", "name the folder that holds your plug-ins")
+    os.environ["MEDSEG_PLUGINS"] = str(folder.resolve())
 
 def say(value: object, as_json: bool, lines: list[str]) -> None:
     "Print a result for a program or for a person"
@@ -127,7 +129,9 @@ def data_verify(id: str):
     from medseg_nb.core import progress
     from medseg_nb.data import cases, verify
     from medseg_nb.images import check_pair
+    from medseg_nb.splits import split
     files, found = verify(id), cases(id)
+    split(id)
     for c in progress(found, f"read {id}"):
         if c.images: check_pair(c.image(), c.semantic().shape, str(c.mask_path))
     print(f"{id}: {files} files and {len(found)} cases are as the manifest says")
@@ -140,9 +144,12 @@ def train(data: Annotated[str, typer.Option(help="id of a data set")], model: An
     plug(plugins)
     from dataclasses import replace
     from medseg_nb.benchmark import grid, models
-    from medseg_nb.core import PROFILES, choose, manifest_folder
+    from medseg_nb.core import PROFILES, choose
+    from medseg_nb.data import available, manifest
     from medseg_nb.training import work
-    choose(model, models(choose(profile, PROFILES, "profile")), "model"); manifest_folder(data)
+    choose(model, models(choose(profile, PROFILES, "profile")), "model")
+    if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
+    available(data)
     config = replace(next(c for c in grid(profile, [data]) if c.model == model), seed=seed)
     work(config, weights=True)
     print(config.key)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['stem', 'by_stem', 'parse_spacing', 'score_files', 'evaluate_folders']
 
-# %% ../nbs/23_evaluate.ipynb #dc0778d2
+# %% ../nbs/23_evaluate.ipynb #bf396d9a
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ def stem(path: Path) -> str: return path.name.removesuffix(".gz").rpartition("."
 def by_stem(place: Path) -> dict[str, Path]:
     "Files of a folder (or one file) by name without ending"
     if not place.exists(): raise InputError(str(place), "does not exist", "check the name")
+    if not place.is_dir() and not place.is_file(): raise InputError(str(place), "is neither a file nor a folder", "check the name")
     files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file() and p.suffix != ".csv" and not p.name.startswith("."))
+    twice = [s for s, n in Counter(map(stem, files)).items() if n > 1]
+    if twice: raise InputError(str(place), f"two files are called {twice[0]}", "keep one of them")
     return {stem(p): p for p in files}
 
 def parse_spacing(text: str | None) -> tuple[float, ...] | None:
@@ -55,6 +59,8 @@ def evaluate_folders(predictions: Path, truth: Path, out: Path,
     rejected += [f"{wanted[s]}: has no prediction; predict it or remove it" for s in wanted if s not in given]
     rejected += [f"{given[s]}: has no reference; add one of the same name" for s in given if s not in wanted]
     step = parse_spacing(spacing)
+    if out.suffix != ".csv" or out.resolve() in {p.resolve() for p in (*given.values(), *wanted.values())}:
+        raise InputError(str(out), "is no place for a table", "name a new file that ends in .csv")
     for name in [s for s in wanted if s in given]:
         try: rows += score_files(given[name], wanted[name], step)
         except MedsegError as e:

@@ -46,6 +46,8 @@ def predict_files(model: str, inputs: Sequence[Path], out: Path) -> pd.DataFrame
     "Segment images and write label maps and `predict.csv`"
     found = files_in(inputs)
     config, net = load_run(model)
+    hit = sorted({out.resolve() / f"{stem(f)}.png" for f in found} & {f.resolve() for f in found})
+    if hit: raise InputError(str(hit[0]), "would be overwritten by its own mask", "choose another folder for --out")
     rows = []
     for path in progress(found, "predict"):
         try: mask = predict(config, net, path)

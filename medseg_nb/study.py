@@ -123,10 +123,11 @@ def provenance(section: str, profile: str) -> dict | None:
     "What is known of a section's stored results; None where there are none, or where a file of them was changed or lost"
     place = results_folder(section, profile)
     record = place / "provenance.json"
-    if not record.exists(): return None
-    stored = json.loads(record.read_text())
-    same = all((place / f).exists() and sha256(place / f) == h for f, h in stored["outputs"].items())
-    return stored if same else None
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+        same = all(sha256(place / f) == h for f, h in stored["outputs"].items())
+        return stored if same and {"key", "parts"} <= set(stored) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return None
 
 def stamp(section: str, profile: str) -> Path: return folder("runs") / "stamps" / profile / f"{section}.json"
 
@@ -136,7 +137,7 @@ def changes(section: str, profile: str, data: str | None = None) -> list[str]:
     stored = provenance(section, profile)
     if stored is None: return ["no whole results"]
     marked = stamp(section, profile)
-    if profile in ("smoke", "own") and not (marked.exists() and json.loads(marked.read_text())["key"] == stored["key"]): return ["not executed here yet"]
+    if profile in ("smoke", "own") and not (marked.is_file() and stored["key"] in marked.read_text()): return ["not executed here yet"]
     new, old = parts(section, profile, data), stored["parts"]
     return [k for k in new if new[k] != old.get(k)]
 
@@ -193,14 +194,14 @@ def reraised(section: str, name: str, text: str, kept: Path) -> MedsegError:
     if name in ("MemoryError", "DeadKernelError"): return ResourceError(section, "ran out of memory", "close other programs and call again")
     return SectionError(section, f"its notebook raised {name}: {text.strip().splitlines()[0] if text.strip() else ''}", f"open {kept} to see where")
 
-# %% ../nbs/03_study.ipynb #fd879373
+# %% ../nbs/03_study.ipynb #8a3476f0
 @contextlib.contextmanager
-def environment(**changes: str | None) -> Iterator[None]:
+def environment(**variables: str | None) -> Iterator[None]:
     "Set variables of the environment for a while; None removes one"
-    before = {k: os.environ.get(k) for k in changes}
+    before = {k: os.environ.get(k) for k in variables}
     def put(values):
         for k, v in values.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
-    put(changes)
+    put(variables)
     try: yield
     finally: put(before)
 

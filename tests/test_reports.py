@@ -108,7 +108,7 @@ def test_tables_are_recomputed_from_cases(reports):
             again = RECOMPUTE[place.name, name](rows)  # a table that is not known here must be added
             assert list(again.columns) == list(stored.columns) and len(again) == len(stored), name
             for column in stored.select_dtypes("number"):
-                faults += [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}" for i, (a, b) in enumerate(zip(stored[column], again[column])) if not close(a, b, 1e-6 * max(1, abs(a)))]
+                faults += [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}" for i, (a, b) in enumerate(zip(stored[column], again[column])) if not close(a, b, 5e-6 * max(.2, abs(a)))]
             assert (stored[facts["by"]].astype(str) == again[facts["by"]].astype(str)).all(axis=None), name
     none(faults)
 
