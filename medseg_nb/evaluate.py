@@ -59,8 +59,8 @@ def evaluate_folders(predictions: Path, truth: Path, out: Path,
     rejected += [f"{wanted[s]}: has no prediction; predict it or remove it" for s in wanted if s not in given]
     rejected += [f"{given[s]}: has no reference; add one of the same name" for s in given if s not in wanted]
     step = parse_spacing(spacing)
-    if out.suffix != ".csv" or out.resolve() in {p.resolve() for p in (*given.values(), *wanted.values())}:
-        raise InputError(str(out), "is no place for a table", "name a new file that ends in .csv")
+    if out.resolve() in {p.resolve() for p in (*given.values(), *wanted.values())}:
+        raise InputError(str(out), "is one of the masks", "name another file for the table")
     for name in [s for s in wanted if s in given]:
         try: rows += score_files(given[name], wanted[name], step)
         except MedsegError as e:

@@ -163,7 +163,7 @@ def test_committed_runs_belong_to_the_grid(reports):
     found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
     assert set(found) == set(wanted)
     none([k for k, c in found.items() if any(getattr(wanted[k], name) != v for name, v in c.items())])
-    assert all({p.name for p in (reports / "runs" / k).iterdir()} == {"config.json", "history.csv", "cases.csv"} for k in found)
+    assert all({p.name for p in (reports / "runs" / k).iterdir()} == {"config.json", "history.csv", "cases.csv", "scored.json"} for k in found)
 
 
 def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
