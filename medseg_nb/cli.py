@@ -6,8 +6,7 @@
 __all__ = ['app', 'data_app', 'Profile', 'Data', 'Plugins', 'Json', 'plug', 'say', 'paper', 'run', 'status', 'diff', 'data_list',
            'data_show', 'data_fetch', 'data_verify', 'train', 'predict', 'evaluate', 'bench', 'doctor', 'main']
 
-# %% ../nbs/99_cli.ipynb #cb21f32b
-import json
+# %% ../nbs/99_cli.ipynb #8549f12c
 import os
 import re
 import sys
@@ -51,7 +50,7 @@ def _deadline(limit: str | None) -> None:
 def _bring(profile: str, data: str | None, only: list[str] | None, jobs: int | None, executor: str = "local") -> dict[str, str]:
     from medseg_nb import study
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
-    if executor != "local": study.on_cluster(profile, executor, jobs)
+    if executor != "local": study.on_cluster(profile, executor, jobs, data)
     return study.run_all(profile, data, only)
 
 # %% ../nbs/99_cli.ipynb #e0d03a42

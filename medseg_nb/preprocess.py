@@ -6,8 +6,7 @@
 __all__ = ['NORMALISATIONS', 'READING', 'KEEPING', 'UNFOLLOWED', 'zscore', 'minmax', 'unscaled', 'resize', 'network_input',
            'prepare', 'prepared']
 
-# %% ../nbs/16_preprocess.ipynb #9dc78ebd
-import functools
+# %% ../nbs/16_preprocess.ipynb #459de771
 import io
 from collections.abc import Sequence
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from .core import (PROFILES, InputError, MedsegError, ResourceError, choose, device, digest, folder, machine_class,
                             manifest_folder, need, read_yaml, root, replace_folder, sha256, to_json, write)
-from .keys import closure, module_definitions, skeleton, source, version
+from .keys import closure, module_definitions, skeleton, source
 
 # %% ../nbs/03_study.ipynb #3b656444
 @dataclass(frozen=True)
@@ -361,13 +361,14 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     build_record(profile)
     return {r["section"]: r["state"] for r in status(profile, data)}
 
-# %% ../nbs/03_study.ipynb #19f2de95
-def on_cluster(profile: str, executor: str, jobs: int | None) -> None:
+# %% ../nbs/03_study.ipynb #881a556b
+def on_cluster(profile: str, executor: str, jobs: int | None, data: str | None = None) -> None:
     "Hand a profile's runs and sections to Snakemake's executor"
     choose(executor, ("slurm", "kubernetes"), "executor")
     place = root() / "workflow"
     settings = place / "profiles" / executor
     command = ["-s", str(place / "Snakefile"), "-d", str(root()), "--executor", executor, "--config", f"profile={profile}"]
+    if data: command.append(f"data={data}")
     if settings.is_dir(): command += ["--workflow-profile", str(settings)]
     if jobs: command += ["-j", str(jobs)]
     done = subprocess.run([sys.executable, "-m", "snakemake", *command])
