@@ -95,7 +95,12 @@ def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-RECOMPUTE = {("benchmark", "scores"): scores_of, ("benchmark", "comparisons"): comparisons_of, ("data", "prevalence"): prevalence, ("phantoms", "otsu"): thresholds}
+RECOMPUTE = {  # (section, table): the table from the section's cases.csv
+    ("benchmark", "scores"): scores_of,
+    ("benchmark", "comparisons"): comparisons_of,
+    ("datasets", "prevalence"): prevalence,
+    ("phantoms", "otsu"): thresholds,
+}
 
 
 def test_tables_are_recomputed_from_cases(reports):
