@@ -22,7 +22,11 @@ class State:
     files: dict[str, str]         # path below reports/: git's hash of its content
     read: Callable[[str], bytes]  # content of one of them
 
-    def json(self, path: str) -> dict: return json.loads(self.read(path)) if path in self.files else {}
+    def json(self, path: str) -> dict:
+        try: found = json.loads(self.read(path)) if path in self.files else {}
+        except ValueError: found = None
+        if not isinstance(found, dict): raise InputError(path, "is no JSON object", "restore it, or run its section again")
+        return found
 
 def blob(data: bytes) -> str: return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 

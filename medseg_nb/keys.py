@@ -74,7 +74,10 @@ def source(module: str) -> Path | None:  # None for a module that is not ours
 def plugins() -> Path: return folder("plugins") if "MEDSEG_PLUGINS" in os.environ else folder("own")
 
 @functools.lru_cache
-def _module(path: Path, stamp: float) -> Definitions: return definitions(ast.parse(path.read_text(encoding="utf-8")))
+def _module(path: Path, stamp: float) -> Definitions:
+    try: return definitions(ast.parse(path.read_text(encoding="utf-8")))
+    except (SyntaxError, ValueError) as e:
+        raise InputError(str(path), f"cannot be read as Python (line {getattr(e, 'lineno', 1)}: {getattr(e, 'msg', e)})", "mend that line") from None
 
 # %% ../nbs/01_keys.ipynb #21cf5daf
 def module_definitions(module: str) -> Definitions | None:
@@ -160,7 +163,11 @@ def registered(module: str) -> dict[str, str]:  # public name: name in the modul
     found = {}
     for name, nodes in module_definitions(module).nodes.items():
         for decorator in getattr(nodes[-1], "decorator_list", []):
-            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "register": found[ast.literal_eval(decorator.args[0])] = name
+            if not (isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "register"): continue
+            given = decorator.args[0].value if decorator.args and isinstance(decorator.args[0], ast.Constant) else None
+            if not isinstance(given, str): raise InputError(str(source(module)), f"{name} is registered without a plain name", 'write @register("name")')
+            if given in found: raise InputError(str(source(module)), f"registers {given} twice", "rename one")
+            found[given] = name
     return found
 
 # %% ../nbs/01_keys.ipynb #c629a5b9
@@ -170,7 +177,10 @@ def load(module: str):
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, source(module))
         sys.modules[module] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module])
+        try: spec.loader.exec_module(sys.modules[module])
+        except Exception as e:
+            del sys.modules[module]
+            raise InputError(str(source(module)), f"cannot be imported ({type(e).__name__}: {e})", "mend it, or install what it needs") from None
     return sys.modules[module]
 
 def resolve(module: str, name: str, kind: str):

@@ -10,6 +10,7 @@ __all__ = ['APART', 'KEPT', 'Config', 'starting_points', 'run_key', 'scoring_key
 # %% ../nbs/35_training.ipynb #7755a34f
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -181,10 +182,21 @@ def rows(config: Config) -> pd.DataFrame:
     return pd.read_csv(stored(config) / "cases.csv", dtype=dict(case=str, patient=str, site=str)).assign(run=config.key)
 
 # %% ../nbs/35_training.ipynb #7b387821
+def _check_network(config: Config) -> None:
+    "Refuse a network that does not answer with one map a class"
+    import torch
+    m, net = manifest(config.dataset), network(config)
+    shape = (2, max(m.labels.values()) + 1, config.size, config.size)
+    with torch.inference_mode(): found = net.eval()(torch.zeros(2, len(m.image.channels), config.size, config.size))
+    if getattr(found, "shape", None) != shape:
+        raise InputError(config.model, f"answers with {tuple(getattr(found, 'shape', ())) or type(found).__name__}, not with {shape}",
+                         "return scores of the shape (case, class, row, column)")
+
 def _train(config: Config, place: Path) -> None:
     "Train a run and store all but its rows; the weights are written last"
     import safetensors.torch
     need(config.device)
+    _check_network(config)
     start = time.process_time()
     net, history = train(config, lambda batches: progress(batches, label(config), config.steps))
     write(place / "config.json", to_json(asdict(config)))
@@ -196,6 +208,8 @@ def work(config: Config, weights: bool = False) -> Path:  # the run's folder
     "Train and score one run, as far as that is not done; with `weights` not only its rows are asked for"
     from filelock import FileLock
     place = folder("runs") / config.key
+    if not weights and (found := stored(config)): return found
+    prepared(config.dataset, config.size, config.normalise)  # refuses what cannot be trained on before the run has a folder
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
         if not weights and (found := stored(config)): return found
@@ -210,7 +224,7 @@ def load_run(key: str):  # config, network in evaluation mode
     "A stored run by its key, with its weights"
     import safetensors.torch
     place = folder("runs") / key
-    if not (place / "weights.safetensors").is_file():
+    if not re.fullmatch("[0-9a-f]{16}", key) or not (place / "weights.safetensors").is_file():
         raise InputError(key, "there is no such run with weights in runs/", "train it: medseg train --data ID --model NAME")
     try:
         config = Config(**json.loads((place / "config.json").read_text()))
@@ -235,10 +249,18 @@ def _failed(config: Config, log: Path) -> MedsegError:
     return ResourceError(label(config), f"training failed ({last})", f"see {log}, mend the cause and call again; finished runs are kept")
 
 # %% ../nbs/35_training.ipynb #354abaf7
+def _setting(name: str, default: float, lowest: float) -> float:
+    "A number from the environment"
+    given = os.environ.get(name, default)
+    try: value = float(given)
+    except ValueError: value = float("nan")
+    if not value >= lowest: raise InputError(name, f"is {given}", f"set it to a number from {lowest:g} on, or leave it out")
+    return value
+
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     "Train the runs that are not stored, and yield each as it finishes"
     todo, running = [c for c in dict.fromkeys(configs) if not stored(c)], {}
-    workers, deadline = int(os.environ.get("MEDSEG_WORKERS", min(2, os.cpu_count()))), float(os.environ.get("MEDSEG_DEADLINE", "inf"))
+    workers, deadline = _setting("MEDSEG_WORKERS", min(2, os.cpu_count()), 1), _setting("MEDSEG_DEADLINE", float("inf"), 0)
     try:
         while todo or running:
             late = time.time() > deadline
