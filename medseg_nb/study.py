@@ -214,8 +214,9 @@ def environment(**variables: str | None) -> Iterator[None]:
 # %% ../nbs/03_study.ipynb #e879e740
 def _memory(process) -> int:
     import psutil
-    total = 0
-    for p in [process, *process.children(recursive=True)]:
+    total, family = 0, [process]
+    with contextlib.suppress(psutil.Error): family += process.children(recursive=True)  # it may be gone by now
+    for p in family:
         with contextlib.suppress(psutil.Error): total += p.memory_info().rss
     return total
 

@@ -83,7 +83,30 @@ STUDIES = {
     "unknown parameter": (study("sections: [{section: a, parameters: {smoke: {sed: 2}}}]"), "sed", "parameter"),
     "no study.yaml": (lambda p: (p.root / "nbs" / "study.yaml").unlink(), "study.yaml", "does not exist"),
     "broken notebook": (lambda p: p.notebook("b").write_text("{"), "20_b.ipynb", "is not a notebook"),
+    "notebook without cells": (lambda p: p.notebook("b").write_text("{}"), "20_b.ipynb", "is not a notebook"),
+    "budget in words": (study("sections: [{section: a, budget: {smoke: {minutes: ten}}}]"), "study.yaml", "budget"),
+    "parameters as a list": (study("sections: [{section: a, parameters: [seed]}]"), "study.yaml", "parameters"),
+    "upstream as a word": (study("sections: [{section: a}, {section: b, upstream: a}]"), "study.yaml", "upstream"),
 }
+
+
+# A plug-in, spoilt. name: (its code, file or name in the line, words of the fault)
+
+NET = "from torch import nn\nfrom medseg_nb.keys import register\n@register('{name}')\nclass Mine(nn.Module):\n    def __init__(self, channels, classes, width):\n        super().__init__()\n        self.layer = nn.Conv2d(channels, {classes}, 1)\n    def forward(self, x): return self.layer(x)\n"
+PLUGINS = {
+    "syntax error": ("class Mine(", "mine.py", "cannot be read as Python (line 1"), "missing import": ("import nosuch\n" + NET.format(name="mine", classes="classes"), "mine.py", "nosuch"),
+    "name of the kit": (NET.format(name="unet", classes="classes"), "unet", "own.mine"), "too many classes": (NET.format(name="mine", classes="classes + 1"), "mine", "answers with (2, 3"),
+    "name twice": (NET.format(name="mine", classes="classes") + NET.format(name="mine", classes="classes").replace("Mine", "Other"), "mine.py", "registers mine twice"),
+    "name computed": (NET.format(name="mine", classes="classes").replace("'mine'", "'mi' + 'ne'"), "mine.py", "plain name"),
+}
+
+
+def plugin(code: str):
+    def put(p: Project) -> None:
+        add_tiny(p)
+        (p.root / "own").mkdir(exist_ok=True)
+        (p.root / "own" / "mine.py").write_text(code)
+    return put
 
 
 # Label maps, spoilt
@@ -137,6 +160,7 @@ SCORE = "evaluate masks truth --out scores.csv"
 CALLS = {f"data verify: {k}": Call("data verify tiny", s, f, prepare=tiny(g)) for k, (g, s, f) in SETS.items()}
 CALLS |= {f"train: {k}": Call("train --data tiny --model cnn", s, f, prepare=tiny(g)) for k, (g, s, f) in TRAINED.items()}
 CALLS |= {f"paper: {k}": Call("paper", s, f, prepare=g) for k, (g, s, f) in STUDIES.items()}
+CALLS |= {f"train: plug-in with {k}": Call("train --data tiny --model mine --profile own", s, f, prepare=plugin(g)) for k, (g, s, f) in PLUGINS.items()}
 CALLS |= {f"evaluate: {k}": Call(SCORE, s, f, prepare=maps(g)) for k, (g, s, f) in MAPS.items()}
 CALLS |= {f"evaluate --spacing {v!r}": Call([*SCORE.split(), "--spacing", v], "--spacing", prepare=label_maps) for v in ("1,one", "0,1", "nan,1", "")}
 CALLS |= {f"evaluate --out {v}": Call(f"evaluate masks truth --out {v}", v.split("/")[0], "cannot be written", prepare=maps(wall)) for v in ("wall/scores.csv", "truth")}
@@ -149,8 +173,8 @@ CALLS |= {"run a --profile own --data nosuch": Call("run a --profile own --data 
 
 
 def results(project: Project) -> dict:
-    "Without locks, drawn phantoms and prepared arrays, which are no results"
-    return {k: v for k, v in project.files(".").items() if not k.startswith(("cache/", "runs/prepared/")) and not k.endswith("lock")}
+    "Without locks, drawn phantoms, prepared arrays and compiled plug-ins, which are no results"
+    return {k: v for k, v in project.files(".").items() if not k.startswith(("cache/", "runs/prepared/", "own/__pycache__/")) and not k.endswith("lock")}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -178,10 +202,10 @@ def test_whole_set_passes(tiny_data):
     assert done.returncode == 0 and "6 cases" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["train"], ["paper", "--nosuch"], ["run", "a", "--limit", "soon"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["data"], ["nosuch"], ["train"], ["paper", "--nosuch"], ["run", "a", "--limit", "soon"], ["run", "a", "--data", "tiny"]], ids=" ".join)
 def test_bad_call(fresh, words):
     done = fresh.call(*words)
-    assert done.returncode == 2 and done.stderr and "Traceback" not in done.stderr and not done.stdout and not fresh.files()
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout and not fresh.files()
 
 
 def test_section_refuses_a_spoilt_set(tiny_data):
