@@ -132,15 +132,16 @@ def data_fetch(id: str):
 
 @data_app.command("verify", epilog="Example: medseg data verify lgg_kaggle3m")
 def data_verify(id: str):
-    "Hold every file of a data set against its manifest, and read every case."
+    "Hold every file of a data set against its manifest, read every case, and compare with what was read when its split was frozen."
     from medseg_nb.core import progress
     from medseg_nb.data import cases, verify
     from medseg_nb.images import check_pair
-    from medseg_nb.splits import split
+    from medseg_nb.splits import check_content, split
     files, found = verify(id), cases(id)
     split(id)
     for c in progress(found, f"read {id}"):
         if c.images: check_pair(c.image(), c.semantic().shape, str(c.mask_path))
+    check_content(id)
     print(f"{id}: {files} files and {len(found)} cases are as the manifest says")
 
 # %% ../nbs/99_cli.ipynb #5eadc4e6
