@@ -12,9 +12,10 @@ __all__ = ['EDGES', 'CALIBRATION', 'INSTANCES', 'LARGE', 'Pair', 'blobs', 'mask_
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -233,9 +234,9 @@ p, t = (sum(((x - c) / 200)**2 for x in g) < 1 for c in (250, 256))
 row = score(p.view(np.uint8), t.view(np.uint8), dict(all=[1]), (1., 1., 1.))[0]
 print(row["dice"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"""
 
-def bench() -> Iterator[dict]:
-    "Processor time of each task, here and by each tool that can be imported"
-    for task in tasks():
+def bench(more: Iterable[Task] = ()) -> Iterator[dict]:
+    "Processor time of each task, here and by each tool that can be imported; `more` are tasks of later modules"
+    for task in chain(tasks(), more):
         mine, values = cpu_time(task.ours)
         for peer, call in task.peers.items():
             row = dict(task=task.name, ms=mine, peer=peer)
@@ -243,10 +244,10 @@ def bench() -> Iterator[dict]:
             theirs, other = cpu_time(call, 2)
             yield row | dict(peer_ms=theirs, ratio=theirs / mine, difference=float(np.nanmax(np.abs(values - other))))
 
-def benchmark_metrics() -> list[dict]:
+def benchmark_metrics(more: Iterable[Task] = ()) -> list[dict]:
     "Print what `medseg bench metrics` prints"
     rows = []
-    for r in bench():
+    for r in bench(more):
         beside = f"{r['peer']} is not installed here"
         if "ratio" in r: beside = f"{r['peer']} {r['peer_ms']:8.0f} ms, {r['ratio']:6.1f} times, apart by at most {r['difference']:.1g}"
         print(f"{r['task']:56} {r['ms']:8.1f} ms   {beside}", flush=True)

@@ -196,7 +196,7 @@ def read_yaml(path: Path) -> dict:
     try: content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError: raise InputError(str(path), "does not exist", "check the name") from None
     except UnicodeDecodeError: raise InputError(str(path), "is not UTF-8 text", "save it as UTF-8") from None
-    except (yaml.YAMLError, ValueError) as e:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as e:  # what odd tags and deep nesting raise
         line = f" in line {e.problem_mark.line + 1}" if getattr(e, "problem_mark", None) else ""
         raise InputError(str(path), f"is not valid YAML{line} ({getattr(e, 'problem', None) or e})", "mend that line") from None
     if not isinstance(content, dict): raise InputError(str(path), "holds no mapping", "write `key: value` lines")

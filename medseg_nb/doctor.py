@@ -13,7 +13,7 @@ import shutil
 
 from packaging.requirements import Requirement
 
-from .core import data_folders, folder, machine_class, manifest_folders, root
+from .core import InputError, data_folders, folder, machine_class, manifest_folders, root
 
 # %% ../nbs/05_doctor.ipynb #d3d0de4f
 def _installed(name: str) -> str | None:
@@ -30,6 +30,7 @@ def unlocked() -> list[str]:
 # %% ../nbs/05_doctor.ipynb #b965299f
 def examine() -> list[dict]:  # what, found, ok
     "What matters for running the study"
+    if not root().is_dir(): raise InputError(str(root()), "is no folder", "let MEDSEG_ROOT name the folder of the project")
     free = shutil.disk_usage(root()).free / 2**30
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else float("nan")
     other = unlocked()

@@ -18,13 +18,14 @@ from .metrics import score
 from .report import to_csv
 
 # %% ../nbs/25_evaluate.ipynb #c45feeb2
-def stem(path: Path) -> str: return path.name.removesuffix(".gz").rpartition(".")[0]
+def stem(path: Path) -> str: return Path(path.name.removesuffix(".gz")).stem
 
 def by_stem(place: Path) -> dict[str, Path]:
     "Files of a folder (or one file) by name without ending"
     if not place.exists(): raise InputError(str(place), "does not exist", "check the name")
     if not place.is_dir() and not place.is_file(): raise InputError(str(place), "is neither a file nor a folder", "check the name")
     files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file() and p.suffix != ".csv" and not p.name.startswith("."))
+    files = [p for p in files if p.suffix.lower() not in (".raw", ".zraw") or not p.with_suffix(".mhd").is_file()]  # the voxels beside their header
     twice = [s for s, n in Counter(map(stem, files)).items() if n > 1]
     if twice: raise InputError(str(place), f"two files are called {twice[0]}", "keep one of them")
     return {stem(p): p for p in files}
@@ -32,7 +33,7 @@ def by_stem(place: Path) -> dict[str, Path]:
 def parse_spacing(text: str | None) -> tuple[float, ...] | None:
     "Spacing from text such as 1,1,3"
     if text is None: return None
-    try: values = tuple(float(v) for v in text.split(","))
+    try: values = tuple(float(v) for v in text.split(",")) if "_" not in text else ()
     except ValueError: values = ()
     if not values or not all(v > 0 and np.isfinite(v) for v in values):
         raise InputError("--spacing", f"{text!r} is no list of positive numbers", "write for example 1,1,3")

@@ -10,7 +10,9 @@ __all__ = ['PIXELS', 'SUFFIXES', 'Image', 'suffix', 'read', 'Encoding', 'consens
 import contextlib
 import gzip
 import io
+import os
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from .core import InputError, MedsegError, write
+from .core import InputError, MedsegError, ResourceError, write
 
 # %% ../nbs/10_images.ipynb #03b6e7df
 @dataclass
@@ -50,7 +52,8 @@ def _decoding(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (MedsegError, MemoryError): raise
+    except MedsegError: raise
+    except MemoryError: raise ResourceError(str(path), "needs more memory than is free here", "use a larger machine, or cut it into parts") from None
     except Exception as e:
         if isinstance(e, OSError) and e.errno:
             raise InputError(str(path), f"cannot be read ({e.strerror})", "check the file's permissions") from e
@@ -94,19 +97,37 @@ def _finished(path: Path, image: Image) -> Image:
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         raise InputError(str(path), f"holds NaN or infinity in {finite.size - finite.sum()} of {finite.size} values",
                          "replace them before export")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and (top := np.abs(array).max()) > np.finfo(np.float32).max:
+        raise InputError(str(path), f"holds the value {top:g}, beyond 32-bit numbers", "mend it, or scale the values down")
+    if image.spacing and not all(0 < s < np.inf for s in image.spacing):
+        raise InputError(str(path), f"its spacing is {_plain(image.spacing)}", "write the true spacing into the header")
     array = array.astype(np.uint8) if array.dtype.kind == "b" else array
     image.array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return image
 
+def _plain(values) -> str: return ", ".join(f"{v:g}" for v in values)
+
 # %% ../nbs/10_images.ipynb #92e99eb1
 _FORMATS = ("PNG", "GIF", "TIFF", "JPEG", "BMP")
+_EXACT = ("raw", "packbits", "group3", "group4", "tiff_ccitt", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd", "tiff_raw_16")
+
+_HUSH = threading.Lock()
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    "Keep what libtiff prints about a damaged file out of standard error; the kit says it in one line"
+    with _HUSH, open(os.devnull, "w") as nothing:
+        kept = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try: yield
+        finally: os.dup2(kept, 2); os.close(kept)
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator:
     "A picture's header; Pillow raises above twice its limit"
     from PIL import Image as Picture
     Picture.MAX_IMAGE_PIXELS = PIXELS // 2
-    with _decoding(path), open(path, "rb") as file:
+    with open(path, "rb") as file, _hushed() if suffix(path) in (".tif", ".tiff") else contextlib.nullcontext():
         try: picture = Picture.open(file, formats=_FORMATS)
         except Picture.DecompressionBombError: raise InputError(str(path), *_too_large("too many")) from None
         yield picture
@@ -117,10 +138,22 @@ def _depth(path: Path, picture) -> int:  # bits of one channel
     return max(picture.tag_v2.get(258, (1,))) if picture.format == "TIFF" else 8
 
 def _check_tiff(path: Path, tags: dict, depth: int) -> None:
-    "Refuse what Pillow misreads: white as zero beyond 8 bits, signed 8 bits, unsigned 32 bits"
+    "Refuse what Pillow misreads: white as zero beyond 8 bits, signed 8 bits, unsigned 32 bits, compressed numbers in the other byte order"
+    kind = max(tags.get(339, (1,)))
     if depth > 8 and tags.get(262) == 0: raise InputError(str(path), "stores white as zero", "save it with black as zero")
-    if (depth, max(tags.get(339, (1,)))) in ((8, 2), (32, 1)):
+    if (depth, kind) in ((8, 2), (32, 1)):
         raise InputError(str(path), "holds signed 8-bit or unsigned 32-bit numbers", "save it as unsigned 8 or 16 bits")
+    if depth > 8 and kind > 1 and tags.prefix == b"MM" and tags.get(259, 1) != 1:
+        raise InputError(str(path), "holds compressed signed numbers or floats, high byte first", "save it uncompressed, or low byte first")
+
+def _check_bands(path: Path, picture) -> None:
+    "Refuse what Pillow drops or mixes up: a channel more than it knows, and two colours in more than one bit"
+    known = len(picture.getbands())
+    if picture.format == "TIFF" and (found := picture.tag_v2.get(277, 1)) > known:
+        raise InputError(str(path), f"has {found} channels, of which only {known} would be read", "save it as grey or RGB")
+    if picture.format == "BMP" and picture.mode == "1":
+        with open(path, "rb") as file: bits = int.from_bytes(file.read(30)[28:], "little")
+        if bits > 1: raise InputError(str(path), f"stores two colours in {bits} bits", "save it as PNG")
 
 def _see_through(picture) -> bool:
     "Whether any pixel is not fully opaque"
@@ -131,6 +164,7 @@ def _see_through(picture) -> bool:
 def _deep_colour(path: Path, shallow: np.ndarray) -> np.ndarray:
     "Sixteen bits a colour, which Pillow cuts to eight; its reading must be the upper half of ours"
     import SimpleITK as sitk
+    sitk.ProcessObject.GlobalWarningDisplayOff()
     deep = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     if deep.shape[-1] == 4 and deep[..., 3].min() < 65535: raise _alpha(path)
     if deep.dtype != np.uint16 or deep[..., :3].shape != shallow.shape or (deep[..., :3] >> 8 != shallow).any():
@@ -147,6 +181,7 @@ def _pixels(path: Path, picture, stored: bool) -> np.ndarray:
     if mode not in ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "F") and not mode.startswith("I"):
         raise InputError(str(path), f"its colours are stored as {mode}", "save it as grey or RGB")
     if picture.format == "TIFF": _check_tiff(path, picture.tag_v2, depth)
+    _check_bands(path, picture)
     picture.load()  # turns a TIFF by itself; its tag must be read afterwards
     picture = ImageOps.exif_transpose(picture)
     if mode == "P" and stored: return np.asarray(picture)
@@ -164,7 +199,7 @@ def _read_picture(path: Path, stored: bool) -> Image:
     with _opened(path) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1: raise InputError(str(path), f"holds {frames} pictures", "save each as a file of its own, or all as one NIfTI volume")
-        lossy = picture.format == "JPEG" or picture.info.get("compression") == "jpeg"
+        lossy = picture.format == "JPEG" or picture.format == "TIFF" and picture.info.get("compression") not in _EXACT
         array = _pixels(path, picture, stored)
     return Image(array, None, channels=array.shape[2] if array.ndim == 3 else 0, lossy=lossy)
 
@@ -179,7 +214,7 @@ def _array_shape(file) -> tuple[int, ...]:
 
 def _read_array(path: Path, stored: bool) -> Image:
     import zipfile
-    with _decoding(path), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         source = path
         if path.suffix.lower() == ".npz":
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -203,7 +238,7 @@ def _nifti_header(path: Path, start: bytes):
     _check_bytes(path, len(start), 348)
     kind = nib.Nifti2Header if 540 in (int.from_bytes(start[:4], order) for order in ("little", "big")) else nib.Nifti1Header
     header = kind(start[:kind.template_dtype.itemsize], check=False)
-    if not bytes(header["magic"].item()).startswith(b"n+"):
+    if not bytes(header["magic"].item()).startswith(b"n+") or header["sizeof_hdr"] not in (348, 540):
         raise InputError(str(path), "is no single-file NIfTI", "save header and voxels in one .nii.gz")
     return header
 
@@ -220,6 +255,8 @@ def _nifti_affine(path: Path, header) -> np.ndarray:
     size = header["pixdim"][1:4][:max(int(header["dim"][0]), 1)]
     if not np.isfinite(size).all() or (size <= 0).any():
         raise InputError(str(path), f"its spacing is {_plain(size)} (zero, negative or no number)", "write the true spacing into pixdim")
+    if not all(0 <= header[f"{n}form_code"] <= 5 for n in "sq"):
+        raise InputError(str(path), "its sform_code or qform_code is none of NIfTI's", "write the affine with its code")
     forms = {n: get() for n, get in (("sform", header.get_sform), ("qform", header.get_qform)) if header[f"{n}_code"] > 0}
     if not forms:
         raise InputError(str(path), "has neither sform nor qform, so its orientation is unknown", "write the affine with its code")
@@ -234,13 +271,11 @@ def _nifti_affine(path: Path, header) -> np.ndarray:
     if header.get_xyzt_units()[0] not in ("mm", "unknown"): raise InputError(str(path), "its unit of length is not mm", "convert it to mm")
     return affine
 
-def _plain(values) -> str: return ", ".join(f"{v:g}" for v in values)
-
 # %% ../nbs/10_images.ipynb #0d35bf19
 def _read_nifti(path: Path, stored: bool) -> Image:
     import nibabel as nib
     opener = gzip.open if path.name.lower().endswith(".gz") else open
-    with _decoding(path), opener(path, "rb") as file:
+    with opener(path, "rb") as file:
         start = file.read(540)
         header = _nifti_header(path, start)
         shape = _nifti_shape(path, header)
@@ -248,19 +283,20 @@ def _read_nifti(path: Path, stored: bool) -> Image:
         needed = int(header["vox_offset"]) + prod(shape) * int(header["bitpix"]) // 8
         data = start + file.read(max(needed - len(start), 0) + 2 ** 20)
         _check_bytes(path, len(data), needed)
-        image = (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image).from_bytes(data)
+        with nib.imageglobals.LoggingOutputSuppressor():  # what it mends and tells was judged above
+            image = (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image).from_bytes(data)
         array = np.asanyarray(image.dataobj).reshape(shape, order="F")
         if array.dtype == np.float64 and header["bitpix"] <= 16: array = array.astype(np.float32)  # scaled from at most 16 bits
     return Image(array, _spacing(path, affine), affine, channels=shape[3] if len(shape) == 4 else 0)
 
 # %% ../nbs/10_images.ipynb #020c6abe
-def _itk_header(path: Path) -> tuple[dict[str, str], bytes]:
+def _text_header(path: Path) -> tuple[dict[str, str], bytes]:
     "Fields of a NRRD or MetaImage header (names in lower case), and the bytes that belong to it"
     data, nrrd = path.read_bytes(), path.suffix.lower() == ".nrrd"
     end = re.search(rb"\r?\n\r?\n" if nrrd else rb"ElementDataFile *= *[^\n]*\n?", data)
-    if not end: raise InputError(str(path), "its header is cut short", _AGAIN)
-    lines = [line.partition(":" if nrrd else "=") for line in data[:end.end()].decode("latin-1").splitlines()]
-    fields = {name.strip().lower(): value.strip() for name, _, value in lines}
+    if not end or nrrd and not data.startswith(b"NRRD"): raise InputError(str(path), "its header is cut short", _AGAIN)
+    lines = re.findall(r"(?m)^([^#:=\r\n]+): +(.*?)\r?$" if nrrd else r"(?m)^([^=\r\n]+)=(.*?)\r?$", data[:end.end()].decode("latin-1"))
+    fields = {name.strip().lower(): value.strip() for name, value in lines}
     name = fields.get("data file", fields.get("datafile", "LOCAL")) if nrrd else fields["elementdatafile"]
     if name == "LOCAL": return fields, data[end.end():]
     if nrrd or Path(name).name != name or name == "LIST" or "%" in name:
@@ -269,57 +305,137 @@ def _itk_header(path: Path) -> tuple[dict[str, str], bytes]:
         raise InputError(str(path), f"its voxels should be in {name}, which does not exist", "copy both files together")
     return fields, (path.parent / name).read_bytes()
 
-def _check_voxels(path: Path, fields: dict[str, str], data: bytes, needed: int) -> None:
-    "Compare the bytes that are there with those that the header asks for"
-    way = fields.get("encoding", "gzip" if fields.get("compresseddata", "").lower() == "true" else "raw").lower()
-    if way not in ("raw", "gzip", "gz") or fields.get("binarydata", "true").lower() == "false":
-        raise InputError(str(path), f"its voxels are encoded as {way if way != 'raw' else 'text'}", "save it raw or with gzip")
-    if way == "raw": return _check_bytes(path, len(data), needed)
-    if "compresseddata" in fields and fields.get("compresseddatasize") != str(len(data)):  # SimpleITK then returns wrong numbers
-        raise InputError(str(path), f"has {len(data)} compressed bytes, its header says {fields.get('compresseddatasize', 'nothing')}",
-                         "save it again")
+def _numbers(path: Path, name: str, text: str, n: int) -> np.ndarray:
+    "The `n` numbers of a field"
+    try: values = np.array(re.sub(r"[(),\s]+", " ", text).split(), float)
+    except ValueError: values = ()
+    if len(values) != n: raise InputError(str(path), f"its {name} is {text} and not {n} numbers", "mend the header")
+    return values
+
+def _counts(path: Path, name: str, text: str, n: int) -> list[int]:
+    values = _numbers(path, name, text, n)
+    if not (np.abs(values) < 2 ** 40).all() or (values != np.rint(values)).any():
+        raise InputError(str(path), f"its {name} is {text} and not {n} whole numbers", "mend the header")
+    return [int(v) for v in values]
+
+# %% ../nbs/10_images.ipynb #cf96abcf
+_TYPES = {"i1": "signed char, int8, met_char", "u1": "uchar, unsigned char, uint8, met_uchar",
+          "i2": "short, short int, signed short, signed short int, int16, met_short",
+          "u2": "ushort, unsigned short, unsigned short int, uint16, met_ushort", "i4": "int, signed int, int32, met_int, met_long",
+          "u4": "uint, unsigned int, uint32, met_uint, met_ulong",
+          "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, met_long_long",
+          "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, met_ulong_long", "f4": "float, met_float", "f8": "double, met_double"}
+_CODES = {name: code for code, names in _TYPES.items() for name in names.split(", ")}
+
+def _type(path: Path, name: str, big: str | None) -> np.dtype:
+    code = _CODES.get(name.lower().removesuffix("_t"))
+    if code is None: raise InputError(str(path), f"its voxels are of type {name}", "save it as integers or floats")
+    if big is None and code[1] != "1": raise InputError(str(path), "does not say which byte of a number comes first", "save it again")
+    return np.dtype((">" if big else "<") + code)
+
+def _voxels(path: Path, data: bytes, packed: bool, skip: int, needed: int) -> bytes:
+    "The bytes of the voxels; `skip` bytes before them are passed over, at -1 all but the last"
+    if not packed:
+        _check_bytes(path, len(data) - max(skip, 0), needed)
+        return data[len(data) - needed if skip < 0 else skip:][:needed]
     unpack = zlib.decompressobj(wbits=47)  # zlib or gzip
-    found = len(unpack.decompress(data, needed + 1))
-    _check_bytes(path, found, needed)
-    if not unpack.eof: raise InputError(str(path), "is cut short or longer than its header says", _AGAIN)
+    found = unpack.decompress(data, needed + 1)
+    _check_bytes(path, len(found), needed)
+    if not unpack.eof or skip: raise InputError(str(path), "is cut short or longer than its header says", _AGAIN)
+    return found
 
 # %% ../nbs/10_images.ipynb #4854ea08
-_SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")  # those that ITK heeds
 _FLIP = np.diag([-1., -1., 1., 1.])  # LPS to RAS, and back
+_SPACES = {"left-posterior-superior": (-1, -1, 1), "right-anterior-superior": (1, 1, 1), "left-anterior-superior": (-1, 1, 1)}
+_SPACES |= {"".join(word[0] for word in name.split("-")): signs for name, signs in _SPACES.items()}
 
-def _itk_affine(image) -> np.ndarray:
+def _laid_out(path: Path,
+              flat: np.ndarray,                      # numbers in the order of the file
+              sizes: list[int],                      # of all axes, the fastest first
+              channel: int | None,                   # the axis that holds channels
+              spacing: np.ndarray | None,            # mm, one number a spatial axis
+              affine: np.ndarray | None,             # to RAS+ mm
+             ) -> Image:
+    "An image in the kit's form"
+    if spacing is not None and not (spacing > 0).all():
+        raise InputError(str(path), f"its spacing is {_plain(spacing)}", "write the true spacing into the header")
+    array = flat.reshape(sizes[::-1]).T
+    if channel is not None: array = np.moveaxis(array, channel, -1)
+    channels, axes = (sizes[channel], len(sizes) - 1) if channel is not None else (0, len(sizes))
+    if axes == 2: return Image(array.swapaxes(0, 1), None if spacing is None else tuple(map(float, spacing[::-1])), channels=channels)
+    if affine is not None: return Image(array, _spacing(path, affine), affine, channels)
+    return Image(array, None if spacing is None else tuple(map(float, spacing)), channels=channels)
+
+def _check_axes(path: Path, sizes: list[int], channel: int | None) -> None:
+    _check_size(path, tuple(sizes))
+    axes = len(sizes) - (channel is not None)
+    if not 2 <= axes <= 3: raise InputError(str(path), f"has {axes} axes", "save one image or volume in a file")
+
+# %% ../nbs/10_images.ipynb #bed58c38
+def _read_nrrd(path: Path, stored: bool) -> Image:
+    fields, data = _text_header(path)
+    n, = _counts(path, "dimension", fields["dimension"], 1)
+    sizes = _counts(path, "sizes", fields["sizes"], n)
+    steps = re.findall(r"none|\([^)]*\)", fields.get("space directions", "").lower())
+    kinds = fields.get("kinds", "domain " * n).lower().split()
+    apart = {k for k, kind in enumerate(kinds) if kind not in ("domain", "space", "none", "???")} | {k for k, s in enumerate(steps) if s == "none"}
+    if len(apart) > 1 or len(kinds) != n or "complex" in kinds:
+        raise InputError(str(path), f"its axes are of the kinds {', '.join(kinds)}", "save one volume in a file")
+    channel = min(apart, default=None)
+    _check_axes(path, sizes, channel)
+    big = dict(little=False, big=True).get(fields.get("endian", "").lower())
+    dtype, way = _type(path, fields["type"], big), fields["encoding"].lower()
+    if way not in ("raw", "gzip", "gz"): raise InputError(str(path), f"its voxels are encoded as {way}", "save it raw or with gzip")
+    for _ in range(_counts(path, "line skip", fields.get("line skip", fields.get("lineskip", "0")), 1)[0]): data = data.partition(b"\n")[2]
+    skip, = _counts(path, "byte skip", fields.get("byte skip", fields.get("byteskip", "0")), 1)
+    flat = np.frombuffer(_voxels(path, data, way != "raw", skip, prod(sizes) * dtype.itemsize), dtype)
+    return _laid_out(path, flat, sizes, channel, *_nrrd_grid(path, fields, [s for s in steps if s != "none"], n, channel))
+
+def _nrrd_grid(path: Path, fields: dict[str, str], steps: list[str], n: int, channel: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    "Spacing and affine, where the header tells them"
+    axes = n - (channel is not None)
+    if "spacings" in fields:
+        told = _numbers(path, "spacings", fields["spacings"], n)
+        return (told if channel is None else np.delete(told, channel)), None
+    if not steps: return None, None
+    across = np.array([_numbers(path, "space directions", s, axes) for s in steps])
+    if len(across) != axes: raise InputError(str(path), f"has {len(across)} space directions for {axes} axes", "mend the header")
+    spacing, signs = np.linalg.norm(across, axis=1), _SPACES.get(fields.get("space", "").lower())
+    if axes != 3 or signs is None: return spacing, None
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return _FLIP @ affine
-
-def _read_itk(path: Path, stored: bool) -> Image:
-    import SimpleITK as sitk
-    with _decoding(path):
-        fields, data = _itk_header(path)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path)); reader.ReadImageInformation()
-        size, parts = reader.GetSize(), reader.GetNumberOfComponents()
-        _check_size(path, (*size, parts))
-        if len(size) > 3: raise InputError(str(path), f"has {len(size)} axes", "save one volume in a file")
-        pixel = sitk.Image([1] * len(size), reader.GetPixelID(), parts if parts > 1 else 0)
-        _check_voxels(path, fields, data, prod(size) * parts * pixel.GetSizeOfPixelComponent())
-        image = reader.Execute()
-        array = sitk.GetArrayFromImage(image)
-    return _from_itk(path, fields, image, array, parts if parts > 1 else 0)
+    affine[:3, :3], affine[:3, 3] = across.T, _numbers(path, "space origin", fields.get("space origin", "0 0 0"), 3)
+    return spacing, np.diag([*signs, 1.]) @ affine
 
 # %% ../nbs/10_images.ipynb #52a138f2
-def _from_itk(path: Path, fields: dict[str, str], image, array: np.ndarray, channels: int) -> Image:
-    known = {"elementspacing", "elementsize", "spacings", "space directions"} & set(fields)
-    spacing = tuple(float(s) for s in image.GetSpacing()) if known else None
-    written = re.findall(r"[-+]?\.?\d[-+.\de]*", " ".join(fields[k] for k in known - {"space directions"}))
-    if any(not float(n) > 0 for n in written):
-        raise InputError(str(path), f"its spacing is {', '.join(written)}", "write the true spacing into the header")
-    if image.GetDimension() == 2: return Image(array, spacing and spacing[::-1], channels=channels)
-    array = array.transpose(2, 1, 0, *range(3, array.ndim))
-    placed = spacing and ({"transformmatrix", "orientation", "rotation"} & set(fields) or fields.get("space", "").lower() in _SPACES)
-    affine = _itk_affine(image) if placed else None
-    return Image(array, spacing if affine is None else _spacing(path, affine), affine, channels=channels)
+def _read_meta(path: Path, stored: bool) -> Image:
+    fields, data = _text_header(path)
+    def yes(*names): return any(fields.get(n, "").lower() == "true" for n in names)
+    n, = _counts(path, "NDims", fields["ndims"], 1)
+    parts, = _counts(path, "ElementNumberOfChannels", fields.get("elementnumberofchannels", "1"), 1)
+    sizes, channel = _counts(path, "DimSize", fields["dimsize"], n), None
+    if parts != 1: sizes, channel = [parts, *sizes], 0
+    _check_axes(path, sizes, channel)
+    if fields.get("binarydata", "true").lower() == "false": raise InputError(str(path), "its voxels are encoded as text", "save it raw or compressed")
+    if {fields.get("elementtointensityfunctionslope", "1"), fields.get("elementtointensityfunctionoffset", "0")} - {"1", "0"}:
+        raise InputError(str(path), "scales its numbers, which readers pass over", "save the scaled numbers")
+    dtype = _type(path, fields["elementtype"], yes("binarydatabyteordermsb", "elementbyteordermsb"))
+    packed, skip = yes("compresseddata"), _counts(path, "HeaderSize", fields.get("headersize", "0"), 1)[0]
+    if packed and fields.get("compresseddatasize") != str(len(data)):  # others then return wrong numbers
+        raise InputError(str(path), f"has {len(data)} compressed bytes, its header says {fields.get('compresseddatasize', 'nothing')}", "save it again")
+    flat = np.frombuffer(_voxels(path, data, packed, skip, prod(sizes) * dtype.itemsize), dtype)
+    return _laid_out(path, flat, sizes, channel, *_meta_grid(path, fields, n))
+
+def _meta_grid(path: Path, fields: dict[str, str], n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    "Spacing and affine, where the header tells them"
+    def told(*names): return next(((name, fields[name]) for name in names if name in fields), None)
+    steps, turn, place = told("elementspacing", "elementsize"), told("transformmatrix", "orientation", "rotation"), told("offset", "position", "origin")
+    if steps is None: return None, None
+    spacing = _numbers(path, *steps, n)
+    if turn is None or n != 3: return spacing, None
+    affine = np.eye(4)
+    affine[:3, :3] = (_numbers(path, *turn, 9).reshape(3, 3) * spacing[:, None]).T  # a row is the direction of an axis
+    affine[:3, 3] = _numbers(path, *place, 3) if place else 0
+    return spacing, _FLIP @ affine
 
 # %% ../nbs/10_images.ipynb #c38a359f
 def _dicom(path: Path):
@@ -334,7 +450,14 @@ def _dicom(path: Path):
     if int(slice_.get("NumberOfFrames") or 1) > 1:
         raise InputError(str(path), "holds several frames", "convert it to NIfTI, or export single frames")
     _check_size(path, (_tag(path, slice_, "Rows"), _tag(path, slice_, "Columns")))
+    if (high := slice_.get("HighBit")) != (bits := slice_.get("BitsStored")) - 1:  # decoders take the lowest bits in any case
+        raise InputError(str(path), f"keeps its {bits} bits up to bit {high}, not in the lowest", "export it again in the usual layout")
     return slice_
+
+def _is_lossy(slice_) -> bool:
+    from pydicom import uid
+    changed = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
+    return slice_.get("LossyImageCompression") == "01" or slice_.file_meta.TransferSyntaxUID in changed
 
 def _tag(path: Path, slice_, name: str):
     if slice_.get(name) is None: raise InputError(str(path), f"has no {name}", "export the original image, with its geometry")
@@ -363,7 +486,8 @@ def _dicom_pixels(path: Path, slice_) -> np.ndarray:  # (row, column[, channel])
         if {"ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"}.isdisjoint(slice_.dir()): return raw
         values = apply_modality_lut(raw, slice_)
         whole = values.dtype.kind == "f" and (values == np.rint(values)).all() and float(slice_.get("RescaleSlope", 1)).is_integer()
-        return values.astype(np.int32) if whole else values.astype(np.float32) if values.dtype.kind == "f" else values
+        if whole: return values.astype(np.int32 if np.abs(values).max() < 2 ** 31 else np.float64)
+        return values.astype(np.float32) if values.dtype.kind == "f" else values
 
 def _dicom_spacing(path: Path, slice_) -> tuple[float, float]:  # between rows, between columns
     rows, columns = (float(s) for s in _tag(path, slice_, "PixelSpacing"))
@@ -375,7 +499,7 @@ def _read_dicom(path: Path, stored: bool) -> Image:
     slice_ = _dicom(path)
     array = _dicom_pixels(path, slice_)
     spacing = _dicom_spacing(path, slice_) if slice_.get("PixelSpacing") else None
-    return Image(array, spacing, channels=array.shape[2] if array.ndim == 3 else 0, lossy=slice_.get("LossyImageCompression") == "01")
+    return Image(array, spacing, channels=array.shape[2] if array.ndim == 3 else 0, lossy=_is_lossy(slice_))
 
 # %% ../nbs/10_images.ipynb #572e29f3
 def _series(folder: Path) -> list[tuple[Path, object]]:
@@ -390,6 +514,8 @@ def _series(folder: Path) -> list[tuple[Path, object]]:
     if len(set(uids)) > 1:
         found = ", ".join(f"{u} ({uids.count(u)} files)" for u in sorted(set(uids)))
         raise InputError(str(folder), f"holds several series: {found}", "put each series into a folder of its own")
+    if len({str(s.get("PatientID", "")) for _, s in slices}) > 1:
+        raise InputError(str(folder), "holds slices of several patients", "put each patient into a folder of its own")
     for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         first = np.array(_tag(*slices[0], name), float)
         for path, slice_ in slices:
@@ -426,13 +552,13 @@ def _read_series(folder: Path) -> Image:
     slices, affine = _sorted_series(folder, _series(folder))
     planes = [_dicom_pixels(*s) for s in slices]
     array = np.stack(planes, axis=2).swapaxes(0, 1)  # (row, column, k) to (i, j, k): i runs along a row
-    lossy = any(s.get("LossyImageCompression") == "01" for _, s in slices)
-    return Image(array, _spacing(folder, affine), affine, channels=array.shape[3] if array.ndim == 4 else 0, lossy=lossy)
+    channels = array.shape[3] if array.ndim == 4 else 0
+    return Image(array, _spacing(folder, affine), affine, channels, any(_is_lossy(s) for _, s in slices))
 
 # %% ../nbs/10_images.ipynb #ef2c7d17
 _READERS: dict[str, Callable[[Path, bool], Image]] = {
     **dict.fromkeys((".png", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"), _read_picture), ".npy": _read_array, ".npz": _read_array,
-    ".nii": _read_nifti, ".nii.gz": _read_nifti, ".nrrd": _read_itk, ".mhd": _read_itk, ".mha": _read_itk, ".dcm": _read_dicom}
+    ".nii": _read_nifti, ".nii.gz": _read_nifti, ".nrrd": _read_nrrd, ".mhd": _read_meta, ".mha": _read_meta, ".dcm": _read_dicom}
 
 SUFFIXES = tuple(_READERS)
 
@@ -443,11 +569,12 @@ def suffix(path: Path) -> str:
 
 def _read(path: Path, stored: bool = False) -> Image:
     path = Path(path)
-    if path.is_dir(): return _finished(path, _read_series(path))
-    if not path.is_file(): raise InputError(str(path), "does not exist", "check the name")
-    if suffix(path) not in _READERS: raise InputError(str(path), "is of no known format", f"save it as one of: {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0: raise InputError(str(path), "is empty (0 bytes)", _AGAIN)
-    return _finished(path, _READERS[suffix(path)](path, stored))
+    with _decoding(path):
+        if path.is_dir(): return _finished(path, _read_series(path))
+        if not path.is_file(): raise InputError(str(path), "does not exist", "check the name")
+        if suffix(path) not in _READERS: raise InputError(str(path), "is of no known format", f"save it as one of: {', '.join(SUFFIXES)}")
+        if path.stat().st_size == 0: raise InputError(str(path), "is empty (0 bytes)", _AGAIN)
+        return _finished(path, _READERS[suffix(path)](path, stored))
 
 def read(path: Path  # a file of a known format, or the folder of a DICOM series
         ) -> Image:
@@ -458,7 +585,7 @@ def read(path: Path  # a file of a known format, or the folder of a DICOM series
 class Encoding(BaseModel, extra="forbid", frozen=True):
     "How a mask file stores its labels"
     kind: Literal["labels", "threshold", "bits", "colours", "files"] = "labels"
-    threshold: float | None = None                             # threshold: greater values are label 1
+    threshold: float | None = Field(None, allow_inf_nan=False)  # threshold: greater values are label 1
     readers: int | None = Field(None, ge=1, le=32)             # bits: number of readers
     consensus: int | None = Field(None, ge=1)                  # bits: readers that must agree where one mask is wanted
     colours: dict[str, int] | None = Field(None, min_length=1) # colours: "#rrggbb" to label; all colours of the files, the background's too
@@ -501,6 +628,13 @@ def _from_bits(subject: str, array: np.ndarray, readers: int) -> np.ndarray:  # 
     if array.max() >= 2 ** readers:
         raise InputError(subject, f"holds {array.max()}, too great for the bits of {readers} readers", "mend `readers` or the file")
     return np.stack([(array >> k) & 1 for k in range(readers)]).astype(bool)
+
+def _above(subject: str, array: np.ndarray, threshold: float) -> np.ndarray:
+    "1 where the array is above a threshold that its type can lie on both sides of"
+    known = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
+    if known and not known.min <= threshold < known.max:
+        raise InputError(subject, f"holds {array.dtype} numbers, which never lie on both sides of the threshold {threshold:g}", "mend `threshold`")
+    return (array > threshold).astype(np.uint8)
 
 def consensus(readers: np.ndarray, # (readers, …) of bool
               at_least: int        # readers that must agree on a pixel
@@ -570,10 +704,11 @@ def read_mask(path: Path,                # of a file; for `files` of a folder
     subject, kind = str(path), encoding.kind
     mask = _from_files(Path(path)) if kind == "files" else _read(path, stored=kind in ("labels", "bits"))
     if mask.lossy and kind != "threshold": raise _lossy(subject)
+    if _READERS.get(suffix(path)) is _read_array and mask.array.ndim == 3 and not (image and image.shape == mask.shape): mask.channels = 0
     if image is not None: check_pair(image, mask.shape, subject, mask.affine)
     if kind == "colours": return _from_colours(subject, mask, encoding.colours)
     array = _one_channel(subject, mask)
-    if kind == "threshold": return (array > encoding.threshold).astype(np.uint8)
+    if kind == "threshold": return _above(subject, array, encoding.threshold)
     if kind in ("labels", "files"): return _whole(subject, array)
     return _from_bits(subject, array, encoding.readers)
 

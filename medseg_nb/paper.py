@@ -54,7 +54,7 @@ class Section:
     title: str
     question: str
     text: str                                       # Markdown with braces
-    state: str = "current"                          # current, stale, absent, not checkable here
+    state: str = "current"                          # current, stale, absent, not checkable here, does not fit
     results: dict = field(default_factory=dict)     # results.json; empty if absent
     provenance: dict = field(default_factory=dict)  # provenance.json
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def load(name: str,     # section
     "Read a section's prose and results"
     source, place = notebook(name), folder("reports") / profile / name
     section = Section(name, source.name, *prose(source), state)
-    if state == "absent" or (state == "not checkable here" and not (place / "results.json").exists()): return section
+    if state in ("absent", "does not fit") or (state == "not checkable here" and not (place / "results.json").exists()): return section
     section.results = _json(place / "results.json", f"run medseg run {name} --profile {profile}")
     if (other := section.results["profile"]) != profile:
         raise InputError(f"{profile}/{name}/results.json", f"results of profile {other}", f"run medseg paper --profile {profile}")

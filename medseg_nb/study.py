@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Name', 'Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
-           'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'status', 'normalised',
-           'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run', 'refresh',
-           'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen', 'run_all',
+           'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'unfit', 'status',
+           'normalised', 'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run',
+           'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen', 'run_all',
            'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
@@ -41,6 +41,7 @@ class Section(BaseModel, extra="forbid", frozen=True):
     budget: dict[Name, dict[Literal["minutes", "gib"], float]] = {}
     parameters: dict[Name, dict[str, Any]] = {}  # values that replace those of the parameters cell
     profiles: list[Name] = list(PROFILES)        # where it takes part
+    files: list[str] = []            # below nbs/: tables that its code reads
 
 # %% ../nbs/03_study.ipynb #2935ab2d
 def sections() -> dict[str, Section]:
@@ -107,6 +108,11 @@ def grid(section: str, given: dict) -> list:
     return import_module(module).grid(given["profile"], given["datasets"])
 
 # %% ../nbs/03_study.ipynb #501ba09b
+def _hash(file: str) -> str:
+    path = folder("nbs") / file
+    if path.is_file(): return sha256(path)
+    raise InputError(str(path), "does not exist", "mend `files` in study.yaml")
+
 def parts(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's result depends on, by kind"
     given, tree = parameters(section, profile, data), code(read_notebook(notebook(section)), notebook(section).name)
@@ -117,6 +123,7 @@ def parts(section: str, profile: str, data: str | None = None) -> dict:
                 runs=digest([c.key for c in runs]),
                 parameters=given,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
+                files={f: _hash(f) for f in sections()[section].files},
                 data={d: import_module("medseg_nb.data").data_key(d) for d in sets},
                 versions=reached.versions(),
                 precision=", ".join(sorted({c.precision for c in runs})) or "fp64",
@@ -157,12 +164,23 @@ def checkable(section: str, profile: str, data: str | None = None) -> bool:
     read = [results_folder(u, profile) / "results.json" for u in sections()[section].upstream]
     return all(p.exists() for p in read) and data_here(section, profile, data)
 
+# %% ../nbs/03_study.ipynb #4d15255e
+def unfit(section: str, profile: str, data: str | None = None) -> str:  # empty where it fits
+    "Why a user's data set has no place in a section"
+    given, module = parameters(section, profile, data).get("datasets", []), f"medseg_nb.{section}"
+    if profile != "own" or not data: return ""
+    read = next((u for u in sections()[section].upstream if unfit(u, profile, data)), None)
+    if read: return f"it reads {read}, which leaves {data} out"
+    if not given or not source(module).is_file() or "unfit" not in module_definitions(module).nodes: return ""
+    return next((why for d in given if (why := import_module(module).unfit(d))), "")
+
 # %% ../nbs/03_study.ipynb #a3eedfc3
 def status(profile: str, data: str | None = None) -> list[dict]:
-    "State of each section of a profile: current, stale, absent or not checkable here"
+    "State of each section of a profile: current, stale, absent, not checkable here or does not fit"
     rows = []
     for name, entry in sections().items():
         if profile not in entry.profiles: continue
+        if why := unfit(name, profile, data): rows.append(dict(section=name, profile=profile, state="does not fit", why=[why])); continue
         why = changes(name, profile, data)
         state = "current" if not why else "stale" if (results_folder(name, profile) / "results.json").exists() else "absent"
         if why and not checkable(name, profile, data): state = "not checkable here" if state == "stale" else "absent"
@@ -274,12 +292,13 @@ def record_of(section: str, profile: str, data: str | None = None) -> dict:
                 data={d: dict(hash=found["data"][d], synthetic=bool(m.get("synthetic"))) for d, m in manifests.items()})
 
 # %% ../nbs/03_study.ipynb #08cafbfd
-def run(section: str, profile: str, data: str | None = None) -> str:  # "current", "executed" or "not checkable here"
+def run(section: str, profile: str, data: str | None = None) -> str:  # "current", "executed", "not checkable here" or "does not fit"
     "Bring one section up to date"
     from filelock import FileLock
     lock = folder("runs") / "locks" / f"{profile}-{section}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
+        if unfit(section, profile, data): shutil.rmtree(results_folder(section, profile), ignore_errors=True); return "does not fit"
         if not changes(section, profile, data): refresh(section, profile); return "current"
         if not checkable(section, profile, data): return "not checkable here"
         reports = folder("reports") / profile
@@ -368,7 +387,8 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     if todo: print(f"{len(todo)} of {len(wanted)} sections to execute ({', '.join(todo)}); budget {minutes:g} minutes", file=sys.stderr)
     for name in wanted:
         start, state = time.monotonic(), run(name, profile, data)
-        print(f"{name} ({profile}): {state}" + (f", {time.monotonic() - start:.0f} s" if state == "executed" else ""), file=sys.stderr, flush=True)
+        told = f", {time.monotonic() - start:.0f} s" if state == "executed" else f": {unfit(name, profile, data)}" if state == "does not fit" else ""
+        print(f"{name} ({profile}): {state}{told}", file=sys.stderr, flush=True)
     build_record(profile)
     return {r["section"]: r["state"] for r in status(profile, data)}
 

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import traceback
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
@@ -225,6 +227,33 @@ def trained(tmp_path_factory) -> Project:
     assert done.returncode == 0, done.stderr
     project.key = done.stdout.strip()
     return project
+
+
+# Files that no library would write, or not so
+
+def png(depth: int, kind: int, rows: bytes, size: tuple[int, int], *chunks) -> bytes:
+    "A PNG of raw rows"
+    head = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0)
+    body = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in body)
+
+
+def dicom(pixels: np.ndarray, syntax: str = "", encoded: bytes | None = None, **tags) -> bytes:
+    "A DICOM file of one slice; with a transfer syntax compressed, by pydicom or by what is given as encoded"
+    import pydicom
+    d = pydicom.Dataset()
+    d.file_meta = pydicom.dataset.FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = pydicom.uid.CTImageStorage, "1.2.3.4", "1.2.3"
+    d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = *pixels.shape, 1, "MONOCHROME2"
+    d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
+    d.PixelSpacing, d.ImageOrientationPatient, d.ImagePositionPatient = [1.5, 2], [1, 0, 0, 0, 1, 0], [0, 0, 0]
+    d.RescaleSlope, d.RescaleIntercept, d.PixelData = 1, -1024, pixels.astype(np.uint16).tobytes()
+    for name, value in tags.items(): setattr(d, name, value)
+    if syntax and encoded is None: d.compress(syntax, generate_instance_uid=False)
+    elif syntax: d.file_meta.TransferSyntaxUID, d.PixelData = syntax, pydicom.encaps.encapsulate([encoded]); d["PixelData"].is_undefined_length = True
+    out = io.BytesIO(); d.save_as(out, enforce_file_format=True)
+    return out.getvalue()
 
 
 def refused(done: subprocess.CompletedProcess, subject: str, fault: str, code: int = 2) -> bool:

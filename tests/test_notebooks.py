@@ -288,11 +288,6 @@ def test_each_section_has_its_notebook():
     assert order and all(len(list(NBS.glob(f"[0-9][0-9]_{s}.ipynb"))) == 1 for s in order) and len(set(order)) == len(order)
 
 
-def test_ranks_are_distinct():
-    ranks = [p.stem[:2] for p in NBS.glob("*.ipynb")]
-    assert len(set(ranks)) == len(ranks)
-
-
 def test_code_loads_nothing_unsafe(): none([f"{p.name}: {f}" for p in CODE for f in nothing_unsafe(p)])
 def test_tests_skip_with_reasons(): none([f"{p.name}: {f}" for p in CODE for f in skips_have_reasons(p)])
 

@@ -8,9 +8,14 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
+from medseg_nb import leakage, preparation
 from medseg_nb.benchmark import comparisons_of, grid, scores_of
+from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
+from medseg_nb.datasets import agreement_of, copies_of, prevalence_of, sizes_of
+from medseg_nb.power import power_of, resampled_of
 from medseg_nb.report import cells, key
+from medseg_nb.statistics import ranks_of, stability_of, tests_of, variance_of
 
 TEXT = dict(case=str, patient=str, site=str)
 
@@ -75,11 +80,6 @@ def test_numbers_are_those_of_the_tables(reports):
 
 # Recomputed
 
-def prevalence(rows: pd.DataFrame) -> pd.DataFrame:
-    found = rows.groupby(["dataset", "label"], sort=False).share
-    return pd.DataFrame(dict(n=found.size(), mean=found.mean(), smallest=found.min(), largest=found.max(), empty=found.apply(lambda s: (s == 0).sum()))).reset_index()
-
-
 def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     "Otsu's better side and the mask that is foreground everywhere, with the section's own percentile bootstrap"
     found = []
@@ -96,10 +96,24 @@ def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
+    ("leakage", "leak"): leakage.leak_of,
+    ("leakage", "gain"): leakage.gain_of,
     ("benchmark", "scores"): scores_of,
+    ("claims", "verdicts"): counts_of,
+    ("claims", "judged"): judged_of,
     ("benchmark", "comparisons"): comparisons_of,
-    ("datasets", "prevalence"): prevalence,
+    ("datasets", "sizes"): sizes_of,
+    ("datasets", "prevalence"): prevalence_of,
+    ("datasets", "agreement"): agreement_of,
+    ("datasets", "copies"): copies_of,
     ("phantoms", "otsu"): thresholds,
+    **{("preparation", name): getattr(preparation, f"{name}_of") for name in ("spread", "resampling", "cropping", "denoising", "bias", "gains")},
+    ("statistics", "tests"): tests_of,
+    ("statistics", "ranks"): ranks_of,
+    ("statistics", "stability"): stability_of,
+    ("statistics", "variance"): variance_of,
+    ("power", "resampled"): resampled_of,
+    ("power", "power"): power_of,
 }
 
 
