@@ -155,7 +155,7 @@ def data_croissant(id: str):
 def data_add(folder: Annotated[Path, typer.Argument(help="folder of images and masks, or of one table; it stays where it is")],
              id: Annotated[str, typer.Option("--id", help="id of the new data set: small letters, digits and _")],
              yes: Annotated[bool, typer.Option("--yes", help="accept the draft, without the cases that have problems")] = False,
-             settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest, in YAML, instead of a guess (repeatable)")] = None):
+             settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) instead of a guess")] = None):
     "Draft the manifest of your own data, say what was guessed, and list every problem at once; exit code 3 if cases are left out."
     from medseg_nb.intake import add
     if code := add(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None): raise typer.Exit(code)

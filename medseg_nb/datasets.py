@@ -28,7 +28,8 @@ def describe(id: str, done: Audit) -> dict:
     m, found = manifest(id), cases(id)
     licence = m.licence.name + ("" if m.licence.status == "verified" else " (unverified)")
     return dict(dataset=id, modality=m.modality, cases=len(found), units=len({c.patient for c in found}), unit=m.unit,
-                sites=len({c.site for c in found} - {""}) or None, readers=m.readers if m.image else None, labels=", ".join(m.foreground), licence=licence, synthetic=m.synthetic, duplicates=verdict(done))
+                sites=len({c.site for c in found} - {""}) or None, readers=m.readers if m.image else None,
+                labels=", ".join(m.foreground), licence=licence, synthetic=m.synthetic, duplicates=verdict(done))
 
 # %% ../nbs/28_datasets.ipynb #9cd2668d
 def _times(numbers) -> str: return "×".join(f"{n:g}" for n in numbers)
@@ -200,10 +201,10 @@ def draw_likeness(rows: pd.DataFrame, audits: list[Audit]):
     mine = rows[rows.kind == "copy"]
     names = list(dict.fromkeys(mine.dataset))
     fig, (ax,) = _axes(len(names))
-    own = {a.id: sorted(p["likeness"] for p in a.looked_at)[-DOTS:] for a in audits}
+    own = {a.id: sorted(p["likeness"] for p in a.looked_at)[-DOTS // 3:] for a in audits}
     for k, d in enumerate(names):
         ax.plot(own[d], [k + .15] * len(own[d]), "|", ms=6, color="C1", alpha=.5, label="pairs of the set" if k == 0 else None)
-        found = mine.likeness[mine.dataset == d].dropna()
+        found = mine.likeness[mine.dataset == d].dropna().sort_values()[:DOTS // 3]
         ax.plot(found, [k - .15] * len(found), "|", ms=6, color="C0", alpha=.5, label="planted copies" if k == 0 else None)
     ax.axvline(LIKENESS, ls=":", color="k")
     ax.set(xlabel="likeness", xlim=(0, 1.02)); ax.legend(loc="lower left", fontsize=7)

@@ -389,8 +389,9 @@ def _complete(draft: Draft, given: dict) -> None:
         if units < 2:
             raise InputError(str(draft.place), f"holds {units} patient or unit, so that nothing could be tested on another",
                              "add patients, or mend the patient of each case")
-        whole["split"] = dict(folds=min(5, units), seed=0)
-        draft.guess("split", f"{min(5, units)} folds", f"{units} patients or units", "edit `split`")
+        folds = min(5, max(2, units // 2))  # so that two are tested where that is possible
+        whole["split"] = dict(folds=folds, seed=0)
+        draft.guess("split", f"{folds} folds", f"{units} patients or units", "edit `split`")
     files = whole.pop("files", [])
     draft.facts = whole | (dict(files=files) if files else {})
     with _explained(f"the draft of {draft.id}"): Manifest.model_validate(draft.facts)

@@ -242,11 +242,12 @@ def appendix(sections: list[Section], profile: str, number: int) -> str:
 def document(sections: list[Section], profile: str) -> str:
     "The whole paper as one Markdown document"
     named, present, numbered = {s.name: s for s in sections}, [s for s in sections if s.results], labels(sections)
-    absent = [f"*{s.title}*" for s in sections if not s.results]
+    absent, unfit = ([f"*{s.title}*" for s in sections if not s.results and (s.state == "does not fit") == odd] for odd in (False, True))
     number = 1 + sum(label.startswith("Table") for label in numbered.values())
     return "\n\n".join(part for part in [
         (folder("nbs") / "paper" / "front.md").read_text(encoding="utf-8"),
         f"Not in this paper: {', '.join(absent)}. There are no results of profile {profile} for them." if absent else "",
+        f"Left out, because they do not fit this data set: {', '.join(unfit)}." if unfit else "",
         *(print_section(s, named, numbered, profile) for s in present),
         "# References {.unnumbered}\n\n::: {#refs}\n:::", appendix(present, profile, number)] if part) + "\n"
 

@@ -102,7 +102,7 @@ SOURCES = ("count", "cited", "setting", "simulated", "measured", "set score", "d
 def declared(source: str) -> str:
     "`source`, if it says of what kind a column is and in which file it can be looked up"
     kind, _, file = source.partition(": ")
-    if source != "-" and (kind not in SOURCES or not file):
+    if kind not in SOURCES or not file:
         raise InputError(source, "is no source of a column", f'write "KIND: FILE", KIND one of {", ".join(SOURCES)}')
     return source
 

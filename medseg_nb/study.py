@@ -260,7 +260,7 @@ def execute(section: str, given: dict, stage: Path) -> dict:  # what was measure
     try:
         with environment(**variables), measuring() as found:
             papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(),
-                                       stderr_file=sys.stderr, extra_arguments=["--log-level=ERROR"])
+                                       stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
     except Exception as e:
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)

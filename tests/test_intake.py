@@ -259,7 +259,7 @@ def test_layout(place, build):
     assert m.task == facts.get("task", "semantic") and m.image.channels == facts.get("channels", m.image.channels)
     if "mask" in facts: assert (m.mask.kind, m.mask.threshold) == facts["mask"]
     assert len({c.patient for c in found.values()}) == facts.get("patients", len(wanted)) and (m.patient == "unknown") == facts.get("unknown", False)
-    assert split("mine")["content"] and m.split.folds == min(5, facts.get("patients", len(wanted)))
+    assert split("mine")["content"] and m.split.folds == max(2, facts.get("patients", len(wanted)) // 2)
     assert {p: sha256(p) for p in place.rglob("*") if p.is_file()} == before, "the user's files stay as they are"
     for key in ("layout", "mask", "labels", "task", "spacing", "patient", "split"):
         assert any(line.startswith(f"guessed: {key}: ") and "; " in line for line in draft.guessed), key

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb import leakage, preparation
-from medseg_nb.benchmark import comparisons_of, grid, scores_of
+from medseg_nb import leakage, preparation, study
+from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
 from medseg_nb.datasets import agreement_of, copies_of, prevalence_of, sizes_of
 from medseg_nb.power import power_of, resampled_of
-from medseg_nb.report import cells, key
+from medseg_nb.report import SOURCES, cells, key
 from medseg_nb.statistics import ranks_of, stability_of, tests_of, variance_of
 
 TEXT = dict(case=str, patient=str, site=str)
@@ -132,6 +132,17 @@ def test_tables_are_recomputed_from_cases(reports):
     none(faults)
 
 
+def test_other_numbers_name_their_file(reports):
+    "What is no statistic over cases says of what kind it is, and where it can be looked up"
+    faults = []
+    for place in sections(reports):
+        for name, facts in load(place / "results.json")["tables"].items():
+            for source in {facts["source"], *facts["others"].values()} - {"cases.csv"}:
+                kind, _, file = source.partition(": ")
+                if kind not in SOURCES or not ((place / file).is_file() or any(REPO.glob(file))): faults.append(f"{place.name}/{name}: {source}")
+    none(faults)
+
+
 def test_recomputing_sees_an_edited_number(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
     stored, k = scores_of(rows), rows.dice.first_valid_index()
@@ -177,8 +188,7 @@ def test_claims_measure_what_the_tables_say(reports):
 
 def test_committed_runs_belong_to_the_grid(reports):
     if reports.name == "smoke": assert not (reports / "runs").exists(); return
-    datasets = load(reports / "benchmark" / "provenance.json")["parts"]["parameters"]["datasets"]
-    wanted = {c.key: c for c in grid(reports.name, datasets)}
+    wanted = {c.key: c for name in study.sections() for c in study.grid(name, study.parameters(name, reports.name))}
     found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
     assert set(found) == set(wanted)
     none([k for k, c in found.items() if any(getattr(wanted[k], name) != v for name, v in c.items())])
