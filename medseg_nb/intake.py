@@ -281,6 +281,7 @@ def _draft_images(draft: Draft, layout: Layout, files: list[Path], given: dict) 
     if not kept: return
     how = decide({c.id: seen[c.id] for c in kept}, layout, any(c.make for c in kept), declared, given.get("task", ""))
     kept = _keep(draft, kept, how.faults, masks=True)
+    if kept and not any(how.labels.values()): raise InputError(str(draft.place), "its masks hold no label at all", "check that these are the masks")
     joined = _joined(draft, files, kept, layout) if kept else None
     people = _who(draft, kept, joined) if kept else None
     who = {c.id: p for c, p in zip(kept, people)} if people else None

@@ -287,7 +287,7 @@ def _channel_names(some: list[Item]) -> list[str]:
 
 def _case_id(some: list[Item], unique: bool) -> str:  # of its file, or of its folders where that is not unique
     if len(some) == 1 and unique: return stem(some[0].path)
-    return "_".join([*some[0].folders, *([some[0].name] if len(some) == 1 else [])])
+    return "_".join([*some[0].folders, *([some[0].name] if len(some) == 1 and some[0].name else [])])
 
 def with_names(place: Path, items: list[Item]) -> Layout:
     "The layout that names of files and folders tell"

@@ -109,6 +109,7 @@ def _numbers(seen: dict[str, Seen], named: dict[str, int], task: str) -> Decisio
         why = f"each value is one object, up to {max(values, default=0)} in a mask"
         return Decision(dict(kind="labels"), named or dict(background=0, object=1), "instance", why, bad)
     bad |= {k: (f"holds {len(s.values)} different values", _DECLARE) for k, s in seen.items() if s.whole and len(s.values) > MANY}
+    bad |= {k: (f"holds the label {max(s.values)}, and labels end at 255", "number them anew") for k, s in seen.items() if k not in bad and max(s.values) > 255}
     found = sorted({v for k, s in seen.items() if k not in bad for v in s.values} - {0})
     labels = named or dict(background=0) | {f"label_{v}": v for v in found}
     return Decision(dict(kind="labels"), labels, "semantic", f"masks hold {', '.join(map(str, [0, *found]))}", bad)

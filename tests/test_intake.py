@@ -341,7 +341,8 @@ def test_dicom_that_does_not_fit(place):
 
 @pytest.mark.parametrize("name, fault", [
     ("none", "does not exist"), ("file.txt", "is no folder"), ("made", "needs for converted masks"), ("empty", "no image that can be read"),
-    ("bare", "no masks that their names tell"), ("lossy", "no case of it can be used"), ("one", "holds 1 patient")])
+    ("bare", "no masks that their names tell"), ("lossy", "no case of it can be used"), ("one", "holds 1 patient"),
+    ("black", "hold no label at all")])
 def test_refused_and_nothing_written(place, name, fault):
     there = place / name
     if name == "file.txt": there.write_text("x")
@@ -349,6 +350,7 @@ def test_refused_and_nothing_written(place, name, fault):
     if name == "empty": there.mkdir()
     if name == "bare": png(there / "a.png", noise(9, 9))
     if name == "lossy": pictures(there, "images/{}.png", "masks/{}.jpg")
+    if name == "black": pictures(there, "images/{}.png", "masks/{}.png", value=0)
     if name == "one": png(there / "a.png", noise(9, 9)); png(there / "a_mask.png", square((9, 9), (1, 1)))
     with pytest.raises(InputError, match=fault): intake.add(there, "mine", True, [])
     assert not (place.parent / "own").exists()
