@@ -58,11 +58,12 @@ def _bring(profile: str, data: str | None, only: list[str] | None, jobs: int | N
 
 # %% ../nbs/99_cli.ipynb #e0d03a42
 def planned(profile: str, data: str | None, only: list[str] | None) -> None:
-    "Say what would be executed, and why"
+    "Say what would be executed, and why; exit code 1 if anything would be"
     from medseg_nb import study
-    chosen = study.chosen(profile, only)
-    for row in study.status(profile, data):
-        if row["section"] in chosen and row["state"] in ("stale", "absent"): print(f"{row['section']:16} {row['state']:8} {', '.join(row['why'])}")
+    wanted = study.chosen(profile, only)
+    rows = [r for r in study.status(profile, data) if r["section"] in wanted and r["state"] in ("stale", "absent")]
+    for r in rows: print(f"{r['section']:16} {r['state']:8} {', '.join(r['why'])}")
+    if rows: raise typer.Exit(1)
 
 @app.command(epilog="Example: medseg paper --profile cpu")
 def paper(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None,

@@ -13,10 +13,10 @@ import pandas as pd
 
 from . import benchmark
 from .claims import judge
-from .data import cases
+from .data import cases, frozen
 from .preprocess import prepared, resize
 from .report import Estimate, Report
-from .splits import UNITS, fold, split
+from .splits import UNITS, fold
 from .statistics import compare, holm, summary
 from .training import Config, fit, rows_of
 
@@ -25,7 +25,7 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net on every fold by patient (the benchmark's own runs among them) and on every fold by image; beyond `smoke` with two seeds"
     found, seeds = [], range(1 if profile in ("smoke", "own") else 2)
     for c in (c for c in benchmark.grid(profile, datasets) if (c.model, c.seed, c.fold) == ("unet", 0, 0)):
-        found += [replace(c, fold=k, unit=unit, seed=seed) for unit in UNITS for seed in seeds for k in range(len(split(c.dataset)["folds"]))]
+        found += [replace(c, fold=k, unit=unit, seed=seed) for unit in UNITS for seed in seeds for k in range(len(frozen(c.dataset)["folds"]))]
     return found
 
 # %% ../nbs/38_leakage.ipynb #b8793273

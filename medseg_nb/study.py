@@ -6,8 +6,8 @@
 __all__ = ['Name', 'Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
            'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'unfit', 'status',
            'normalised', 'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run',
-           'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen', 'run_all',
-           'on_cluster']
+           'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen',
+           'drop_other', 'run_all', 'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
 import ast
@@ -161,7 +161,8 @@ def data_here(section: str, profile: str, data: str | None = None) -> bool:
 
 def checkable(section: str, profile: str, data: str | None = None) -> bool:
     "Whether a section can be executed here: its data is here, and so are the results that it reads"
-    read = [results_folder(u, profile) / "results.json" for u in sections()[section].upstream]
+    known = sections()
+    read = [results_folder(u, profile) / "results.json" for u in known[section].upstream if profile in known[u].profiles]
     return all(p.exists() for p in read) and data_here(section, profile, data)
 
 # %% ../nbs/03_study.ipynb #4d15255e
@@ -376,10 +377,18 @@ def chosen(profile: str, only: list[str] | None = None) -> list[str]:
     wanted = with_upstream([choose(n, known, f"section of profile {profile}") for n in only or known])
     return [n for n in known if n in wanted]
 
+def drop_other(data: str | None) -> None:
+    "Remove the results of profile `own` if they are of another set of the user: they enter no paper but their own"
+    for name in sections():
+        kept, mine = provenance(name, "own"), parameters(name, "own", data).get("datasets")
+        if kept and mine is not None and kept["parts"]["parameters"].get("datasets") != mine:
+            return shutil.rmtree(folder("reports") / "own", ignore_errors=True)
+
 def run_all(profile: str, data: str | None = None, only: list[str] | None = None) -> dict[str, str]:  # state by section
     "Bring the sections of a profile up to date, in order; with `only` just those, and what they read from"
     wanted, known = chosen(profile, only), sections()
     need(device(profile))
+    if profile == "own": drop_other(data)
     check_exports()
     for name in wanted: code(read_notebook(notebook(name)), notebook(name).name)
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in wanted]

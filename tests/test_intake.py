@@ -19,7 +19,7 @@ from medseg_nb.core import InputError, manifest_folders, sha256
 from medseg_nb.croissant import croissant, write_croissant
 from medseg_nb.data import cases, manifest
 from medseg_nb.splits import split
-from medseg_nb.study import unfit
+from medseg_nb.study import drop_other, results_folder, unfit
 
 DRAWS = np.random.default_rng(7)
 AFFINE = np.diag([2., 1.5, 3, 1]) + np.eye(4, k=1) * 0
@@ -425,6 +425,17 @@ def test_a_section_that_does_not_fit_is_left_out(place):
     assert "holds volumes" in unfit("benchmark", "own", "mine") and "it reads benchmark" in unfit("claims", "own", "mine")
     assert unfit("metrics", "own", "mine") == ""
     assert unfit("benchmark", "smoke") == ""
+
+
+def test_results_of_another_set_enter_no_paper(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSEG_REPORTS", str(tmp_path))
+    record = results_folder("benchmark", "own") / "provenance.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(dict(key="k", parts=dict(parameters=dict(datasets=["mine"])), outputs={})))
+    drop_other("mine")
+    assert record.exists()
+    drop_other("another")
+    assert not record.exists()
 
 
 # The command

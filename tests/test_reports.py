@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb import leakage, preparation, study
+from medseg_nb import consensus, leakage, preparation, registration, study
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -107,6 +107,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("datasets", "agreement"): agreement_of,
     ("datasets", "copies"): copies_of,
     ("phantoms", "otsu"): thresholds,
+    ("registration", "recovery"): registration.recovery_of,
+    **{("consensus", name): getattr(consensus, f"{name}_of") for name in ("consensus", "performance", "region", "repair", "differences", "left_out")},
     **{("preparation", name): getattr(preparation, f"{name}_of") for name in ("spread", "resampling", "cropping", "denoising", "bias", "gains")},
     ("statistics", "tests"): tests_of,
     ("statistics", "ranks"): ranks_of,
