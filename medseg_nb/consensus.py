@@ -209,8 +209,8 @@ def simulated_reader(truth: np.ndarray,              # bool
 def panel(case: Case, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:  # truth, (reader, *size)
     "The truth of a phantom and a panel of simulated readers"
     truth = case.semantic() > 0
-    return truth, np.stack([simulated_reader(truth, role, rng(seed, "reader", case.dataset, case.id, name, k)) for k,
-                            role in enumerate(PANELS[name])])
+    streams = [rng(seed, "reader", case.dataset, case.id, name, k) for k in range(len(PANELS[name]))]
+    return truth, np.stack([simulated_reader(truth, role, random) for role, random in zip(PANELS[name], streams)])
 
 # %% ../nbs/27_consensus.ipynb #0b35e839
 METHODS = ("single", "majority", "union", "intersection", "staple")
@@ -231,8 +231,8 @@ def consensus_rows(case: Case, name: str, seed: int) -> list[dict]:
     row = dict(part="consensus", dataset=case.dataset, panel=name, case=case.id, patient=case.patient, unit="px" if spacing is None else "mm")
     for method, masks in combined(stack).items():
         found = pd.DataFrame([against(m, truth, spacing) for m in masks])
-        rows.append(row | dict(method=method, dice=found.dice.mean(), hd95=found.hd95.replace(np.inf, np.nan).mean(), outcome=found.outcome[0]
-                               if len(masks) == 1 else "found"))
+        kind = found.outcome[0] if len(masks) == 1 else "found"
+        rows.append(row | dict(method=method, dice=found.dice.mean(), hd95=found.hd95.replace(np.inf, np.nan).mean(), outcome=kind))
     return rows
 
 # %% ../nbs/27_consensus.ipynb #e563563f
@@ -317,8 +317,8 @@ def region_of(rows: pd.DataFrame) -> pd.DataFrame:
 def repair_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Scores before and after repair by phantom and state of the mask"
     mine = rows[rows.part == "repair"]
-    return summary(mine, ["dataset", "state", "unit"], ["dice_before", "dice_after", "hd95_before", "hd95_after", "wrong_before",
-                                                        "wrong_after"]).drop(columns="edges")
+    names = ["dice_before", "dice_after", "hd95_before", "hd95_after", "wrong_before", "wrong_after"]
+    return summary(mine, ["dataset", "state", "unit"], names).drop(columns="edges")
 
 # %% ../nbs/27_consensus.ipynb #d55f008a
 def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
