@@ -8,14 +8,13 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb import consensus, leakage, preparation, registration, study
+from medseg_nb import consensus, leakage, preparation, registration, statistics, study
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
 from medseg_nb.datasets import agreement_of, copies_of, prevalence_of, sizes_of
 from medseg_nb.power import power_of, resampled_of
 from medseg_nb.report import SOURCES, cells, key
-from medseg_nb.statistics import ranks_of, stability_of, tests_of, variance_of
 
 TEXT = dict(case=str, patient=str, site=str)
 
@@ -110,10 +109,10 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("registration", "recovery"): registration.recovery_of,
     **{("consensus", name): getattr(consensus, f"{name}_of") for name in ("consensus", "performance", "region", "repair", "differences", "left_out")},
     **{("preparation", name): getattr(preparation, f"{name}_of") for name in ("spread", "resampling", "cropping", "denoising", "bias", "gains")},
-    ("statistics", "tests"): tests_of,
-    ("statistics", "ranks"): ranks_of,
-    ("statistics", "stability"): stability_of,
-    ("statistics", "variance"): variance_of,
+    ("statistics", "tests"): statistics.tests_of,
+    ("statistics", "ranks"): statistics.ranks_of,
+    ("statistics", "stability"): statistics.stability_of,
+    ("statistics", "variance"): statistics.variance_of,
     ("power", "resampled"): resampled_of,
     ("power", "power"): power_of,
 }
