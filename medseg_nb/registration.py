@@ -6,7 +6,8 @@
 __all__ = ['KINDS', 'LEAST', 'STARTS', 'SAMPLES', 'CELLS', 'RIM', 'TURN', 'SHIFT', 'STRETCH', 'BEND', 'MANY', 'GROWN', 'LARGE',
            'SCENARIOS', 'SCORES', 'frame', 'unit', 'moved', 'positions', 'Spline', 'Registration', 'inverse', 'stored',
            'restored', 'apply', 'channel', 'middle', 'register', 'known', 'body', 'error', 'later', 'halved',
-           'contrasts', 'pair', 'trial', 'chosen', 'unfit', 'trials', 'recovery_of', 'checkerboard', 'draw_pair']
+           'contrasts', 'pair', 'attempt', 'trial', 'chosen', 'unfit', 'trials', 'recovery_of', 'checkerboard',
+           'draw_pair']
 
 # %% ../nbs/17_registration.ipynb #c3ba2f04
 import contextlib
@@ -244,8 +245,8 @@ def _search(images: tuple, kind: str, start: np.ndarray, steps: int):  # linear 
         raise InputError(kind, f"the search has not converged after {steps} steps", "allow more steps, or check that both images show the same body")
     if kind == "bspline":
         spline = sitk.BSplineTransformInitializer(images[0], _grid(images[0]), 3)
-        for k in (2, 1) if n == 2 else (1,): reached, _ = _climb(images, spline, k, 40 if n == 2 else 12, False, found, SAMPLES
-                                                                 if n == 2 else SAMPLES // 5)
+        levels, few, samples = ((2, 1), 40, SAMPLES) if n == 2 else ((1,), 12, SAMPLES // 5)
+        for k in levels: reached, _ = _climb(images, spline, k, few, False, found, samples)
     return found, spline, reached
 
 # %% ../nbs/17_registration.ipynb #b7f5316b
@@ -315,7 +316,8 @@ MANY = 200_000  # voxels; of a larger object every k-th is looked at
 def body(array: np.ndarray) -> np.ndarray:  # bool
     "The object: the largest part that is brighter than the background, without holes"
     bright = ndimage.gaussian_filter(array.astype(np.float32) - array.min(), 1)
-    parts, _ = ndimage.label(bright > .12 * np.percentile(bright, 99))
+    parts, count = ndimage.label(bright > .12 * np.percentile(bright, 99))
+    if not count: return np.ones(array.shape, bool)  # nothing stands out
     return ndimage.binary_fill_holes(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
 
 def error(truth: Registration, found: Registration, fixed: Image, moving: Image,
@@ -378,13 +380,17 @@ def pair(case: Case, scenario: str, kind: str, seed: int) -> tuple[Image, Image,
 # %% ../nbs/17_registration.ipynb #22c76c75
 def _dice(a: np.ndarray, b: np.ndarray) -> float: return 2 * float((a & b).sum()) / float(a.sum() + b.sum()) if a.any() or b.any() else float("nan")
 
+def attempt(fixed: Image, moving: Image, kind: str) -> tuple[Registration, bool]:
+    "The object registered; or nothing moved, and that the search gave up"
+    try: return register(fixed, moving, kind, where=body(fixed.array)), False
+    except InputError: return known("still", fixed, rng(0)), True
+
 def trial(case: Case, scenario: str, kind: str, seed: int) -> dict:
     "One row: a case, moved by a known map that is then looked for"
     fixed, moving, mask, truth = pair(case, scenario, kind, seed)
-    row = dict(dataset=case.dataset, scenario=scenario, kind=kind, case=case.id, patient=case.patient, failed=0)
+    found, failed = attempt(fixed, moving, kind)
+    row = dict(dataset=case.dataset, scenario=scenario, kind=kind, case=case.id, patient=case.patient, failed=int(failed))
     nothing, inside, wanted = known("still", fixed, rng(0)), body(fixed.array), apply(truth, mask, fixed, labels=True) > 0
-    try: found = register(fixed, moving, kind, where=inside)
-    except InputError: row["failed"], found = 1, nothing
     for name, r in (("before", nothing), ("after", found)):
         row[name], row[f"largest_{name}"] = error(truth, r, fixed, moving, inside)
         row[f"dice_{name}"] = _dice(apply(r, mask, fixed, labels=True) > 0, wanted)
@@ -444,7 +450,7 @@ def checkerboard(a: np.ndarray, b: np.ndarray, size: int = 8) -> np.ndarray:
 def draw_pair(axes, case: Case, scenario: str, kind: str, seed: int) -> None:
     "Fixed and moving image, and their checkerboard before and after; the mask in truth and as it is carried over"
     fixed, moving, mask, truth = pair(case, scenario, kind, seed)
-    found, nothing = register(fixed, moving, kind, where=body(fixed.array)), known("still", fixed, rng(0))
+    (found, _), nothing = attempt(fixed, moving, kind), known("still", fixed, rng(0))
     wanted = apply(truth, mask, fixed, labels=True) > 0
     boards = [checkerboard(fixed.array, apply(r, moving, fixed)) for r in (nothing, found)]
     for ax, shown in zip(axes, [checkerboard(i.array, i.array) for i in (fixed, moving)] + boards):
