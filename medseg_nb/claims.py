@@ -12,9 +12,10 @@ import json
 
 import pandas as pd
 
-from .core import PROFILES, InputError, choose, folder, read_yaml
+from .core import PROFILES, InputError, choose, folder
 from .data import read_table
 from .report import Report
+from .study import sections
 
 # %% ../nbs/26_claims.ipynb #3fd6220a
 KINDS = ("score", "gain", "difference")
@@ -101,9 +102,7 @@ WAITING, BEYOND = "not tested yet", "not testable here"
 
 def collected(profile: str) -> list[dict]:  # as `judge` returns them, with their section
     "Claims that sections of this profile have judged"
-    rows = read_yaml(folder("nbs") / "study.yaml")["sections"]
-    sources = next(r.get("upstream", []) for r in rows if r["section"] == "claims")
-    places = {s: folder("reports") / choose(profile, PROFILES, "profile") / s / "results.json" for s in sources}
+    places = {s: folder("reports") / choose(profile, PROFILES, "profile") / s / "results.json" for s in sections()["claims"].upstream}
     return [c | dict(section=s) for s, p in places.items() if p.is_file() for c in json.loads(p.read_text(encoding="utf-8"))["claims"]]
 
 def joined(expected: pd.DataFrame, judged: list[dict]) -> pd.DataFrame:  # one row a claim and data set

@@ -24,7 +24,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
                   help="A reproducible study of medical image segmentation. Research use only.")
 data_app = typer.Typer(help="Data sets and their manifests.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-claims_app = typer.Typer(no_args_is_help=True, help="Claims of others and ours, and audits of published tables.", rich_markup_mode=None)
+claims_app = typer.Typer(help="Claims of others and ours, and audits of published tables.", rich_markup_mode=None)
 app.add_typer(claims_app, name="claims")
 
 Profile = Annotated[str, typer.Option("--profile", help="smoke, cpu, own or full")]

@@ -199,7 +199,7 @@ def test_whole_set_passes(tiny_data):
     assert done.returncode == 0 and "6 cases" in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["data"], ["nosuch"], ["train"], ["paper", "--nosuch"], ["run", "a", "--limit", "soon"], ["run", "a", "--data", "tiny"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["data"], ["claims"], ["nosuch"], ["train"], ["paper", "--nosuch"], ["run", "a", "--limit", "soon"], ["run", "a", "--data", "tiny"]], ids=" ".join)
 def test_bad_call(fresh, words):
     done = fresh.call(*words)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout and not fresh.files()
