@@ -79,7 +79,7 @@ def yardsticks(configs: list[Config]) -> pd.DataFrame:
     found = []
     for c in {(c.dataset, c.fold): replace(c, seed=0) for c in configs}.values():
         train, test = ([cases(c.dataset)[i] for i in side] for side in fold(c.dataset, c.fold))
-        for name, masks in baselines(manifest(c.dataset), train, test, c.size).items():
+        for name, masks in baselines(manifest(c.dataset), train, test, c.shape).items():
             found.append(rows_of(replace(c, model=name), list(zip(test, masks))).assign(run=name))
     return pd.concat(found, ignore_index=True)
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from .data import Case, Manifest
+from .images import Image
 from .metrics import confusion, dice
-from .preprocess import resize
+from .preprocess import scaled
 
 # %% ../nbs/30_classical.ipynb #0f2e9e69
 LEVELS = np.linspace(.02, .6, 30)
@@ -44,12 +45,15 @@ def fit_otsu(images: Sequence[np.ndarray],  # (row, column, channel), training c
     return max([(c, b) for c in range(images[0].shape[-1]) for b in (True, False)], key=gain)
 
 # %% ../nbs/30_classical.ipynb #30ba8c83
-def baselines(m: Manifest, train: list[Case], test: list[Case], size: int) -> dict[str, list[np.ndarray]]:  # label maps of the test cases by method
-    "Predictions of the two yardsticks"
+def baselines(m: Manifest, train: list[Case], test: list[Case],
+              shape: Sequence[int],         # of the grid on which the constant mask is chosen
+             ) -> dict[str, list[np.ndarray]]:  # label maps of the test cases by method
+    "Predictions of the two yardsticks, of pictures or volumes"
+    def on(mask, grid): return scaled(Image(mask, None), grid, labels=True)
     def pixels(c): i = c.image(); return i.array if i.channels else i.array[..., None]
-    small = np.stack([resize(c.semantic(), (size, size), labels=True) for c in train])
+    small = np.stack([on(c.semantic(), shape) for c in train])
     guesses = {v: constant_mask(small == v) for v in m.foreground.values()}
     guess = np.select(list(guesses.values())[::-1], list(guesses)[::-1], 0)
     channel, bright = fit_otsu([pixels(c) for c in train], [c.semantic() > 0 for c in train])
     first = min(m.foreground.values())
-    return dict(chance=[resize(guess, c.semantic().shape, labels=True) for c in test], otsu=[otsu(pixels(c)[..., channel], bright) * first for c in test])
+    return dict(chance=[on(guess, c.semantic().shape) for c in test], otsu=[otsu(pixels(c)[..., channel], bright) * first for c in test])

@@ -38,7 +38,7 @@ def nearest(train: np.ndarray,  # (case, channel, row, column)
 
 def remembered(config: Config) -> pd.DataFrame:
     "Per-case rows of the masks of the nearest training images"
-    images, masks = prepared(config.dataset, config.size, config.normalise)
+    images, masks = prepared(config.dataset, config.shape, config.normalise)
     train, test = fold(config.dataset, config.fold, config.unit)
     small = images[:, :, ::4, ::4]
     found, source = cases(config.dataset), nearest(small[train], small[test])

@@ -15,22 +15,24 @@ import pandas as pd
 from .core import InputError, MedsegError, progress, write
 from .data import manifest
 from .evaluate import by_stem, stem
-from .images import read, write_mask
+from .images import Image, read, write_mask
+from .keys import load
 from .preprocess import network_input
 from .report import to_csv
-from .training import Config, load_run
+from .training import Config, load_run, task
 
 # %% ../nbs/90_predict.ipynb #91a02cd6
-def predict(config: Config, net, path: Path) -> np.ndarray:  # label map of the image's size
+def predict(config: Config, net, path: Path) -> tuple[np.ndarray, Image]:  # label map, and the image that it was read from
     "Label map of one image file"
-    from medseg_nb.inference import label_map, probabilities
-    image, wanted = read(path), manifest(config.dataset).image.channels
-    if image.ndim != 2: raise InputError(str(path), "is a volume, and the model is two-dimensional", "give it single slices")
+    image, wanted, does = read(path), manifest(config.dataset).image.channels, load(task(config))
+    if not hasattr(does, "segment"): raise InputError(config.key, "is a run that makes images and does not segment", "name another run")
+    if image.ndim != len(config.shape):
+        raise InputError(str(path), f"has {image.ndim} axes, and the model takes {len(config.shape)}", "give it pictures, or volumes, as it was trained on")
     if (image.channels or 1) != len(wanted):
         raise InputError(str(path), f"{image.channels or 1} channels, the model takes {len(wanted)} ({', '.join(wanted)})",
                          "choose another model or image")
-    probability, = probabilities(net, network_input(image, config.size, config.normalise)[None])
-    return label_map(probability, image.shape)
+    found, = does.segment(config, net, network_input(image, config.shape, config.normalise)[None], [image.shape])
+    return found, image
 
 # %% ../nbs/90_predict.ipynb #307273fa
 def files_in(inputs: Sequence[Path]) -> list[Path]:
@@ -46,15 +48,17 @@ def predict_files(model: str, inputs: Sequence[Path], out: Path) -> pd.DataFrame
     "Segment images and write label maps and `predict.csv`"
     found = files_in(inputs)
     config, net = load_run(model)
-    hit = sorted({out.resolve() / f"{stem(f)}.png" for f in found} & {f.resolve() for f in found})
+    ending = ".nii.gz" if config.depth else ".png"
+    hit = sorted({out.resolve() / f"{stem(f)}{ending}" for f in found} & {f.resolve() for f in found})
     if hit: raise InputError(str(hit[0]), "would be overwritten by its own mask", "choose another folder for --out")
     rows = []
     for path in progress(found, "predict"):
-        try: mask = predict(config, net, path)
+        try:
+            mask, image = predict(config, net, path)
+            write_mask(out / f"{stem(path)}{ending}", mask, image.affine if config.depth else None)
         except MedsegError as e:
             if len(found) == 1: raise
             rows.append(dict(file=path.name, status="rejected", reason=str(e), foreground=None)); continue
-        write_mask(out / f"{stem(path)}.png", mask)
         rows.append(dict(file=path.name, status="done", reason="", foreground=float((mask > 0).mean())))
     table = pd.DataFrame(rows)
     write(out / "predict.csv", to_csv(table))
