@@ -19,7 +19,7 @@ from .data import cases, manifest
 from .keys import plugins, registered
 from .report import Report
 from .splits import fold
-from .statistics import compare, holm, summary
+from .statistics import against, summary
 from .training import Config, fit, rows_of
 
 # %% ../nbs/36_benchmark.ipynb #dab9df8c
@@ -92,16 +92,7 @@ def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
     "U-Net against every other model on the same patients, and against itself with another seed (A/A)"
-    found = []
-    for dataset, group in rows.groupby("dataset", sort=False):
-        unet, pairs = group[group.model == "unet"], {}
-        for name, other in group[~group.model.isin(YARDSTICKS)].groupby("model", sort=False):
-            if name != "unet": pairs[name] = (unet, other)
-        seeds = sorted(unet.seed.unique())
-        if len(seeds) > 1: pairs["unet, another seed (A/A)"] = tuple(unet[unet.seed == s].assign(seed=0) for s in seeds[:2])
-        found += [dict(dataset=dataset, model="unet", against=name, **compare(*pair, "dice")) for name, pair in pairs.items()]
-    table = pd.DataFrame(found)
-    return table.assign(p_holm=holm(table.p))
+    return against(rows[~rows.model.isin(YARDSTICKS)], "unet")
 
 # %% ../nbs/36_benchmark.ipynb #95647a5e
 def rank_claims(table: pd.DataFrame) -> list[dict]:

@@ -17,7 +17,7 @@ from .data import cases, frozen
 from .preprocess import prepared, resize
 from .report import Estimate, Report
 from .splits import UNITS, fold
-from .statistics import compare, holm, summary
+from .statistics import CONTROL, again, compare, holm, summary
 from .training import Config, fit, rows_of
 
 # %% ../nbs/38_leakage.ipynb #0839d5ed
@@ -54,11 +54,9 @@ def gain_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Split by image minus split by patient, on the same images"
     found = []
     for (dataset, model), group in rows.assign(fold=0).groupby(["dataset", "model"], sort=False):
-        by, seeds = {unit: group[group.unit == unit] for unit in UNITS}, sorted(group.seed.unique())
+        by = {unit: group[group.unit == unit] for unit in UNITS}
         found.append(dict(dataset=dataset, model=model, **compare(by["image"], by["patient"], "dice")))
-        if len(seeds) > 1:
-            again = [by["patient"][by["patient"].seed == s].assign(seed=0) for s in seeds[:2]]
-            found.append(dict(dataset=dataset, model=f"{model}, by patient, another seed (A/A)", **compare(*again, "dice")))
+        if pair := again(by["patient"]): found.append(dict(dataset=dataset, model=f"{model}, by patient, {CONTROL}", **compare(*pair, "dice")))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DRAWS', 'CONTROL', 'SHARES', 'LARGEST', 'six_digits', 'by_patient', 'patient_matrix', 'draws_of_means',
            'draws_of_mean', 'acceleration', 'bca', 'standard_error', 'mean_intervals', 'mean_interval', 'summary',
-           'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'holm', 'pairs_of', 'tests_of', 'rankings',
-           'kendall', 'ranks_of', 'stability_of', 'shares', 'variance_of', 'bootstrap_tasks', 'networks']
+           'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'holm', 'again', 'pairs_of', 'against', 'tests_of',
+           'rankings', 'kendall', 'ranks_of', 'stability_of', 'shares', 'variance_of', 'bootstrap_tasks', 'networks']
 
 # %% ../nbs/24_statistics.ipynb #56083aca
 import warnings
@@ -227,13 +227,31 @@ def holm(p: Sequence[float]) -> list[float]:  # in the order of `p`
 # %% ../nbs/24_statistics.ipynb #b05e8d31
 CONTROL = "another seed (A/A)"
 
+def again(rows: pd.DataFrame) -> list[pd.DataFrame]:  # of the first two seeds, told as one training each; empty if there is one seed
+    "One model against itself: the control that must not come out different"
+    seeds = sorted(rows.seed.unique())[:2]
+    return [rows[rows.seed == s].assign(seed=0) for s in seeds] if len(seeds) == 2 else []
+
 def pairs_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:  # model, against, and the rows of both
     "Pairs of models of one data set, then each model against itself with another seed"
     models = dict(iter(rows.groupby("model", sort=False)))
     for a, b in combinations(models, 2): yield a, b, models[a], models[b]
     for name, mine in models.items():
-        seeds = sorted(mine.seed.unique())[:2]
-        if len(seeds) == 2: yield name, CONTROL, *(mine[mine.seed == s].assign(seed=0) for s in seeds)
+        if pair := again(mine): yield name, CONTROL, *pair
+
+def against(rows: pd.DataFrame,
+            model: str,           # the one that is compared
+            value: str = "dice",
+           ) -> pd.DataFrame:
+    "One model minus every other on the same patients, and minus itself with another seed, on each data set; p values by Holm over the table"
+    found = []
+    for dataset, group in rows.groupby("dataset", sort=False):
+        mine = group[group.model == model]
+        pairs = {name: (mine, other) for name, other in group.groupby("model", sort=False) if name != model and len(mine)}
+        if pair := again(mine): pairs[CONTROL] = pair
+        found += [dict(dataset=dataset, model=model, against=name, **compare(*pair, value)) for name, pair in pairs.items()]
+    table = pd.DataFrame(found)
+    return table.assign(p_holm=holm(table.p))
 
 def tests_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Difference of mean patient Dice for every pair, with interval, p values and effect sizes"
