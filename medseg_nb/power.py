@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIDDLE', 'DESIGNS', 'PATIENTS', 'BLOCK', 'TRAININGS', 'MOVES', 'PROMISED', 'TICKS', 'STUDIES', 'FEWEST', 'TRIALS',
-           'FLIPS', 'WANTED', 'truth', 'sizes', 'study', 'two_stage', 'percentiles', 'limits', 'wilson', 'covered',
-           'shares_of', 'blocks', 'coverage_of', 'trained', 'training_limits', 'training_coverage', 'coverage_claims',
+           'FLIPS', 'WANTED', 'truth', 'sizes', 'study', 'two_stage', 'percentiles', 'limits', 'covered', 'shares_of',
+           'blocks', 'coverage_of', 'trained', 'training_limits', 'training_coverage', 'coverage_claims',
            'draw_coverage', 'resampled_of', 'power_at', 'patients_needed', 'detectable', 'simulated_power',
            'spreads_of', 'power_of', 'draw_power']
 
@@ -20,7 +20,7 @@ from scipy.special import expit, ndtri, stdtrit
 from .claims import judge
 from .core import rng
 from .report import Estimate, Report
-from .statistics import CONTROL, DRAWS, acceleration, bca, draws_of_means, mean_intervals, networks, paired, pairs_of, patient_matrix
+from .statistics import CONTROL, DRAWS, acceleration, bca, draws_of_means, mean_intervals, networks, paired, pairs_of, patient_matrix, wilson
 
 # %% ../nbs/29_power.ipynb #7e7cbe5c
 MIDDLE = 1.6  # Dice of a typical image is expit(1.6) = 0.83
@@ -63,13 +63,7 @@ def limits(y: np.ndarray,      # (images, repetitions), patient after patient
     return dict(naive=percentiles(draws_of_means(y[:, :, None])), two_stage=percentiles(stages @ y), percentile=percentiles(drawn),
                 bca=bca(drawn, patients.mean((0, 2)), acceleration(patients), z), default=np.stack(mean_intervals(patients)[1:3]))
 
-# %% ../nbs/29_power.ipynb #8e55c6da
-def wilson(hits: int, n: int) -> tuple[float, float, float]:  # share, low, high
-    "A proportion with its 95 % interval"
-    z2 = ndtri(.975)**2
-    middle, half = (hits + z2 / 2) / (n + z2), np.sqrt(z2 * (hits * (n - hits) / n + z2 / 4)) / (n + z2)
-    return hits / n, float(middle - half), float(middle + half)
-
+# %% ../nbs/29_power.ipynb #3bd9f4ab
 def covered(found: dict[str, np.ndarray], wanted: float) -> dict[str, np.ndarray]:
     "For each method, which repetitions' limits hold the truth"
     return {method: (low <= wanted) & (wanted <= high) for method, (low, high) in found.items()}

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['DRAWS', 'CONTROL', 'SHARES', 'LARGEST', 'six_digits', 'by_patient', 'patient_matrix', 'draws_of_means',
            'draws_of_mean', 'acceleration', 'bca', 'standard_error', 'mean_intervals', 'mean_interval', 'summary',
-           'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'holm', 'again', 'pairs_of', 'against', 'tests_of',
-           'rankings', 'kendall', 'ranks_of', 'stability_of', 'shares', 'variance_of', 'bootstrap_tasks', 'networks']
+           'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'wilson', 'holm', 'again', 'pairs_of', 'against',
+           'tests_of', 'rankings', 'kendall', 'ranks_of', 'stability_of', 'shares', 'variance_of', 'bootstrap_tasks',
+           'networks']
 
 # %% ../nbs/24_statistics.ipynb #56083aca
 import warnings
@@ -213,6 +214,14 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, value: str) -> dict:
     spread = patients.std(ddof=1)
     effect = float(patients.mean() / spread) if spread > 0 else np.nan
     return dict(difference=mean, difference_low=low, difference_high=high, p=sign_flip(patients), effect=effect, n=n)
+
+# %% ../nbs/24_statistics.ipynb #9eaddbac
+def wilson(hits: int, n: int) -> tuple[float, float, float]:  # share, low, high; nan where n is 0
+    "A share with its 95 % interval"
+    if not n: return np.nan, np.nan, np.nan
+    z2 = ndtri(.975)**2
+    middle, half = (hits + z2 / 2) / (n + z2), np.sqrt(z2 * (hits * (n - hits) / n + z2 / 4)) / (n + z2)
+    return hits / n, float(max(0, middle - half)), float(min(1, middle + half))
 
 # %% ../nbs/24_statistics.ipynb #a9867fad
 def holm(p: Sequence[float]) -> list[float]:  # in the order of `p`

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb import consensus, leakage, preparation, registration, statistics, study
+from medseg_nb import consensus, hybrid, instances, leakage, preparation, registration, statistics, study, synthesis, xai
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -101,6 +101,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("claims", "verdicts"): counts_of,
     ("claims", "judged"): judged_of,
     ("benchmark", "comparisons"): comparisons_of,
+    **{("hybrid", name): getattr(hybrid, f"{name}_of") for name in ("scores", "comparisons", "complexity")},
+    **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
     ("datasets", "sizes"): sizes_of,
     ("datasets", "prevalence"): prevalence_of,
     ("datasets", "agreement"): agreement_of,
@@ -113,8 +115,10 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("statistics", "ranks"): statistics.ranks_of,
     ("statistics", "stability"): statistics.stability_of,
     ("statistics", "variance"): statistics.variance_of,
+    **{("synthesis", name): getattr(synthesis, f"{name}_of") for name in ("scores", "gain", "copying", "heeded", "scarcity")},
     ("power", "resampled"): resampled_of,
     ("power", "power"): power_of,
+    **{("xai", name): getattr(xai, f"{name}_of") for name in ("learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
 }
 
 
