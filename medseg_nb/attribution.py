@@ -64,7 +64,8 @@ def target(text: str,                           # pixel:x,y (x counts columns, y
 def _pixel(text: str, x: int, y: int, predicted: np.ndarray) -> Target:
     "The class that is predicted at a pixel"
     rows, columns = predicted.shape
-    if not (0 <= y < rows and 0 <= x < columns): raise InputError(text, f"lies outside the image of {columns} columns and {rows} rows", "x and y count from 0")
+    if not (0 <= y < rows and 0 <= x < columns):
+        raise InputError(text, f"lies outside the image of {columns} columns and {rows} rows", "x and y count from 0")
     mask = np.zeros(predicted.shape, bool); mask[y, x] = True
     return Target(text, int(predicted[y, x]), mask)
 
@@ -89,7 +90,8 @@ class Question:
                  group: Callable | None = None,   # images (case, channel, row, column) to instances (case, row, column); components if left out
                  seed: Sequence = ()):  # names of the stream of random numbers
         if image.ndim != 3: raise InputError("image", f"has the shape {image.shape}", "explain pictures: (channel, row, column)")
-        if image.shape[1:] != target.mask.shape: raise InputError(target.text, f"is of {target.mask.shape}, the image of {image.shape[1:]}", "give both one size")
+        if image.shape[1:] != target.mask.shape:
+            raise InputError(target.text, f"is of {target.mask.shape}, the image of {image.shape[1:]}", "give both one size")
         self.net, self.image, self.target, self.random = net, np.asarray(image, np.float32), target, rng("attribution", *seed)
         self._group, self.forward, self.backward = group, 0, 0
         self._compact()
@@ -384,7 +386,7 @@ def parts(ask: Question, masks: dict[str, np.ndarray]  # parts of the image by n
     names = list(masks)
     pairs, found = [(a, b) for i, a in enumerate(names) for b in names[i + 1:]], []
     for fill in FILLINGS:
-        def filled(hole): return fill(ask.image, hole, _wide(hole), ask.random)
+        def filled(hole): return fill(ask.image, hole, _wide(hole), ask.random) if hole.any() else ask.image  # a part may be the whole image
         gone = {n: filled(m) for n, m in masks.items()}
         changed = [*gone.values(), *(filled(~m) for m in masks.values()), *(np.where(masks[b], gone[b], gone[a]) for a, b in pairs)]
         found.append(ask.scores([ask.image, filled(np.ones(ask.shape, bool)), *changed]))
@@ -434,7 +436,8 @@ def cheapest_cut(cost: np.ndarray,  # (row, column) at least 0
     for angle in np.pi * np.arange(4) / 4:  # nodes: 0 … n-1 enter a pixel, n … 2n-1 leave it, then source and sink
         along = at @ [np.cos(angle), np.sin(angle)]
         low, high = np.flatnonzero(along <= np.quantile(along, .3)), np.flatnonzero(along >= np.quantile(along, .7))
-        tails, heads = (np.concatenate(x) for x in ((np.arange(n), a + n, np.full(len(low), 2*n), high + n), (np.arange(n) + n, b, low, np.full(len(high), 2*n + 1))))
+        tails = np.concatenate((np.arange(n), a + n, np.full(len(low), 2*n), high + n))
+        heads = np.concatenate((np.arange(n) + n, b, low, np.full(len(high), 2*n + 1)))
         room = np.full(len(tails), never, np.int32); room[:n] = price; room[:n][np.r_[low, high]] = never
         graph = coo_array((room, (tails, heads)), (2*n + 2, 2*n + 2)).tocsr()
         flow = maximum_flow(graph, 2*n, 2*n + 1)
@@ -548,7 +551,8 @@ def _pruned(ask: Question, ids: np.ndarray, number: int, tip: Tip, pixels: np.nd
 def tipping_sets(ask: Question) -> tuple[np.ndarray, int, list[tuple[Tip, np.ndarray | None]]]:
     "The instances, the number of the target, and for each event that could be its set of pixels"
     import torch
-    if ask.target.kind != "instance": raise InputError("tipping", f"explains instances, and the target is {ask.target.text}", "choose instance:N or another method")
+    if ask.target.kind != "instance":
+        raise InputError("tipping", f"explains instances, and the target is {ask.target.text}", "choose instance:N or another method")
     ids = ask.instances([ask.image])[0]
     number = int(np.bincount(ids[ask.target.mask]).argmax())
     if not number: raise InputError(ask.target.text, "is no instance of this answer", "take the instances from the same network")
@@ -565,6 +569,7 @@ def tipping(ask: Question) -> tuple[np.ndarray, dict]:
     map, events = np.zeros(ask.shape), {}
     for tip, pixels in found:
         if pixels is None: continue
-        map += pixels / pixels.sum()
-        events[tip.event] = dict(pixels=int(pixels.sum()), share=float(pixels.sum() / (ids == number).sum()), rate=rate(ask, ids, number, tip, DRAWS * [pixels]), mask=pixels)
+        n, stated = int(pixels.sum()), rate(ask, ids, number, tip, DRAWS * [pixels])
+        map += pixels / n
+        events[tip.event] = dict(pixels=n, share=float(n / (ids == number).sum()), rate=stated, mask=pixels)
     return map, dict(events=events)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'Profile', 'Data', 'Plugins', 'Json', 'USAGE', 'plug', 'say', 'planned', 'paper',
            'run', 'status', 'diff', 'data_list', 'data_show', 'data_fetch', 'data_verify', 'data_croissant', 'data_add',
-           'data_audit', 'train', 'predict', 'evaluate', 'bench', 'claims_list', 'claims_audit', 'doctor', 'main']
+           'data_audit', 'train', 'predict', 'explain', 'evaluate', 'bench', 'claims_list', 'claims_audit', 'doctor',
+           'main']
 
 # %% ../nbs/99_cli.ipynb #8549f12c
 import os
@@ -179,14 +180,15 @@ def train(data: Annotated[str, typer.Option(help="id of a data set")], model: An
     "Train one run with the profile's settings and print its key."
     plug(plugins)
     from dataclasses import replace
+    from medseg_nb import hybrid
     from medseg_nb.benchmark import grid, models
     from medseg_nb.core import PROFILES, choose
     from medseg_nb.data import available, manifest
     from medseg_nb.training import work
-    choose(model, models(choose(profile, PROFILES, "profile")), "model")
+    choose(model, [*models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
     if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
     available(data)
-    config = replace(next(c for c in grid(profile, [data]) if c.model == model), seed=seed)
+    config = replace(next(c for c in (hybrid.grid if model == "hybrid" else grid)(profile, [data]) if c.model == model), seed=seed)
     work(config, weights=True)
     print(config.key)
 
@@ -201,6 +203,18 @@ def predict(model: Annotated[str, typer.Argument(help="key of a run")],
     rejected = int((table.status != "done").sum())
     print(f"{len(table) - rejected} of {len(table)} images segmented; research use only")
     if rejected: raise typer.Exit(3)
+
+@app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
+def explain(model: Annotated[str, typer.Argument(help="key of a run")], image: Annotated[Path, typer.Argument(help="one image")],
+            target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N or instance:N")],
+            out: Annotated[Path, typer.Option(help="folder for the picture and the numbers")],
+            method: Annotated[Optional[str], typer.Option(help="explanation method; quadtree, or tipping for an instance, if left out")] = None,
+            plugins: Plugins = None):
+    "Say what in an image made a model answer as it did; research use only."
+    plug(plugins)
+    from medseg_nb.explain import explain_file
+    said = explain_file(model, image, target, out, method)
+    print(f"{said['picture']} and {said['numbers']}; research use only")
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],

@@ -64,8 +64,8 @@ class Guess(nn.Module):
         factors = (f @ weights for f, weights in zip(gaussian(angle, self.power), (self.mixture, self.mean)))
         return sum(torch.einsum("nci,nihw->nchw", f.view(len(z), self.channels, -1), self.split(x)) for f, x in zip(factors, (z, condition)))
 
-# %% ../nbs/42_diffusion.ipynb #73e24925
-PATCH, STEPS = 2, 20  # pixels along an edge that are one place; steps of a drawing
+# %% ../nbs/42_diffusion.ipynb #55e03193
+PATCH, STEPS = 2, 10  # pixels along an edge that are one place; steps of a drawing
 
 @register("diffusion")
 class Diffusion(nn.Module):

@@ -42,7 +42,7 @@ def condition_of(masks, classes: int):  # masks (batch, *size) int64; (batch, cl
     "One channel a class, 0 or 1"
     from torch.nn import functional as F
     if not 0 <= int(masks.min()) <= int(masks.max()) < classes:
-        raise InputError("masks", f"hold the label {int(masks.max())}, and the generator knows {classes} classes", "give masks of the data set that it learnt from")
+        raise InputError("masks", f"hold the label {int(masks.max())}, and the generator knows {classes} classes", "give masks of the set it learnt from")
     return F.one_hot(masks, classes).movedim(-1, 1).float()
 
 def objective(config: Config, net, images, masks):  # scalar

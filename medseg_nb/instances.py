@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'HEADS', 'REACH', 'WINDOW', 'METHODS', 'FITTED', 'SETTINGS', 'METRICS', 'PAIRS', 'ORDER', 'centre_field',
            'radii', 'squared_distances', 'distance_field', 'mask_loss', 'centre_loss', 'distance_loss', 'head',
-           'network', 'window', 'objective', 'kept', 'by_centres', 'by_summits', 'group', 'pieces', 'watershed',
-           'grouped', 'chosen_cases', 'arrays', 'truths', 'least', 'choose_settings', 'outputs', 'trained', 'fitted',
-           'methods', 'segment', 'true_ids', 'rows_of', 'tested', 'evaluate', 'lattice', 'guessed', 'classical',
-           'yardsticks', 'unfit', 'plain_runs', 'grid', 'scores_of', 'comparisons_of', 'settings_of', 'claims_of',
-           'draw', 'example']
+           'network', 'window', 'objective', 'kept', 'by_centres', 'merged', 'by_summits', 'group', 'pieces',
+           'watershed', 'grouped', 'chosen_cases', 'arrays', 'truths', 'least', 'choose_settings', 'outputs', 'trained',
+           'fitted', 'methods', 'segment', 'true_ids', 'rows_of', 'tested', 'evaluate', 'lattice', 'guessed',
+           'classical', 'yardsticks', 'unfit', 'plain_runs', 'grid', 'scores_of', 'comparisons_of', 'settings_of',
+           'claims_of', 'draw', 'example']
 
 # %% ../nbs/52_instances.ipynb #0c86b04f
 from collections.abc import Iterator, Sequence
@@ -159,13 +159,6 @@ def _followed(target: np.ndarray,  # of each pixel the pixel it points to
     for _ in range(rounds): target[at] = target[target[at]]
     return target[at]
 
-def _joined(at: np.ndarray, ends: np.ndarray, mark: np.ndarray, least: int) -> np.ndarray:
-    "Label map of pixels by the connected component, corners included, that holds the pixel they end in; `mark` holds more pixels that connect"
-    mark.ravel()[ends] = True
-    labels = np.zeros(mark.shape, np.int32)
-    labels.ravel()[at] = ndimage.label(mark, np.ones((3, 3)))[0].ravel()[ends]
-    return kept(labels, least)
-
 def by_centres(foreground: np.ndarray,  # bool (row, column)
                offsets: np.ndarray,     # (2, row, column) px
                sigma: float = 0.,       # px: how far the field is smoothed first
@@ -178,13 +171,43 @@ def by_centres(foreground: np.ndarray,  # bool (row, column)
     r, c = (np.clip(np.rint(x + o.ravel()[at]), 0, n - 1).astype(np.int32) for x, o, n in places)
     target = np.arange(foreground.size, dtype=np.int32)
     target[at] = r * columns + c
-    return _joined(at, _followed(target, at, 3), np.zeros(foreground.shape, bool), least)
+    ends, mark, labels = _followed(target, at, 3), np.zeros(foreground.shape, bool), np.zeros(foreground.shape, np.int32)
+    mark.ravel()[ends] = True
+    labels.ravel()[at] = ndimage.label(mark, np.ones((3, 3)))[0].ravel()[ends]
+    return kept(labels, least)
+
+# %% ../nbs/52_instances.ipynb #9431d64f
+def _saddles(basins: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, ...]:  # low and high number, height, the highest first
+    "The highest saddle between each two basins that touch"
+    found = []
+    for a, b in (((slice(1, None),), (slice(None, -1),)), ((slice(None), slice(1, None)), (slice(None), slice(None, -1)))):
+        meet = (basins[a] != basins[b]) & (basins[a] > 0) & (basins[b] > 0)
+        pair = np.stack([basins[a][meet], basins[b][meet]]).astype(np.int64)
+        found.append((pair.min(0), pair.max(0), np.minimum(height[a][meet], height[b][meet])))
+    low, high, saddle = map(np.concatenate, zip(*found))
+    down = np.argsort(-saddle, kind="stable")
+    _, first = np.unique(low[down] * (basins.max() + 1) + high[down], return_index=True)
+    return tuple(x[down[np.sort(first)]] for x in (low, high, saddle))
+
+def merged(basins: np.ndarray,   # int32 (row, column), 0 and 1, 2, …
+           height: np.ndarray,   # (row, column)
+           summits: np.ndarray,  # height of the summit of each basin, from 0 on
+           depth: float) -> np.ndarray:  # int32 (row, column)
+    "Basins whose summits rise above the saddle to a higher one by at least `depth`; the others have joined"
+    root, top = list(range(len(summits))), summits.tolist()
+    def find(k):
+        while root[k] != k: root[k] = k = root[root[k]]
+        return k
+    for a, b, saddle in zip(*(x.tolist() for x in _saddles(basins, height))):
+        lower, higher = sorted((find(a), find(b)), key=top.__getitem__)
+        if top[lower] - saddle < depth: root[lower] = higher
+    return np.array([find(k) for k in root], np.int32)[basins]
 
 # %% ../nbs/52_instances.ipynb #ea7e940b
 def by_summits(foreground: np.ndarray,  # bool (row, column)
                distance: np.ndarray,    # (1, row, column)
                sigma: float = .5,       # px: how far the field is smoothed first
-               level: float = .6,       # summits that are joined above it are one
+               depth: float = .2,       # how far a summit rises above the saddle to a higher one
                least: int = 1,          # px: smaller instances are dropped
               ) -> np.ndarray:          # int32 (row, column): 0, and 1, 2, … the instances
     "Instances of a distance field"
@@ -195,9 +218,14 @@ def by_summits(foreground: np.ndarray,  # bool (row, column)
         other = flat[at + step]
         higher = other > best
         best[higher], to[higher] = other[higher], at[higher] + step
-    target = np.arange(height.size, dtype=np.int32)
+    target, tops, basins = np.arange(height.size, dtype=np.int32), np.zeros(height.shape, bool), np.zeros(height.shape, np.int32)
     target[at] = to
-    return _joined(at, _followed(target, at, 8), height > level, least)[1:-1, 1:-1]
+    tops.ravel()[at] = to == at
+    names, n = ndimage.label(tops)
+    basins.ravel()[at] = names.ravel()[_followed(target, at, 8)]
+    summits = np.zeros(n + 1)
+    summits[names[tops]] = height[tops]
+    return kept(merged(basins, height, summits, depth), least)[1:-1, 1:-1]
 
 def group(foreground: np.ndarray,  # bool (row, column)
           field: np.ndarray,       # (2, row, column) offsets to the centre, or (1, row, column) distances to the border
@@ -232,7 +260,7 @@ def watershed(probability: np.ndarray,  # of the foreground, or bool (row, colum
 METHODS = dict(components=[{}],
                watershed=[dict(sigma=s, depth=d) for s in (.5, 1., 2.) for d in (.1, .5, 1.)],
                centre_field=[dict(sigma=s) for s in (0., 1., 2.)],
-               distance_field=[dict(sigma=s, level=v) for s in (.5, 1., 2.) for v in (.5, .6, .7)])
+               distance_field=[dict(sigma=s, depth=d) for s in (.5, 1., 2.) for d in (.02, .05, .1, .2)])
 FITTED = 20  # training cases, at most, on which settings are chosen
 
 def grouped(method: str,             # one of METHODS
@@ -435,7 +463,7 @@ def settings_of(configs: Sequence[Config]) -> pd.DataFrame:
         for method in methods(c):
             known = fitted(c, trained(c), method)
             rows.append(dict(dataset=c.dataset, fold=c.fold, method=method, **known, cases=len(chosen_cases(c)), steps=c.steps, batch=c.batch, size=c.size))
-    return pd.DataFrame(rows).reindex(columns=["dataset", "fold", "method", "sigma", "depth", "level", "least", "cases", "steps", "batch", "size"])
+    return pd.DataFrame(rows).reindex(columns=["dataset", "fold", "method", "sigma", "depth", "least", "cases", "steps", "batch", "size"])
 
 # %% ../nbs/52_instances.ipynb #e7b1ad77
 def claims_of(table: pd.DataFrame) -> list[dict]:

@@ -42,14 +42,16 @@ class Study:
     images: bool = False
 
 MRI_FIELDS = ("age", "sex", "comorbidity", "blood_group", "seizure", "performance")
-THORACIC = ("age", "diagnosis", "fvc", "fev1", "performance", "pain", "haemoptysis", "dyspnoea", "cough", "weakness", "tumour_size", "diabetes", "infarction", "arterial_disease", "smoking", "asthma")
+THORACIC = ("age", "diagnosis", "fvc", "fev1", "performance", "pain", "haemoptysis", "dyspnoea", "cough", "weakness",
+            "tumour_size", "diabetes", "infarction", "arterial_disease", "smoking", "asthma")
 STUDIES = {
     "phantom success": Study("phantom_mri", Endpoint("simulated_success"), MRI_FIELDS, ("age", "performance"), images=True),
     "phantom complication": Study("phantom_mri", Endpoint("simulated_complication"), MRI_FIELDS, ("age", "performance"), images=True),
     "phantom recovery": Study("phantom_mri", Endpoint("recovered", "simulated_recovery_days"), MRI_FIELDS, ("age", "performance"), images=True),
     "thoracic surgery": Study("outcome_thoracic", Endpoint("death_within_a_year"), THORACIC, ("age", "performance", "tumour_size")),
     "glioma, two years": Study("lgg_kaggle3m", Endpoint("death_within_two_years"), ("age", "sex", "laterality", "location"), ("age",), images=True),
-    "glioma survival": Study("lgg_kaggle3m", Endpoint("death", "survival"), ("age", "sex", "laterality", "location"), ("age",), ("histology", "grade"), images=True),
+    "glioma survival": Study("lgg_kaggle3m", Endpoint("death", "survival"), ("age", "sex", "laterality", "location"), ("age",),
+                             ("histology", "grade"), images=True),
     "UCSF": Study("outcome_ucsf_pdgm", Endpoint("early_death"), ("age", "sex"), ("age",)),
     "UPENN": Study("outcome_upenn_gbm", Endpoint("early_death"), ("age", "sex"), ("age",))}
 YEAR = 365.25  # days
@@ -91,8 +93,8 @@ def slice_features(image: np.ndarray,  # (channel, row, column), as a network se
     found["parts"] = float(ndimage.label(inside)[1]) if inside.any() else np.nan
     found["compact"] = float(4 * np.pi * inside.sum() / edge.sum()**2) if inside.any() else np.nan
     for k, channel in enumerate(image.astype(np.float32)):
-        found |= {f"mean_{k}": float(channel[inside].mean()) if inside.any() else np.nan, f"spread_{k}": float(channel[inside].std()) if inside.any() else np.nan,
-                  f"contrast_{k}": float(channel[inside].mean() - channel[rim].mean()) if inside.any() and rim.any() else np.nan}
+        mean, spread = (float(channel[inside].mean()), float(channel[inside].std())) if inside.any() else (np.nan, np.nan)
+        found |= {f"mean_{k}": mean, f"spread_{k}": spread, f"contrast_{k}": mean - float(channel[rim].mean()) if rim.any() else np.nan}
     return found
 
 def studies(datasets: Sequence[str]) -> list[str]: return [name for name, s in STUDIES.items() if s.dataset in datasets]
@@ -123,7 +125,7 @@ def models(study: Study, features: pd.DataFrame | None) -> dict:
     else: found = {"score": (Points, short), "logistic": (logistic, fields), "boosting": (boosting, fields), "network": (network, fields)}
     if features is not None:
         if study.endpoint.time: found |= {"image": (cox, Inputs((), features)), "cox + image": (cox, both), "boosting + image": (survival_boosting, both)}
-        else: found |= {"image": (logistic, Inputs((), features)), "logistic + image": (logistic, both), "boosting + image": (boosting, both), "network + image": (network, both)}
+        else: found |= {"image": (logistic, Inputs((), features)), **{f"{f.__name__} + image": (f, both) for f in (logistic, boosting, network)}}
     if study.late: found["postoperative"] = (cox if study.endpoint.time else logistic, Inputs((*study.fields, *study.late), known="any"))
     return found
 
@@ -161,7 +163,8 @@ def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for study, part in rows.groupby("study", sort=False):
         by = {m: p.sort_values("patient") for _, m, p in _groups(part, False)}
-        found += [dict(study=study, model=m, against="logistic", **auc_difference(p.risk, by["logistic"].risk, p.event)) for m, p in by.items() if m not in ("logistic", "postoperative")]
+        found += [dict(study=study, model=m, against="logistic", **auc_difference(p.risk, by["logistic"].risk, p.event))
+                  for m, p in by.items() if m not in ("logistic", "postoperative")]
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -195,13 +198,14 @@ def transfer_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/72_outcomes.ipynb #c4260eb2
 def subgroups_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "AUC by sex and by age below or above the study's median, of the model that sees most before surgery; groups with fewer than two events or non-events are left out"
+    "AUC by sex and by age, of the logistic model that sees most before surgery; groups with fewer than two events or non-events are left out"
     found = []
     for study, part in rows[rows.fold.notna() & ~rows.time.astype(bool)].groupby("study", sort=False):
         model = [m for m in dict.fromkeys(part.model) if m.startswith("logistic")][-1]
         mine = part[part.model == model]
-        groups = {f"sex {s}": mine.sex == s for s in sorted(mine.sex.dropna().unique())} | {"age to median": mine.age <= mine.age.median(), "age above": mine.age > mine.age.median()}
-        found += [dict(study=study, model=model, group=g, **auc(p.risk, p.event)) for g, p in ((g, mine[m]) for g, m in groups.items()) if min(p.event.sum(), (~p.event).sum()) > 1]
+        young = mine.age <= mine.age.median()
+        groups = {f"sex {s}": mine[mine.sex == s] for s in sorted(mine.sex.dropna().unique())} | {"age to median": mine[young], "age above": mine[~young]}
+        found += [dict(study=study, model=model, group=g, **auc(p.risk, p.event)) for g, p in groups.items() if min(p.event.sum(), (~p.event).sum()) > 1]
     return pd.DataFrame(found)
 
 # %% ../nbs/72_outcomes.ipynb #02831c7c
@@ -228,7 +232,8 @@ def importance(found: Sequence[Case], study: Study, folds: int = 5) -> pd.DataFr
         risk = risk_of(model, x)
         for name in study.fields:
             own = [c for c in x if c == name or c.startswith((f"{name}=", f"{name}_missing"))]
-            deals = [risk_of(model, x.assign(**{c: x[c].to_numpy()[order] for c in own})) for order in (rng(d, "deal", k, name).permutation(len(x)) for d in range(DEALS))]
+            orders = [rng(d, "deal", k, name).permutation(len(x)) for d in range(DEALS)]
+            deals = [risk_of(model, x.assign(**{c: x[c].to_numpy()[order] for c in own})) for order in orders]
             rows += [dict(patient=p, field=name, risk=r, shuffled=s, shap=v) for p, r, s, v in zip(x.index, risk, np.mean(deals, 0), values[own].sum(axis=1))]
     return pd.DataFrame(rows).join(outcome.event, on="patient")
 
@@ -249,13 +254,14 @@ def claims_of(differences: pd.DataFrame, rows: pd.DataFrame) -> list[dict]:
     "The source's: a network beats traditional models; patient data beside the image help. Ours: shuffled fields do not"
     found = []
     for r in differences[differences.model.isin(["network", "network + image"])].itertuples():
-        found.append(judge(f"outcomes.above_traditional.{r.study}.{r.model}", f"A network ({r.model}) predicts better than logistic regression: {r.study}", "Owen 2024, Abstract",
-                           "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.study, None))
+        found.append(judge(f"outcomes.above_traditional.{r.study}.{r.model}", f"A network ({r.model}) predicts better than logistic regression: {r.study}",
+                           "Owen 2024, Abstract", "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.study, None))
     for study, part in rows[~rows.time.astype(bool)].groupby("study", sort=False):
         by = {m: p.sort_values("patient") for m, p in part.groupby("model")}
         if "logistic + image" not in by: continue
         d = auc_difference(by["logistic + image"].risk, by["image"].risk, by["image"].event)
-        found.append(judge(f"outcomes.multimodal.{study}", f"Patient data beside the image improve the prediction: {study}", "Owen 2024, Abstract", "difference", (0, 0),
+        found.append(judge(f"outcomes.multimodal.{study}", f"Patient data beside the image improve the prediction: {study}", "Owen 2024, Abstract",
+                           "difference", (0, 0),
                            (d["difference"], d["difference_low"], d["difference_high"]), d["n"], study, None))
     return found
 

@@ -36,7 +36,8 @@ class Endpoint:
         if frame.empty: raise InputError(found[0].dataset, f"{self.event} is unknown for all patients", "choose another endpoint")
         if (frame.time < 0).any(): raise InputError(str(frame.index[frame.time < 0][0]), f"has a negative {self.time}", "mend the table")
         if not frame.event.any() or (not self.time and frame.event.all()):
-            raise InputError(found[0].dataset, f"{self.event} is {bool(frame.event.iloc[0])} for all {len(frame)} patients", "an outcome that all share cannot be predicted")
+            raise InputError(found[0].dataset, f"{self.event} is {bool(frame.event.iloc[0])} for all {len(frame)} patients",
+                             "an outcome that all share cannot be predicted")
         return frame.astype(dict(event=bool, time=float)).sort_index()
 
 # %% ../nbs/71_prognosis.ipynb #1e0535d3
@@ -114,7 +115,8 @@ def _survival(outcome: pd.DataFrame):
 def cox(x: pd.DataFrame, outcome: pd.DataFrame):
     "Cox regression with a ridge penalty"
     from sksurv.linear_model import CoxPHSurvivalAnalysis
-    return _searched(CoxPHSurvivalAnalysis(ties="efron"), dict(alpha=[len(x) * a for a in (.003, .01, .03, .1, .3)]), x, _survival(outcome), outcome.event, None)
+    penalties = [len(x) * a for a in (.003, .01, .03, .1, .3)]
+    return _searched(CoxPHSurvivalAnalysis(ties="efron"), dict(alpha=penalties), x, _survival(outcome), outcome.event, None)
 
 def survival_boosting(x: pd.DataFrame, outcome: pd.DataFrame):
     "Gradient boosting of shallow trees on Cox's likelihood"

@@ -26,7 +26,8 @@ def checked(risk: Sequence[float], event: Sequence[bool],
     if not np.isfinite(risk).all(): raise InputError("risk", f"{int((~np.isfinite(risk)).sum())} are no numbers", "impute what is missing before the model")
     if not np.isin(event, (0, 1)).all(): raise InputError("event", "holds other values than 0 and 1", "code it as false and true")
     event = event.astype(bool)
-    if not one_class and (event.all() or not event.any()): raise InputError("event", f"all patients are {'with' if event.all() else 'without'} it", "one class has no score; pool more patients")
+    if not one_class and (event.all() or not event.any()):
+        raise InputError("event", f"all patients are {'with' if event.all() else 'without'} it", "one class has no score; pool more patients")
     return risk, event
 
 # %% ../nbs/25_risk.ipynb #4452e8ec
@@ -65,7 +66,8 @@ def auc_difference(a: Sequence[float], b: Sequence[float], event: Sequence[bool]
     areas, c = delong(np.stack([a, b]), event)
     d, error = areas[0] - areas[1], np.sqrt(max(0., c[0, 0] + c[1, 1] - 2 * c[0, 1]))
     reach = stats.norm.ppf(.975) * error
-    return dict(difference=float(d), difference_low=float(d - reach), difference_high=float(d + reach), p=float(2 * stats.norm.sf(abs(d) / error)) if error else 1., n=len(event))
+    return dict(difference=float(d), difference_low=float(d - reach), difference_high=float(d + reach),
+                p=float(2 * stats.norm.sf(abs(d) / error)) if error else 1., n=len(event))
 
 # %% ../nbs/25_risk.ipynb #afe77c0f
 EDGE = 1e-6  # risks are kept this far from 0 and 1, where the logit has no value
@@ -81,7 +83,8 @@ def calibration(risk: Sequence[float],  # 0 to 1
     level = sm.GLM(event.astype(float), np.ones((len(risk), 1)), family=sm.families.Binomial(), offset=logit).fit()
     tilt = sm.GLM(event.astype(float), sm.add_constant(logit, has_constant="add"), family=sm.families.Binomial()).fit()
     bounds = {name: (float(fit.params[k]), *map(float, fit.conf_int()[k])) for name, fit, k in [("intercept", level, 0), ("slope", tilt, 1)]}
-    return {f"{name}{end}": v for name, values in bounds.items() for end, v in zip(("", "_low", "_high"), values)} | dict(brier=float(np.mean((risk - event) ** 2)), n=len(event))
+    return {f"{name}{end}": v for name, values in bounds.items() for end, v in zip(("", "_low", "_high"), values)} | dict(
+        brier=float(np.mean((risk - event) ** 2)), n=len(event))
 
 # %% ../nbs/25_risk.ipynb #c99bb860
 def calibration_curve(risk: Sequence[float], event: Sequence[bool],
@@ -90,7 +93,8 @@ def calibration_curve(risk: Sequence[float], event: Sequence[bool],
     "Mean risk and observed share by group of risk"
     risk, event = checked(risk, event)
     parts = np.array_split(np.argsort(risk, kind="stable"), max(1, min(groups, len(risk) // 10)))
-    return pd.DataFrame([dict(risk=risk[p].mean(), **dict(zip(("observed", "observed_low", "observed_high"), wilson(event[p].sum(), len(p)))), n=len(p)) for p in parts])
+    shares = [dict(zip(("observed", "observed_low", "observed_high"), wilson(event[p].sum(), len(p)))) for p in parts]
+    return pd.DataFrame([dict(risk=risk[p].mean(), **share, n=len(p)) for p, share in zip(parts, shares)])
 
 # %% ../nbs/25_risk.ipynb #2f96bdc6
 def decisions(risk: Sequence[float], event: Sequence[bool],
@@ -100,7 +104,8 @@ def decisions(risk: Sequence[float], event: Sequence[bool],
     risk, event = checked(risk, event)
     called = risk >= level
     parts = dict(accuracy=(called == event, np.ones(len(event), bool)), precision=(event, called), recall=(called, event), specificity=(~called, ~event))
-    return {f"{name}{end}": v for name, (hit, among) in parts.items() for end, v in zip(("", "_low", "_high"), wilson(int((hit & among).sum()), int(among.sum())))}
+    shares = {name: wilson(int((hit & among).sum()), int(among.sum())) for name, (hit, among) in parts.items()}
+    return {f"{name}{end}": v for name, values in shares.items() for end, v in zip(("", "_low", "_high"), values)}
 
 # %% ../nbs/25_risk.ipynb #05841244
 DRAWS = 400  # of patients, for the interval of the concordance

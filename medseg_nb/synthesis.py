@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'PARTS', 'SIDE', 'NEXT', 'LEVEL', 'REFERENCES', 'CHECKS', 'CONTROLS', 'FIRST', 'SCARCE', 'ALL', 'PLANS',
-           'longer', 'CONTROL', 'REAL', 'RIVALS', 'pooled', 'random_filters', 'fid', 'kid', 'between', 'unexplained',
-           'apart', 'nearness', 'recall', 'copying_of', 'Flat', 'Plan', 'unfit', 'generators', 'trainings', 'grid',
-           'setting', 'training_set', 'relative', 'scores_of', 'gain_of', 'heeded_of', 'scarcity_of', 'Group', 'groups',
-           'learnt_from', 'tested', 'spaces', 'both', 'quality_of', 'copied', 'spared', 'recalled', 'ranked',
-           'draw_gains', 'draw_nearness', 'draw_examples', 'named', 'claims_of', 'chance', 'segmented', 'closer']
+           'longer', 'CONTROL', 'REAL', 'MOST', 'RIVALS', 'pooled', 'random_filters', 'fid', 'kid', 'between',
+           'unexplained', 'apart', 'nearness', 'recall', 'copying_of', 'Flat', 'Plan', 'unfit', 'generators',
+           'trainings', 'grid', 'setting', 'training_set', 'relative', 'scores_of', 'gain_of', 'heeded_of',
+           'scarcity_of', 'Group', 'groups', 'learnt_from', 'tested', 'spaces', 'both', 'quality_of', 'some', 'copied',
+           'spared', 'recalled', 'ranked', 'draw_gains', 'draw_nearness', 'draw_examples', 'named', 'claims_of',
+           'chance', 'segmented', 'closer']
 
 # %% ../nbs/44_synthesis.ipynb #5fee99cb
 from collections.abc import Callable, Sequence
@@ -206,11 +207,11 @@ ALL = (("none", None), ("standard", None), ("none", "pix2pix"), ("standard", "pi
 PLANS = dict(
     smoke=Plan(dict(size=32, width=8, steps=80),
                dict(flat=dict(size=32, steps=30, rate=.1), pix2pix=dict(size=32, width=8, steps=200, batch=4, rate=1e-3),
-                    diffusion=dict(size=32, width=16, steps=250, batch=4, rate=2e-3)),
+                    diffusion=dict(size=32, width=8, steps=150, batch=8, rate=4e-3)),
                {None: FIRST}, seeds=1, overfit=None),
     cpu=Plan(dict(size=64, width=16, steps=300, precision="bf16"),
              dict(flat=dict(size=64, steps=60, rate=.1), pix2pix=dict(size=64, width=16, steps=2000, batch=4, rate=5e-4, precision="bf16"),
-                  diffusion=dict(size=64, width=16, steps=3500, batch=4, rate=2e-3, precision="bf16")),
+                  diffusion=dict(size=64, width=16, steps=2500, batch=4, rate=2e-3, precision="bf16")),
              {60: SCARCE, None: ALL}, seeds=3, overfit=8))
 longer = dict(device="cuda", width=32, steps=20_000)
 PLANS["full"] = replace(PLANS["cpu"], segment=dict(size=64, width=32, steps=3000, device="cuda"),
@@ -361,6 +362,13 @@ def quality_of(found: list[Group], dataset: str, eyes: dict[str, Callable]) -> p
                      | both([seen[half]], [patients[half]], seen[~half], patients[~half]))
     return pd.DataFrame(table)
 
+MOST = 150  # images of a kind that are checked for copies, in each repetition
+
+def some(*arrays: np.ndarray) -> list[np.ndarray]:
+    "At most so many cases, the same of each array"
+    at = np.sort(rng("checked", n := len(arrays[0])).permutation(n)[:MOST])
+    return [a[at] for a in arrays]
+
 def copied(found: list[Group], dataset: str) -> pd.DataFrame:
     "Per-image rows of both checks; each repetition has its own training patients"
     rows = []
@@ -373,9 +381,9 @@ def copied(found: list[Group], dataset: str) -> pd.DataFrame:
             known = unexplained(real.images[k], real.masks[k])
             add(real, k, CHECKS[0], "real, test", "real, test", patients, nearness(apart(unexplained(images, masks), known, owners)))
             for g in (g for g in found if g.setting == real.setting):
-                drawn = unexplained(g.images[k], g.masks[k])
-                add(g, k, CHECKS[0], "real, test", g.name, g.patients[k], nearness(apart(drawn, known, owners, owners if g is real else ())))
-                sides = {"test": (images, masks, patients), "other training": spared(config), "learnt": (real.images[k], real.masks[k], owners)}
+                x, m, whose = some(g.images[k], g.masks[k], g.patients[k])
+                add(g, k, CHECKS[0], "real, test", g.name, whose, nearness(apart(unexplained(x, m), known, owners, whose if g is real else ())))
+                sides = {"test": (images, masks, patients), "other training": spared(config), "learnt": some(real.images[k], real.masks[k], owners)}
                 for side, given in sides.items() if g is not real else ():
                     if len(given[0]): add(g, k, CHECKS[1], g.name, f"drawn for {side} masks", given[2], recalled(g.configs[k], k, *given, known, owners))
     return pd.concat(rows, ignore_index=True)
@@ -390,7 +398,7 @@ def spared(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # imag
 
 def recalled(config: Config, seed: int, images, masks, patients, known, owners) -> np.ndarray:
     "How near a generator comes to the real images of masks"
-    drawn = unexplained(sample(load_run(config.key)[1], masks, seed), masks)
+    drawn = unexplained(sample(load_run(work(config, weights=True).name)[1], masks, seed), masks)
     return recall(drawn, unexplained(images, masks), apart(drawn, known, owners, patients))
 
 # %% ../nbs/44_synthesis.ipynb #094641bf

@@ -66,7 +66,8 @@ class Config:
             if (value := getattr(self, name)) is not None and value < 1: raise InputError(name, f"is {value}", "give a number above zero")
         if isinstance(self.generator, dict): object.__setattr__(self, "generator", Config(**self.generator))
         differing = [n for n in SAME if self.generator and getattr(self, n) != getattr(self.generator, n)]
-        if differing: raise InputError("generator", f"was trained with another {differing[0]}", "train it on the same patients and grid as the run that uses it")
+        if differing:
+            raise InputError("generator", f"was trained with another {differing[0]}", "train it on the same patients and grid as the run that uses it")
 
     @cached_property
     def key(self) -> str: return run_key(self)

@@ -146,6 +146,22 @@ def test_predict_and_evaluate(trained, scans):
         assert p.shape == t.shape and row.dice == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()), abs=1e-5)
 
 
+def test_explain(trained, scans):
+    image = next((scans / "scans").glob("*.png"))
+    done = trained.call("explain", trained.key, image, "--target", "pixel:30,9", "--method", "grad_cam_pp", "--out", scans / "why")
+    assert done.returncode == 0 and "research use only" in done.stdout, done.stderr
+    found = json.loads((scans / "why" / f"{image.stem}.pixel-30-9.json").read_text())
+    assert (scans / "why" / f"{image.stem}.pixel-30-9.png").stat().st_size > 1000
+    assert found["label"] in (0, 1) and found["pixels"] == 1 and found["forward"] + 2 * found["backward"] <= 4
+
+
+@pytest.mark.parametrize("target, fault", [("pixel:64,3", "lies outside the image"), ("class:2", "was not found in the answer"), ("instance:90", "was not found in the answer"),
+                                           ("nucleus", "is no target")])
+def test_explain_refuses_a_target(trained, scans, target, fault):
+    done = trained.call("explain", trained.key, next((scans / "scans").glob("*.png")), "--target", target, "--out", scans / "why")
+    assert refused(done, target, fault) and not (scans / "why").exists()
+
+
 def test_evaluate_names_the_unit_of_a_distance(trained, scans):
     assert trained.call("evaluate", scans / "truth", scans / "truth", "--out", scans / "s.csv", "--spacing", "2,1").returncode == 0
     scores = pd.read_csv(scans / "s.csv")
