@@ -174,7 +174,8 @@ def copying_of(rows: pd.DataFrame) -> pd.DataFrame:
         found = {name: (len(s), *wilson(s.sum(), len(s))) for name, s in shares.groupby("images", sort=False)}
         usual = max(high for name, (_, _, _, high) in found.items() if name in CONTROLS)
         for name, (n, share, low, high) in found.items():
-            said = "" if name in CONTROLS else "none found" if low <= usual else "copies" if check == CHECKS[0] else "remembers"
+            above = "copies" if check == CHECKS[0] else "remembers" if CONTROLS[-1] in found else "unclear"
+            said = "" if name in CONTROLS else above if low > usual else "none found"
             table.append(dict(dataset=dataset, setting=setting, check=check, against=against, images=name, n=n,
                               nearness=group.nearness[group.images == name].median(), share=share, share_low=low, share_high=high, verdict=said))
     return pd.DataFrame(table)

@@ -49,7 +49,7 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
     for d in (*PHANTOMS, *datasets):
         settings = "smoke" if manifest(d).synthetic else profile
         known = instances.grid(settings, [d]) if counted(d) else benchmark.grid(settings, [d])
-        found.append(next(c for c in known if (c.model, c.fold, c.seed, c.task) == ("unet", 0, 0, None)))
+        found.append(next(c for c in known if (c.model, c.fold, c.seed) == ("unet", 0, 0)))  # of instances the segmentation, its fields come later
     return [replace(c, steps=STEPS) if c.dataset.startswith("phantom_cue") else c for c in found]
 
 unfit = benchmark.unfit  # empty where a user's data set fits
