@@ -92,7 +92,7 @@ STUDIES = {
 NET = "from torch import nn\nfrom medseg_nb.keys import register\n@register('{name}')\nclass Mine(nn.Module):\n    def __init__(self, channels, classes, width):\n        super().__init__()\n        self.layer = nn.Conv2d(channels, {classes}, 1)\n    def forward(self, x): return self.layer(x)\n"
 PLUGINS = {
     "syntax error": ("class Mine(", "mine.py", "cannot be read as Python (line 1"), "missing import": ("import nosuch\n" + NET.format(name="mine", classes="classes"), "mine.py", "nosuch"),
-    "name of the kit": (NET.format(name="unet", classes="classes"), "unet", "own.mine"), "too many classes": (NET.format(name="mine", classes="classes + 1"), "mine", "answers with (2, 3"),
+    "name of the kit": (NET.format(name="unet", classes="classes"), "unet", "own.mine"), "too many classes": (NET.format(name="mine", classes="classes + 1"), "mine", "answers with (4, 3"),
     "name twice": (NET.format(name="mine", classes="classes") + NET.format(name="mine", classes="classes").replace("Mine", "Other"), "mine.py", "registers mine twice"),
     "name computed": (NET.format(name="mine", classes="classes").replace("'mine'", "'mi' + 'ne'"), "mine.py", "plain name"),
 }
