@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'PARTS', 'SIDE', 'NEXT', 'LEVEL', 'REFERENCES', 'CHECKS', 'CONTROLS', 'FIRST', 'SCARCE', 'ALL', 'PLANS',
-           'longer', 'CONTROL', 'REAL', 'MOST', 'RIVALS', 'pooled', 'random_filters', 'fid', 'kid', 'between',
+           'longer', 'NAMES', 'CONTROL', 'REAL', 'MOST', 'RIVALS', 'pooled', 'random_filters', 'fid', 'kid', 'between',
            'unexplained', 'apart', 'nearness', 'recall', 'copying_of', 'Flat', 'Plan', 'unfit', 'generators',
            'trainings', 'grid', 'setting', 'training_set', 'relative', 'scores_of', 'gain_of', 'heeded_of',
            'scarcity_of', 'Group', 'groups', 'learnt_from', 'tested', 'spaces', 'both', 'quality_of', 'some', 'copied',
@@ -218,6 +218,8 @@ longer = dict(device="cuda", width=32, steps=20_000)
 PLANS["full"] = replace(PLANS["cpu"], segment=dict(size=64, width=32, steps=3000, device="cuda"),
                         generators={k: v | (longer if k in MODULES else dict(device="cuda")) for k, v in PLANS["cpu"].generators.items()})
 PLANS["own"] = PLANS["smoke"]
+
+NAMES = ("flat", *MODULES)  # of the generators
 
 def unfit(dataset: str) -> str: return benchmark.unfit(dataset)
 
@@ -438,7 +440,7 @@ def draw_nearness(rows: pd.DataFrame):
     fig, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 2.6), sharex=True, sharey=True, squeeze=False)
     for ax, ((dataset, setting), found) in zip(axes[0], panels):
         for name, here in found.groupby("images", sort=False):
-            style = dict(color={REAL: "0.6"}.get(name, "0.2"), ls="--") if name.startswith("real") else {}
+            style = dict(color={REAL: "0.6"}.get(name, "0.2"), ls="--") if name.startswith("real") else dict(color=f"C{NAMES.index(name)}")
             ax.ecdf(here.nearness, label=name, **style)
         ax.axhline(LEVEL, ls=":", color="0.4")
         ax.set(title=f"{dataset}, {setting}", xlabel="nearest over next ten")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAME', 'APART', 'KEPT', 'Config', 'task', 'losses', 'starting_points', 'run_key', 'scoring_key', 'batches', 'rate_at',
-           'network', 'objective', 'train', 'label', 'training_cases', 'pool', 'segment', 'evaluate', 'rows_of',
-           'stored', 'rows', 'work', 'load_run', 'train_missing', 'fit', 'publish', 'main']
+           'network', 'objective', 'begun', 'train', 'label', 'training_cases', 'pool', 'known', 'beside', 'segment',
+           'evaluate', 'rows_of', 'stored', 'rows', 'work', 'load_run', 'train_missing', 'fit', 'publish', 'main']
 
 # %% ../nbs/35_training.ipynb #7755a34f
 import json
@@ -51,20 +51,24 @@ class Config:
     precision: str = "fp32"             # fp32 or bf16
     device: str = "cpu"                 # cpu or cuda
     module: str = "medseg_nb.models"    # where the model is defined
-    unit: str = "patient"               # of the split; "image" leaks, and is there to show what that is worth
+    unit: str = "patient"               # of the split; "site" leaves out one hospital; "image" leaks, and is there to show what that is worth
     depth: int | None = None            # slices that the network sees of a volume; None for pictures
     task: str | None = None             # module that says what is trained for; None: segmentation, below
     masks: str = "classes"              # what training masks hold: "classes", or "instances" with one label each
     patients: int | None = None         # only so many of the training patients; None: all
     draw: int = 0                       # which draw of so many patients
     generator: "Config | None" = None   # trained generator whose images join the training cases, one for each
+    fields: str | None = None           # what else is known of each case: a function registered in the task's module
+    start: "Config | None" = None       # trained run whose weights this one starts from
 
     def __post_init__(self):
         for name, known in dict(precision=("fp32", "bf16"), device=("cpu", "cuda"), unit=UNITS, masks=MASKS).items():
             choose(getattr(self, name), known, name)
         for name in ("steps", "size", "width", "batch", "depth", "patients"):
             if (value := getattr(self, name)) is not None and value < 1: raise InputError(name, f"is {value}", "give a number above zero")
-        if isinstance(self.generator, dict): object.__setattr__(self, "generator", Config(**self.generator))
+        for name in ("generator", "start"):
+            if isinstance(value := getattr(self, name), dict): object.__setattr__(self, name, Config(**value))
+        if self.fields and self.generator: raise InputError("fields", "are unknown for a generator's images", "leave one of the two out")
         differing = [n for n in SAME if self.generator and getattr(self, n) != getattr(self.generator, n)]
         if differing:
             raise InputError("generator", f"was trained with another {differing[0]}", "train it on the same patients and grid as the run that uses it")
@@ -85,12 +89,14 @@ def starting_points(config: Config) -> list[tuple[str, str]]:
     named = [(config.module, config.model, "model"), (losses(config), config.loss, "loss"), ("medseg_nb.augment", config.augment, "augmentation policy")]
     found = [(m, registered(m)[choose(name, registered(m), kind)]) for m, name, kind in named]
     made = [(task(config.generator), "synthesise")] if config.generator else []
-    return [*found, *made, *preparing(config.normalise), (task(config), "network"), (task(config), "objective"), ("medseg_nb.training", "train")]
+    told = [(task(config), registered(task(config))[choose(config.fields, registered(task(config)), "set of fields")])] if config.fields else []
+    return [*found, *made, *told, *preparing(config.normalise), (task(config), "network"), (task(config), "objective"), ("medseg_nb.training", "train")]
 
 def run_key(config: Config) -> str:  # 16 hex digits
     "Key of a trained run: config, code, data, versions; one thread"
     reached = closure(starting_points(config), stop=APART)
-    given = {k: v for k, v in asdict(config).items() if v is not None} | (dict(generator=config.generator.key) if config.generator else {})
+    given = {k: v for k, v in asdict(config).items() if v is not None}
+    given |= {name: other.key for name in ("generator", "start") if (other := getattr(config, name))}
     return digest([given, reached.key, content_key(config.dataset), reached.versions(), "1 thread"])[:16]
 
 def scoring_key(config: Config) -> str:
@@ -140,6 +146,17 @@ def _layout(config: Config):
     import torch
     return torch.contiguous_format if config.depth else torch.channels_last
 
+def begun(config: Config, net):
+    "An untrained network with the weights of the run that a config starts from, if it names one"
+    if config.start is None: return net
+    weights = load_run(work(config.start, weights=True).name)[1].state_dict()
+    own = {name: w.shape for name, w in net.state_dict().items()}
+    differing = [name for name in own | weights if name not in own or name not in weights or own[name] != weights[name].shape]
+    if differing:
+        raise InputError(label(config), f"cannot start from {label(config.start)} ({differing[0]} differs)", "start from a run of the same network and data layout")
+    net.load_state_dict(weights)
+    return net
+
 # %% ../nbs/35_training.ipynb #a75615e4
 def train(config: Config, watch: Callable = lambda batches: batches):  # network in evaluation mode, and the loss of each step
     "Train a run's network on its training patients"
@@ -150,7 +167,7 @@ def train(config: Config, watch: Callable = lambda batches: batches):  # network
     AcceleratorState._reset_state(reset_partial_state=True)  # each run its own precision, also in one process
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
     what = load(task(config))
-    net = what.network(config).to(memory_format=_layout(config))
+    net = begun(config, what.network(config)).to(memory_format=_layout(config))
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: rate_at(s, config.steps))
     net, optimiser = accelerator.prepare(net.train(), optimiser)
@@ -185,15 +202,26 @@ def pool(config: Config) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:  # ima
     more, drawn = load(task(config.generator)).synthesise(config.generator)
     return np.concatenate([images[chosen], more]), np.concatenate([masks[chosen], drawn]), range(len(chosen) + len(more))
 
+def known(config: Config) -> np.ndarray:  # (case, field) float32, of all cases of the data set
+    "What is known of each case beside its image; no columns where the config names nothing"
+    if config.fields is None: return np.empty((len(cases(config.dataset)), 0), np.float32)
+    return np.asarray(resolve(task(config), config.fields, "set of fields")(config), np.float32)
+
+def beside(images, fields):  # (batch, channel, *shape), (batch, field) to (batch, channel + field, *shape)
+    "Images with fields as constant channels behind their own"
+    import torch
+    return torch.cat([images, fields.reshape(*fields.shape, *[1] * (images.ndim - 2)).expand(*fields.shape, *images.shape[2:])], 1)
+
 def _loaded(config: Config) -> Iterator[tuple]:  # images (batch, channel, *shape) float32, masks (batch, *shape) int64
     "Augmented batches of a run's training cases"
     import torch
     images, masks, chosen = pool(config)
-    policy = resolve("medseg_nb.augment", config.augment, "augmentation policy")
+    policy, told = resolve("medseg_nb.augment", config.augment, "augmentation policy"), torch.from_numpy(known(config))
     generator = torch.Generator().manual_seed(int(digest(["augment", config.seed])[:8], 16))
     for where in batches(len(chosen), config.batch, config.steps, config.seed):
         at = [chosen[i] for i in where]
         x, y = policy(torch.from_numpy(images[at].astype(np.float32)), torch.from_numpy(masks[at].astype(np.int64)), generator)
+        if config.fields: x = beside(x, told[at])
         yield x.contiguous(memory_format=_layout(config)), y
 
 # %% ../nbs/35_training.ipynb #438b1b70

@@ -308,12 +308,12 @@ def draw_scores(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
     import matplotlib.pyplot as plt
     panels = [(pointing[pointing.dataset == d], "hit", f"{d}\nmaximum in the mark's box", (0, 1)) for d in pointing.dataset.unique()]
     panels += [(faithfulness[faithfulness.dataset == d], "gap", f"{d}\ninsertion minus deletion", None) for d in faithfulness.dataset.unique()]
-    fig, axes = plt.subplots(1, len(panels), figsize=(1.6 * len(panels) + 1, 2.9), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels) + 1, 2.9), sharey=True, squeeze=False)
     for ax, (table, score, title, limits) in zip(axes[0], panels):
         table = table[::-1]
         ax.errorbar(table[score], table.method, xerr=[table[score] - table[f"{score}_low"], table[f"{score}_high"] - table[score]], fmt="o", capsize=2, ms=4)
         ax.axvline(table.set_index("method")[score]["random"], ls=":", color="0.4")
-        ax.set_title(title, fontsize=7)
+        ax.set_title(title, fontsize=6)
         if limits: ax.set_xlim(limits[0] - .03, limits[1] + .03)
     return fig
 
@@ -339,11 +339,12 @@ def draw_examples(seen: Sequence[tuple]):
         picture(row[0], image); row[0].set_ylabel(dataset, fontsize=6)
         for ax, name in zip(row[1:], SHOWN):
             ax.imshow(maps[name], cmap="RdBu_r", vmin=-np.abs(maps[name]).max(), vmax=np.abs(maps[name]).max())
-            if row is axes[0]: ax.set_title(name.replace("_", " "), fontsize=7)
         for ax in row:
             ax.contour(goal.mask, [.5], colors="tab:green", linewidths=.7)
             if box is not None: ax.contour(box, [.5], colors="tab:orange", linewidths=.7)
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    for ax, name in zip(axes[0][1:], SHOWN): ax.set_title(name.replace("_", " "), fontsize=7)
     return fig
 
 def picture(ax, image: np.ndarray) -> None:
@@ -360,7 +361,7 @@ def draw_tips(seen: Sequence[tuple]):
     ids = group(image[None])[0]
     fig, axes = plt.subplots(2, 1 + len(found), figsize=(1.9 * (1 + len(found)), 3.9), squeeze=False)
     rows, columns = (np.flatnonzero((ids == number).any(k)) for k in (1, 0))
-    frame = [max(0, rows[0] - 8), rows[-1] + 9, max(0, columns[0] - 8), columns[-1] + 9]
+    frame = [max(0, rows[0] - 8), min(ids.shape[0], rows[-1] + 9), max(0, columns[0] - 8), min(ids.shape[1], columns[-1] + 9)]
     for k, (tip, pixels) in enumerate([(None, np.zeros(ids.shape, bool)), *found]):
         changed = image if tip is None else tip.changed(image, pixels, None)
         after = group(changed[None])[0]
@@ -371,4 +372,5 @@ def draw_tips(seen: Sequence[tuple]):
             for r, c in np.argwhere(pixels): ax.add_patch(plt.Rectangle((c - .5, r - .5), 1, 1, fill=False, ec="tab:orange", lw=.8))
             ax.contour(ids == number, [.5], colors="w", linewidths=.6, linestyles=":")
             ax.set(xlim=(frame[2] - .5, frame[3] - .5), ylim=(frame[1] - .5, frame[0] - .5), xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
     return fig
