@@ -121,7 +121,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **{("outcomes", name): lambda rows, name=name: getattr(outcomes, f"{name}_of")(rows[rows.fold.notna()].reset_index(drop=True))
        for name in ("discrimination", "calibration", "survival", "differences", "subgroups")},
     **{("readers", name): getattr(readers, f"{name}_of")
-       for name in ("agreement", "non_inferiority", "reliability", "sizes", "study_within", "study_between", "study_effects")},
+       for name in ("agreement", "non_inferiority", "reliability", "sizes", "simulated_within", "simulated_between", "simulated_effects")},
     ("outcomes", "importance"): lambda rows: outcomes.importance_of(rows[rows.field.notna()]),
     ("outcomes", "transfer"): outcomes.transfer_of,
     **{("xai", name): getattr(xai, f"{name}_of") for name in ("learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
