@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MRI_FIELDS', 'THORACIC', 'STUDIES', 'YEAR', 'TRANSFERS', 'DEALS', 'Study', 'patients', 'slice_features', 'studies',
-           'grid', 'image_features', 'models', 'traditional', 'risks', 'discrimination_of', 'calibration_of',
-           'survival_of', 'differences_of', 'moved', 'drop_of', 'transfer_of', 'subgroups_of', 'cohort', 'importance',
-           'importance_of', 'claims_of', 'draw']
+           'grid', 'image_features', 'looked_at', 'extremes', 'models', 'traditional', 'risks', 'discrimination_of',
+           'calibration_of', 'survival_of', 'differences_of', 'moved', 'drop_of', 'transfer_of', 'subgroups_of',
+           'cohort', 'importance', 'importance_of', 'claims_of', 'draw', 'draw_looked']
 
 # %% ../nbs/72_outcomes.ipynb #4e1a8f25
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import benchmark
+from .attribution import explain, region
 from .claims import judge
 from .core import rng
 from .data import Case, cases, frozen, manifest
@@ -29,6 +30,7 @@ from .risk import auc, auc_difference, calibration, decisions, delong, uno
 from .splits import fold
 from .statistics import holm, six_digits
 from .training import Config, fit, load_run, task, work
+from .xai import picture
 
 # %% ../nbs/72_outcomes.ipynb #ab171b17
 @dataclass(frozen=True)
@@ -116,6 +118,29 @@ def image_features(configs: Sequence[Config]) -> pd.DataFrame:  # (patient, feat
         rows += [dict(patient=cases(config.dataset)[i].patient, **slice_features(images[i], m)) for i, m in zip(test, masks)]
     by = pd.DataFrame(rows).groupby("patient")
     return by.mean().assign(largest=by.area.max())
+
+# %% ../nbs/72_outcomes.ipynb #e1bbf9cc
+def looked_at(configs: Sequence[Config], names: Sequence[str]) -> list[tuple]:  # patient, image, mask, map
+    "Of each patient the image with the largest mask, by the run that never saw the patient, with the mask's Grad-CAM"
+    found = {}
+    for c in configs:
+        config, net = load_run(work(c, weights=True).name)
+        images, _ = prepared(config.dataset, config.shape, config.normalise)
+        own = [i for i in fold(config.dataset, config.fold)[1] if cases(config.dataset)[i].patient in names]
+        for i, mask in zip(own, load(task(config)).segment(config, net, images[own], [config.shape] * len(own))):
+            name, size = cases(config.dataset)[i].patient, int((mask > 0).sum())
+            if size > found.get(name, (0,))[0]: found[name] = size, net, images[i].astype(np.float32), mask
+    seen = []
+    for name in (n for n in names if n in found):
+        _, net, image, mask = found[name]
+        most = int(np.bincount(mask[mask > 0]).argmax())
+        seen.append((name, image, mask, explain(net, image, region(mask == most, most), "grad_cam").map))
+    return seen
+
+def extremes(rows: pd.DataFrame, study: str, model: str = "logistic + image") -> list[str]:
+    "The two patients of the lowest and the two of the highest risk"
+    ranked = rows[(rows.study == study) & (rows.model == model)].sort_values(["risk", "patient"]).patient.tolist()
+    return [*ranked[:2], *ranked[-2:]] if len(ranked) >= 4 else ranked
 
 # %% ../nbs/72_outcomes.ipynb #69e805c8
 def models(study: Study, features: pd.DataFrame | None) -> dict:
@@ -276,4 +301,16 @@ def draw(table: pd.DataFrame, value: str):
         ax.axhline(.5, ls=":", color="0.4")
         ax.set(title=study, xticks=range(len(part)), ylim=(0, 1), xlim=(-.5, len(part) - .5)); ax.set_xticklabels(part.model, rotation=60, ha="right")
     axes[0][0].set_ylabel({"auc": "AUC", "c": "Uno's concordance"}[value])
+    return fig
+
+def draw_looked(seen: Sequence[tuple], risks: pd.Series):  # by patient
+    "Images with the mask's outline, and below what spoke for the mask"
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(2, len(seen), figsize=(1.7 * len(seen), 3.6), squeeze=False)
+    for (top, low), (name, image, mask, found) in zip(axes.T, seen):
+        picture(top, image); low.imshow(found, cmap="RdBu_r", vmin=-np.abs(found).max(), vmax=np.abs(found).max())
+        top.set_title(f"risk {risks[name]:.2f}", fontsize=8)
+        for ax in (top, low):
+            ax.contour(mask > 0, [.5], colors="tab:green", linewidths=.8); ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
     return fig

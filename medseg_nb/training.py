@@ -157,7 +157,8 @@ def begun(config: Config, net):
     own = {name: w.shape for name, w in net.state_dict().items()}
     differing = [name for name in own | weights if name not in own or name not in weights or own[name] != weights[name].shape]
     if differing:
-        raise InputError(label(config), f"cannot start from {label(config.start)} ({differing[0]} differs)", "start from a run of the same network and data layout")
+        raise InputError(label(config), f"cannot start from {label(config.start)} ({differing[0]} differs)",
+                         "start from a run of the same network and data layout")
     net.load_state_dict(weights)
     return net
 

@@ -65,7 +65,7 @@ def test_help_shows_an_example(fresh, words):
 
 
 def test_every_interface_of_the_issue_is_there():
-    assert {("paper",), ("run",), ("status",), ("diff",), ("train",), ("predict",), ("evaluate",), ("doctor",), *(("data", w) for w in ("list", "show", "fetch", "verify"))} <= set(commands())
+    assert {("paper",), ("run",), ("status",), ("diff",), ("train",), ("predict",), ("evaluate",), ("doctor",), *(("data", w) for w in ("list", "show", "fetch", "verify")), *(("readers", w) for w in ("new", "analyse"))} <= set(commands())
 
 
 # data
@@ -174,6 +174,57 @@ def test_batch_with_a_reject(trained, scans):
     table = pd.read_csv(scans / "masks" / "predict.csv").set_index("file")
     assert done.returncode == 3 and table.status["bad.png"] == "rejected" and "0 bytes" in table.reason["bad.png"] and (table.status == "done").sum() == 3
     assert len(list((scans / "masks").glob("*.png"))) == 3
+
+
+@pytest.fixture
+def reading(trained, tmp_path):
+    "A small reader study, filled in as a person would not: every rating is 3, every reading takes a minute"
+    done = trained.call("readers", "new", "--data", "phantom_skin", "--readers", "2", "--cases", "6", "--repeats", "2", "--seed", "5", "--out", tmp_path / "study")
+    assert done.returncode == 0 and "need local approval" in done.stdout, done.stderr
+    design = pd.read_csv(tmp_path / "study" / "design.csv", dtype=str, keep_default_na=False).assign(rating="3", seconds="60.5")
+    design.loc[0, "rating"] = "5"
+    design.to_csv(tmp_path / "study" / "filled.csv", index=False)
+    return tmp_path / "study", design
+
+
+def analysed(project: Project, place) -> subprocess.CompletedProcess:
+    return project.call("readers", "analyse", place / "filled.csv", "--key", place / "key.csv", "--out", place / "out")
+
+
+def test_reader_study(trained, reading):
+    place, design = reading
+    text = (place / "design.csv").read_text() + "".join(p.read_text() for p in place.glob("*.md"))
+    key = pd.read_csv(place / "key.csv", dtype=str)
+    assert len(design) == 2 * 2 * (6 + 2) == len(key) and not [c for c in {*key.case, *key.patient, "phantom_skin"} if c in text]
+    assert "TEMPLATE" in (place / "consent_template.md").read_text() and "TEMPLATE" in (place / "ethics_template.md").read_text()
+    assert analysed(trained, place).returncode == 0
+    effects = pd.read_csv(place / "out" / "effects.csv").set_index(["effect", "outcome"])
+    assert effects.value["aided", "time_ratio"] == 1 and len(pd.read_csv(place / "out" / "rows.csv")) == len(design)
+    again = trained.call("readers", "new", "--data", "phantom_skin", "--readers", "2", "--out", place)
+    assert refused(again, "design.csv", "is there already")
+
+
+SPOILT = {"missing row": (lambda d: d[1:], "1 of 32 rows are missing"), "row twice": (lambda d: pd.concat([d, d[:1]]), "stands twice"),
+          "unknown reader": (lambda d: d.replace({"reader": {"R1": "R7"}}), "reader R7 is not of this study"), "rating off the scale": (lambda d: d.replace({"rating": {"5": "9"}}), "is `9`"),
+          "decimal comma": (lambda d: d.replace({"seconds": {"60.5": "60,5"}}), "is `60,5`"), "another study": (lambda d: d.assign(study="0123456789ab"), "is of study 0123456789ab")}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_spoilt_reader_study(trained, reading, name):
+    place, design = reading
+    SPOILT[name][0](design).to_csv(place / "filled.csv", index=False)
+    assert refused(analysed(trained, place), "filled.csv", SPOILT[name][1]) and not (place / "out").exists()
+
+
+def test_reader_study_from_another_spreadsheet(trained, reading):
+    place, design = reading
+    design.to_csv(place / "filled.csv", index=False, sep=";", decimal=",")
+    assert refused(analysed(trained, place), "filled.csv", "separated by semicolons")
+    design.to_csv(place / "filled.csv", index=False)
+    key = (place / "key.csv").read_text()
+    number = pd.read_csv(place / "key.csv", dtype=str).patient[0]
+    (place / "key.csv").write_text(key.replace(f",{number},", f",{number.lstrip('s0')},"))
+    assert refused(analysed(trained, place), "key.csv", "was changed") and not (place / "out").exists()
 
 
 def test_evaluation_with_a_reject(trained, scans):
