@@ -219,7 +219,7 @@ def scored(config: Config, net, found: list[Case], images: np.ndarray, told: np.
     rows = training.rows_of(config, [(c, label_map(p, c.semantic().shape)) for c, p in zip(found, made)])
     return rows.assign(doubt=rows.case.map({c.id: doubt_of(p) for c, p in zip(found, made)}))
 
-def overlap(config: Config, net, images: np.ndarray, told: np.ndarray, masks: np.ndarray) -> np.ndarray:  # (case,), nan where there is no lesion
+def overlap(config: Config, net, images: np.ndarray, masks: np.ndarray, told: np.ndarray) -> np.ndarray:  # (case,), nan where there is no lesion
     "Dice of the union of labels on the network's grid"
     said = np.array([p.argmax(0).numpy() > 0 for p in answers(config, net, images, told)]).reshape(len(masks), -1)
     drawn = (masks > 0).reshape(len(masks), -1)
@@ -235,18 +235,18 @@ def explained(found: Sequence[Case], masks: np.ndarray) -> list[int]:
 def worth(config: Config, net, found: list[Case], images: np.ndarray, masks: np.ndarray, told: np.ndarray) -> pd.DataFrame:
     "Rows of each case and field: Dice with the own value (`own`), with another patient's (`dice`), and the Shapley value"
     names, owner, people = [f.name for f in encoder(config).fields], owners(encoder(config)), [c.patient for c in found]
-    table, shares = dict(own=overlap(config, net, images, told, masks)), np.full((len(found), len(names)), np.nan)
+    own, shares = overlap(config, net, images, masks, told), np.full((len(found), len(names)), np.nan)
     others = training.known(config)[training_cases(config)]
     for i in explained(found, masks):
         random = rng("shapley", config.dataset, found[i].id)
         orders = np.array([random.permutation(len(names)) for _ in range(ORDERS // 2)])
-        def value(x): return overlap(config, net, np.broadcast_to(images[i], (len(x), *images[i].shape)), x, np.broadcast_to(masks[i], (len(x), *masks[i].shape)))
+        def value(x): return overlap(config, net, *(np.broadcast_to(y[i], (len(x), *y[i].shape)) for y in (images, masks)), x)
         shares[i] = shapley(value, told[i], others[random.integers(0, len(others), ORDERS)], owner, np.concatenate([orders, orders[:, ::-1]]))
     rows = []
     for k, name in enumerate(names):
         deals = [np.where(owner == k, dealt(told, people, rng(d, "deal", config.dataset, name)), told) for d in range(DEALS)]
-        lost = np.mean([overlap(config, net, images, t, masks) for t in deals], 0)
-        rows.append(pd.DataFrame(dict(case=[c.id for c in found], patient=people, field=name, own=table["own"], dice=lost, shapley=shares[:, k])))
+        lost = np.mean([overlap(config, net, images, masks, t) for t in deals], 0)
+        rows.append(pd.DataFrame(dict(case=[c.id for c in found], patient=people, field=name, own=own, dice=lost, shapley=shares[:, k])))
     same = dict(dataset=config.dataset, model=config.model, fold=config.fold, seed=config.seed, condition="dealt")
     return pd.concat(rows, ignore_index=True).assign(**same)
 
@@ -262,7 +262,7 @@ def evaluate(config: Config, net) -> pd.DataFrame:
 
 # %% ../nbs/70_fusion.ipynb #e2d06487
 FUSED = ("film", "token", "channels")
-SETTINGS = dict(smoke=dict(size=32, width=8, batch=16, steps=100, rate=4e-3), cpu=dict(size=64, width=12, steps=240),
+SETTINGS = dict(smoke=dict(size=32, width=8, batch=16, steps=90, rate=4e-3), cpu=dict(size=64, width=12, steps=240),
                 full=dict(size=128, width=24, batch=16, steps=2000, precision="bf16", device="cuda"))
 TRAININGS = dict(cpu=dict(phantom_field=[(0, 0), (0, 1)], skin_isic2017=[(0, 0), (0, 1)], lgg_kaggle3m=[(0, 0), (1, 0)]),
                  full=dict(phantom_field=[(0, s) for s in range(3)], skin_isic2017=[(0, s) for s in range(5)], lgg_kaggle3m=[(f, 0) for f in range(5)]))
@@ -315,7 +315,8 @@ def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for dataset, group in asked(rows[rows.variant != "chance"], "known").groupby("dataset", sort=False):
         by = dict(iter(group.groupby("variant", sort=False)))
-        pairs = [(v, w, *both(by[v], by[w])) for v in by if v != ALONE for w in (ALONE, f"{v}, shuffled", v.removesuffix(", postoperative")) if w in by and w != v]
+        opponents = {v: [ALONE, f"{v}, shuffled", v.removesuffix(", postoperative")] for v in by if v != ALONE}
+        pairs = [(v, w, *both(by[v], by[w])) for v, others in opponents.items() for w in others if w in by and w != v]
         if two := again(by[ALONE]): pairs.append((ALONE, CONTROL, *two))
         found += [dict(dataset=dataset, variant=v, against=w, **compare(a, b, "dice")) for v, w, a, b in pairs]
     table = pd.DataFrame(found)
@@ -327,7 +328,8 @@ def gains_apart(gain: pd.DataFrame,   # patients × trainings
                ) -> dict:
     "Mean gain of two groups of patients with intervals, and the second minus the first"
     values, found = gain.to_numpy(), dict(n=len(gain), ambiguous=int(high.sum()))
-    weights = np.where(high, 1 / max(high.mean(), 1e-9), -1 / max((~high).mean(), 1e-9))[:, None]  # the mean of weighted gains is the difference of the two means
+    share = np.clip(high.mean(), 1e-9, 1 - 1e-9)
+    weights = np.where(high, 1 / share, -1 / (1 - share))[:, None]  # the mean of weighted gains is the difference of the two means
     parts = dict(gain_clear=values[~high], gain_ambiguous=values[high], difference=weights * (values - np.nanmean(values)))
     for name, matrix in parts.items(): found[name], found[f"{name}_low"], found[f"{name}_high"], _ = mean_interval(matrix)
     return found
@@ -390,8 +392,10 @@ def ranking_of(rows: pd.DataFrame) -> pd.DataFrame:
             for high, low in zip(order, order[1:]):
                 d = (by[high][method] - by[low][method]).dropna(how="all")
                 mean, least, most, n = mean_interval(d.to_numpy())
-                found.append(dict(dataset=dataset, variant=v, method=method, field=high, above=low, difference=mean, difference_low=least, difference_high=most, n=n))
-    return pd.DataFrame(found)
+                found.append(dict(dataset=dataset, variant=v, method=method, field=high, above=low, difference=mean, difference_low=least,
+                                  difference_high=most, n=n))
+    columns = ["dataset", "variant", "method", "field", "above", "difference", "difference_low", "difference_high", "n"]
+    return pd.DataFrame(found, columns=columns)
 
 # %% ../nbs/70_fusion.ipynb #9827a43c
 def claims_of(comparisons: pd.DataFrame, ambiguity: pd.DataFrame, ranking: pd.DataFrame) -> list[dict]:
@@ -401,13 +405,13 @@ def claims_of(comparisons: pd.DataFrame, ambiguity: pd.DataFrame, ranking: pd.Da
         return judge(id, statement, source, "difference", (0, 0), values, r.n, r.dataset, None)
     found = []
     for r in comparisons[comparisons.variant.isin(FUSED)].itertuples():
-        control = r.against != ALONE
-        found.append(judged(f"fusion.metadata.{r.dataset}.{r.variant}{'.shuffled' * control}",
-                            f"Patient data beside the image improve the segmentation{' more than shuffled data' * control} ({r.variant})", "Outline, 1.5 and 4.4", r))
+        control, said = r.against != ALONE, "Patient data beside the image improve the segmentation"
+        found.append(judged(f"fusion.metadata.{r.dataset}.{r.variant}{'.shuffled' * control}", f"{said}{' more than shuffled data' * control} ({r.variant})",
+                            "Outline, 1.5 and 4.4", r))
     found += [judged(f"fusion.ambiguous.{r.dataset}.{r.variant}", f"Patient data settle cases that the image leaves ambiguous ({r.variant})", "Outline, 4.4", r,
                      "gain_ambiguous") for r in ambiguity.itertuples()]
-    found += [judged(f"fusion_importance.{r.dataset}.{r.variant}.{r.method}.{r.field}", f"Importance by {r.method} puts {r.field} above {r.above}, as planted ({r.variant})",
-                     "ours", r) for r in ranking.itertuples()]
+    found += [judged(f"fusion_importance.{r.dataset}.{r.variant}.{r.method}.{r.field}",
+                     f"Importance by {r.method} puts {r.field} above {r.above}, as planted ({r.variant})", "ours", r) for r in ranking.itertuples()]
     return found
 
 # %% ../nbs/70_fusion.ipynb #478ed6b2
