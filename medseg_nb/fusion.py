@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OURS', 'LATE', 'HIDE', 'EXPLAINED', 'ORDERS', 'DEALS', 'FUSED', 'SETTINGS', 'TRAININGS', 'SIDED', 'ALONE', 'METRICS',
-           'PLANTED', 'encoder_of', 'encoder', 'late', 'blank', 'owners', 'dealt', 'preoperative', 'postoperative',
-           'shuffled', 'apart', 'Channels', 'Modulate', 'Film', 'Token', 'network', 'hidden', 'objective', 'shapley',
-           'answers', 'segment', 'doubt_of', 'scored', 'overlap', 'explained', 'worth', 'evaluate', 'unfit', 'grid',
-           'variant', 'asked', 'both', 'scores_of', 'comparisons_of', 'gains_apart', 'ambiguity_of', 'missing_of',
-           'importance_of', 'methods', 'ranking_of', 'claims_of', 'draw', 'draw_importance']
+           'PLANTED', 'READ', 'encoder_of', 'encoder', 'late', 'blank', 'owners', 'dealt', 'preoperative',
+           'postoperative', 'shuffled', 'apart', 'Channels', 'Modulate', 'Film', 'Token', 'network', 'hidden',
+           'objective', 'shapley', 'answers', 'segment', 'doubt_of', 'scored', 'overlap', 'explained', 'worth',
+           'evaluate', 'unfit', 'grid', 'variant', 'origin', 'asked', 'both', 'scores_of', 'comparisons_of',
+           'gains_apart', 'ambiguity_of', 'missing_of', 'importance_of', 'methods', 'ranking_of', 'claims_of', 'draw',
+           'draw_importance']
 
 # %% ../nbs/70_fusion.ipynb #5d99a180
 import functools
@@ -298,6 +299,13 @@ def variant(config: Config) -> str:
 # %% ../nbs/70_fusion.ipynb #faa00011
 METRICS = ["dice", "sensitivity"]
 PLANTED = dict(phantom_field=TELLING)  # fields of a phantom that say something, the one of greater worth first
+READ = dict(skin_isic2017=("body_site",), lgg_kaggle3m=("laterality", "location"))  # fields that somebody read from the body or from the image
+
+def origin(dataset: str, field: str) -> str:
+    "Where a field comes from, as far as it is known"
+    if field in LATE: return "after surgery"
+    if dataset in PLANTED: return f"planted, {PLANTED[dataset].index(field) + 1}" if field in PLANTED[dataset] else "says nothing"
+    return ("read" if field in READ[dataset] else "person") if dataset in READ else ""
 
 def asked(rows: pd.DataFrame, condition: str) -> pd.DataFrame: return rows[rows.condition == condition]
 
@@ -336,15 +344,15 @@ def gains_apart(gain: pd.DataFrame,   # patients × trainings
     return found
 
 def ambiguity_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "The gain over shuffled fields on the patients whose image leaves less and more open, and the difference of the two gains"
+    "The gain over each control on the patients whose image leaves less and more open, and the difference of the two gains"
     found = []
     for dataset, group in asked(rows, "known").groupby("dataset", sort=False):
         by = dict(iter(group.groupby("variant", sort=False)))
         doubt = patient_matrix(by[ALONE], "doubt").mean(axis=1)
-        for v in (v for v in by if f"{v}, shuffled" in by):
-            gain = paired(*both(by[v], by[f"{v}, shuffled"]), "dice")
+        for v, control in ((v, w) for v in by if v in FUSED for w in (ALONE, f"{v}, shuffled") if w in by):
+            gain = paired(*both(by[v], by[control]), "dice")
             open = doubt.reindex(gain.index)
-            found.append(dict(dataset=dataset, variant=v, **gains_apart(gain, (open > open.median()).to_numpy())))
+            found.append(dict(dataset=dataset, variant=v, against=control, **gains_apart(gain, (open > open.median()).to_numpy())))
     return pd.DataFrame(found)
 
 # %% ../nbs/70_fusion.ipynb #19b5b7d4
@@ -366,8 +374,7 @@ def importance_of(rows: pd.DataFrame) -> pd.DataFrame:
     "What Dice loses when a field is dealt out anew, and the field's mean Shapley value, with intervals"
     found = []
     for (dataset, v, name), part in asked(rows, "dealt").groupby(["dataset", "variant", "field"], sort=False):
-        true = PLANTED.get(dataset)
-        row = dict(dataset=dataset, variant=v, field=name, planted="" if true is None else str(true.index(name) + 1) if name in true else "none")
+        row = dict(dataset=dataset, variant=v, field=name, origin=origin(dataset, name))
         for value, matrix in methods(part).items():
             row[value], row[f"{value}_low"], row[f"{value}_high"], n = mean_interval(matrix.to_numpy())
             row[f"n_{value}"] = n
@@ -385,7 +392,7 @@ def ranking_of(rows: pd.DataFrame) -> pd.DataFrame:
     "On phantoms: by how much each field that says something lies above the next one; the last is the greatest of those that say nothing"
     found = []
     for (dataset, v), part in asked(rows, "dealt").groupby(["dataset", "variant"], sort=False):
-        if dataset not in PLANTED or not set(PLANTED[dataset]) < set(part.field): continue
+        if dataset not in PLANTED or set(part.field) & set(LATE): continue
         by = {name: methods(p) for name, p in part.groupby("field", sort=False)}
         for method in ("loss", "shapley"):
             means = {name: np.nanmean(m[method].mean()) for name, m in by.items()}
@@ -409,8 +416,11 @@ def claims_of(comparisons: pd.DataFrame, ambiguity: pd.DataFrame, ranking: pd.Da
         control, said = r.against != ALONE, "Patient data beside the image improve the segmentation"
         found.append(judged(f"fusion.metadata.{r.dataset}.{r.variant}{'.shuffled' * control}", f"{said}{' more than shuffled data' * control} ({r.variant})",
                             "Outline, 1.5 and 4.4", r))
-    found += [judged(f"fusion.ambiguous.{r.dataset}.{r.variant}", f"Patient data settle cases that the image leaves ambiguous ({r.variant})", "Outline, 4.4", r,
-                     "gain_ambiguous") for r in ambiguity.itertuples()]
+    for (dataset, v), r in ambiguity.groupby(["dataset", "variant"], sort=False):
+        if len(r) < 2: continue  # without both controls nothing is said
+        least = next(r.nsmallest(1, "gain_ambiguous_low").itertuples())
+        found.append(judged(f"fusion.ambiguous.{dataset}.{v}", f"Patient data settle cases that the image leaves ambiguous ({v})", "Outline, 4.4", least,
+                            "gain_ambiguous"))
     found += [judged(f"fusion_importance.{r.dataset}.{r.variant}.{r.method}.{r.field}",
                      f"Importance by {r.method} puts {r.field} above {r.above}, as planted ({r.variant})", "ours", r) for r in ranking.itertuples()]
     return found
@@ -438,7 +448,7 @@ def draw_importance(table: pd.DataFrame):
     import matplotlib.pyplot as plt
     table = table[table.variant.isin(FUSED)]
     datasets = list(dict.fromkeys(table.dataset))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.4, 2.8 * len(datasets)), 2.9), squeeze=False)
+    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.4, 3 * len(datasets)), 2.9), squeeze=False, gridspec_kw=dict(wspace=.35))
     for ax, dataset in zip(axes[0], datasets):
         found = table[table.dataset == dataset]
         fields, variants = list(dict.fromkeys(found.field)), list(dict.fromkeys(found.variant))
