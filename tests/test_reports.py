@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb import consensus, hybrid, instances, leakage, outcomes, preparation, readers, registration, statistics, study, synthesis, xai
+from medseg_nb import consensus, fusion, hybrid, instances, leakage, outcomes, preparation, readers, registration, statistics, study, synthesis, xai
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -124,6 +124,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
        for name in ("agreement", "non_inferiority", "reliability", "sizes", "simulated_within", "simulated_between", "simulated_effects")},
     ("outcomes", "importance"): lambda rows: outcomes.importance_of(rows[rows.field.notna()]),
     ("outcomes", "transfer"): outcomes.transfer_of,
+    **{("fusion", name): getattr(fusion, f"{name}_of") for name in ("scores", "comparisons", "ambiguity", "missing", "importance", "ranking")},
     **{("xai", name): getattr(xai, f"{name}_of") for name in ("learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
 }
 
