@@ -22,7 +22,7 @@ from . import benchmark
 from .claims import judge
 from .classical import baselines
 from .core import InputError, choose
-from .data import cases, frozen, manifest
+from .data import cases, manifest
 from .keys import load, resolve
 from .report import Estimate, Report
 from .shift import FEATURES, FELT, adapted, check_sets, dialled, distance, gaps, halves, looks, of_patients, seen, told_apart, unpaired
@@ -62,7 +62,7 @@ def tested(dataset: str, draws: int) -> list[int]:  # a fold for each draw
     "Folds whose test patients are scored"
     sizes = [len(f["test"]) for f in folds_of(dataset, "patient")]
     if sizes[0] >= FEWEST: return [0] * draws
-    if sum(sizes[:draws]) < FEWEST: raise InputError(dataset, f"{sum(sizes[:draws])} patients stay for testing", f"give a target of which {FEWEST} can be tested")
+    if (left := sum(sizes[:draws])) < FEWEST: raise InputError(dataset, f"{left} patients stay for testing", f"give a target of which {FEWEST} can be tested")
     return list(range(draws))
 
 # %% ../nbs/82_generalization.ipynb #f68fd879
@@ -84,7 +84,8 @@ def few_shot(profile: str, source: str, target: str) -> list[tuple[str, int, Con
         for draw, at in enumerate(where):
             first = starts[draw % len(starts)]
             few = replace(first, dataset=target, fold=at, seed=draw, patients=k, draw=draw)
-            found += [("fine-tuned", k, replace(few, start=first, steps=first.steps // 10, rate=first.rate / 2)), ("from scratch", k, replace(few, steps=first.steps // 5))]
+            found.append(("fine-tuned", k, replace(few, start=first, steps=first.steps // 10, rate=first.rate / 2)))
+            found.append(("from scratch", k, replace(few, steps=first.steps // 5)))
     return found + [("all patients", everybody, replace(starts[0], dataset=target, fold=at, seed=0)) for at in dict.fromkeys(where) if plan.everybody]
 
 def unaugmented(profile: str, source: str) -> list[Config]:
@@ -94,7 +95,8 @@ def unaugmented(profile: str, source: str) -> list[Config]:
 def left_out(profile: str, dataset: str) -> tuple[list[Config], list[Config]]:
     "U-Net by patient, each of whom is tested once, and U-Net without each hospital"
     first = unet(profile, dataset)[0]
-    return [replace(first, fold=k) for k in range(len(frozen(dataset)["folds"]))], [replace(first, fold=k, unit="site") for k in range(len(folds_of(dataset, "site")))]
+    by_patient, by_site = ([replace(first, fold=k, unit=unit) for k in range(len(folds_of(dataset, unit)))] for unit in ("patient", "site"))
+    return by_patient, by_site
 
 # %% ../nbs/82_generalization.ipynb #a81ebef2
 def whole_patients(configs: Sequence[Config]) -> Sequence[Config]:
@@ -185,7 +187,8 @@ def of_hospitals(profile: str, dataset: str) -> pd.DataFrame:
     for k, c in enumerate(by_site):
         chosen = fold(dataset, k, "site")[1]
         there = pd.concat([stored_rows(c).assign(method="unet"), simple(c)])
-        found = [here[here.patient.isin(there.patient)].assign(part="home"), there.assign(part="away"), adapted_rows(c, dataset, chosen).assign(part="adapted", method="unet")]
+        changed = adapted_rows(c, dataset, chosen).assign(method="unet")
+        found = [here[here.patient.isin(there.patient)].assign(part="home"), there.assign(part="away"), changed.assign(part="adapted")]
         parts += [rows.assign(source=around(dataset, k)[0], target=around(dataset, k)[1], fold=0) for rows in found]
     return pd.concat(parts, ignore_index=True)
 
@@ -214,7 +217,8 @@ def look_rows(profile: str, datasets: Sequence[str]) -> pd.DataFrame:  # source,
     for s, own in {s: looks(s, sources(profile, s)[0].shape) for s, _ in pairs(datasets)}.items():
         half = own.patient.isin(kfold(own.patient.tolist(), 2, seed=0)[0]["test"])
         sets.append((s, f"{s}, another half", own[~half], own[half]))
-    return pd.concat([t.assign(source=a, target=b, side=side) for a, b, *two in sets for side, t in zip(("source", "target"), two)], ignore_index=True).assign(part="look")
+    parts = [t.assign(source=a, target=b, side=side) for a, b, *two in sets for side, t in zip(("source", "target"), two)]
+    return pd.concat(parts, ignore_index=True).assign(part="look")
 
 # %% ../nbs/82_generalization.ipynb #d26ee0e0
 def change(home: pd.DataFrame, there: pd.DataFrame) -> dict:  # change with interval, p, paired
@@ -250,7 +254,8 @@ def few_shot_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice on the target by what the network started from and how many of the target's patients it learnt from"
     found = []
     for names, group in rows[rows.part == "few-shot"].groupby(["source", "target", "method", "k"], sort=False):
-        found.append(dict(zip(("source", "target", "start", "patients"), names)) | dict(runs=group[["fold", "seed"]].drop_duplicates().shape[0]) | _mean(patient_matrix(group, "dice"), "dice"))
+        matrix = patient_matrix(group, "dice")
+        found.append(dict(zip(("source", "target", "start", "patients"), names)) | dict(runs=matrix.shape[1]) | _mean(matrix, "dice"))
     return pd.DataFrame(found).rename(columns=dict(n_dice="n")).astype(dict(patients=int))
 
 def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -269,8 +274,9 @@ def adaptation_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (source, target), group in _by_pair(rows[(rows.method == "unet") & rows.part.isin(["away", "adapted"])]):
         before, after = (group[group.part == p] for p in ("away", "adapted"))
-        if len(after): found.append(dict(source=source, target=target) | {k: v for k, v in _mean(patient_matrix(before, "dice"), "away").items() if k != "n_away"}
-                                    | compare(after, before, "dice"))
+        if not len(after): continue
+        level = _mean(patient_matrix(before, "dice"), "away")
+        found.append(dict(source=source, target=target) | {k: v for k, v in level.items() if k != "n_away"} | compare(after, before, "dice"))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -319,24 +325,27 @@ def order_of(table: pd.DataFrame) -> float:  # -1 to 1; nan for fewer than three
 def claims_of(zero_shot: pd.DataFrame, gains: pd.DataFrame, adaptation: pd.DataFrame, carried: pd.DataFrame) -> list[dict]:
     "The source's claims about other data sets, each judged on each target"
     found = []
-    def add(id, statement, place, r, value, low, high):
+    def add(id, statement, place, r, value="difference"):
+        measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
-        found.append(judge(f"{id}.{name}", f"{statement}: {r.source} to {r.target}", place, "difference", (0, 0), (value, low, high), int(r.n), r.target, None))
-    for r in zero_shot[zero_shot.method == "unet"].itertuples():
-        add("generalization.drop", "U-Net loses on other patients and instruments", "Owen 2024, V Limitations", r, -r.change, -r.change_high, -r.change_low)
+        found.append(judge(f"{id}.{name}", f"{statement}: {r.source} to {r.target}", place, "difference", (0, 0), measured, int(r.n), r.target, None))
+    lost = zero_shot.assign(loss=-zero_shot.change, loss_low=-zero_shot.change_high, loss_high=-zero_shot.change_low)
+    for r in lost[lost.method == "unet"].itertuples():
+        add("generalization.drop", "U-Net loses on other patients and instruments", "Owen 2024, V Limitations", r, "loss")
     for r in carried[carried.against == "chance"].itertuples():
-        add("generalization.zero_shot", "U-Net is better than the best constant mask on a set that it was not trained on", "Outline, 1.5 and 4.5", r, r.away, r.away_low, r.away_high)
-    for against, id, statement, place in [("otsu", "classical.generalization", "U-Net loses less away from home than Otsu's threshold", "Owen 2024, V Comparison with Existing Literature"),
+        add("generalization.zero_shot", "U-Net is better than the best constant mask on a set that it was not trained on", "Outline, 1.5 and 4.5", r, "away")
+    for against, id, statement, place in [("otsu", "classical.generalization", "U-Net loses less away from home than Otsu's threshold",
+                                           "Owen 2024, V Comparison with Existing Literature"),
                                           ("unet, no augmentation", "ablation.augmentation_robustness", "Augmentation makes U-Net lose less away from home",
                                            "Owen 2024, IV Ablation Studies")]:
-        for r in carried[carried.against == against].itertuples(): add(id, statement, place, r, r.change, r.change_low, r.change_high)
+        for r in carried[carried.against == against].itertuples(): add(id, statement, place, r, "change")
     tuned = gains[gains.against == "zero-shot"]
     for r in tuned[tuned.patients == tuned.groupby(["source", "target"]).patients.transform("max")].itertuples():
-        add("generalization.transfer", f"Fine-tuning on {r.patients} patients raises the score there", "Owen 2024, VI Future Outlook", r, r.difference, r.difference_low, r.difference_high)
+        add("generalization.transfer", f"Fine-tuning on {r.patients} patients raises the score there", "Owen 2024, VI Future Outlook", r)
     for r in tuned[tuned.patients == 5].itertuples():
-        add("generalization.few_shot", "Five patients are enough for fine-tuning to raise the score", "Outline, 3.8", r, r.difference, r.difference_low, r.difference_high)
+        add("generalization.few_shot", "Five patients are enough for fine-tuning to raise the score", "Outline, 3.8", r)
     for r in adaptation.itertuples():
-        add("generalization.adaptation", "New statistics of batch normalisation, without labels, raise the score", "ours", r, r.difference, r.difference_low, r.difference_high)
+        add("generalization.adaptation", "New statistics of batch normalisation, without labels, raise the score", "ours", r)
     return found
 
 def draw_few(table: pd.DataFrame):
@@ -362,7 +371,7 @@ def draw_shift(table: pd.DataFrame):
     fig, ax = plt.subplots(figsize=(6.2, 3.2))
     dial = table.target.str.contains(", dial ")
     site = table.target.str.startswith(tuple(f"{d}, " for d in HOSPITALS))
-    for part, style, name in [(table[dial], "o-", "phantom's dial"), (table[site], "s", "a hospital left out"), (table[~dial & ~site], "D", "another data set")]:
+    for part, style, name in [(table[dial], "o-", "phantom's dial"), (table[site], "s", "a hospital left out"), (table[~dial & ~site], "D", "another set")]:
         if not len(part): continue
         ax.errorbar(part.distance, part.change, [part.change - part.change_low, part.change_high - part.change], fmt=style, ms=4, capsize=2, lw=1, label=name)
         for r in part.itertuples():

@@ -57,9 +57,10 @@ def check_sets(source: str, target: str) -> None:
     names = f"{source} and {target}"
     if fault := differing(manifest(source), manifest(target)): raise InputError(names, fault, "choose sets with the same labels and channels")
     if both := sorted({c.patient for c in cases(source)} & {c.patient for c in cases(target)}):
-        raise InputError(names, f"patient {both[0]} is in both ({len(both)} in all)", "take the patient out of one of them, or give different people different ids")
+        raise InputError(names, f"patient {both[0]} is in both ({len(both)} in all)", "take the patient out of one of them, or give people ids of their own")
     if twice := shared(*sorted((source, target))):
-        raise InputError(names, f"the images {twice[0][0]} and {twice[0][1]} are the same or nearly so ({len(twice)} pairs)", "take them out of one of the sets")
+        raise InputError(names, f"the images {twice[0][0]} and {twice[0][1]} are the same or nearly so ({len(twice)} pairs)",
+                         "take them out of one of the sets")
 
 # %% ../nbs/80_shift.ipynb #38468341
 def dialled(image: np.ndarray,  # (row, column, channel), 0 to 255
@@ -132,7 +133,7 @@ def energy(a: np.ndarray,  # (patient, feature)
 def distance(source: pd.DataFrame, target: pd.DataFrame, names: Sequence[str] = FEATURES) -> dict:  # distance, distance_low, distance_high
     "Energy distance of two sets of patients by how their images look, in standard deviations of the source"
     a, b = _columns(source, names), _columns(target, names)
-    if min(len(a), len(b)) < 3: raise InputError("patients", f"{min(len(a), len(b))} are too few for a distance between two sets", "give 3 or more on either side")
+    if (few := min(len(a), len(b))) < 3: raise InputError("patients", f"{few} are too few for a distance between two sets", "give 3 or more on either side")
     mean, spread = a.mean(0), np.maximum(a.std(0), 1e-9)
     found = between(energy, [(b - mean) / spread], [np.arange(len(b))], (a - mean) / spread, np.arange(len(a)))
     return dict(zip(("distance", "distance_low", "distance_high"), found))
