@@ -374,8 +374,9 @@ def draw_shift(table: pd.DataFrame):
     for part, style, name in [(table[dial], "o-", "phantom's dial"), (table[site], "s", "a hospital left out"), (table[~dial & ~site], "D", "another set")]:
         if not len(part): continue
         ax.errorbar(part.distance, part.change, [part.change - part.change_low, part.change_high - part.change], fmt=style, ms=4, capsize=2, lw=1, label=name)
-        for r in part.itertuples():
-            ax.annotate(r.target.split(", ")[-1], (r.distance, r.change), xytext=(4, 4), textcoords="offset points", fontsize=6)
+        for k, r in enumerate(part.itertuples()):
+            place = dict(ha="right", xytext=(-4, 4 - 12 * (k % 2))) if name.startswith("a hosp") else dict(xytext=(4, 4))
+            ax.annotate(r.target.split(", ")[-1], (r.distance, r.change), textcoords="offset points", fontsize=6, **place)
     ax.axhline(0, ls=":", color="0.4")
     ax.set(xlabel="energy distance of the images (standard deviations of the source)", ylabel="Dice away minus at home", xscale="symlog")
     ax.legend(frameon=False, fontsize=7, loc="lower left")
