@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb import consensus, fusion, hybrid, instances, leakage, outcomes, preparation, readers, registration, statistics, study, synthesis, xai
+from medseg_nb import (
+    consensus, fusion, generalization, hybrid, instances, leakage, outcomes, preparation, readers, registration, statistics, study, synthesis, xai)
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -103,6 +104,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("benchmark", "comparisons"): comparisons_of,
     **{("hybrid", name): getattr(hybrid, f"{name}_of") for name in ("scores", "comparisons", "complexity")},
     **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
+    **{("generalization", name): getattr(generalization, f"{name}_of") for name in ("zero_shot", "few_shot", "gains", "adaptation", "carried", "shift")},
     ("datasets", "sizes"): sizes_of,
     ("datasets", "prevalence"): prevalence_of,
     ("datasets", "agreement"): agreement_of,
