@@ -22,7 +22,7 @@ from . import benchmark
 from .claims import judge
 from .classical import baselines
 from .core import InputError, choose
-from .data import cases, manifest
+from .data import cases, frozen, manifest
 from .keys import load, resolve
 from .report import Estimate, Report
 from .shift import FEATURES, FELT, adapted, check_sets, dialled, distance, gaps, halves, looks, of_patients, seen, told_apart, unpaired
@@ -34,7 +34,7 @@ from .training import rows as stored_rows
 # %% ../nbs/82_generalization.ipynb #f0df14cf
 PAIRS = [("phantom_skin", "phantom_skin_elsewhere"), ("skin_isic2017", "skin_ph2"), ("retina_drive", "retina_chase"), ("retina_chase", "retina_drive"),
          ("cxr_montgomery", "cxr_shenzhen")]
-HOSPITALS = ("lgg_kaggle3m",)         # sets of several hospitals
+HOSPITALS = dict(lgg_kaggle3m=4)      # sets of several hospitals, and how many of those can be tested: a set that is not here cannot be counted
 POOLED = "every hospital"
 DIALS, LEVELS = ("phantom_skin",), (.5, 1., 1.5, 2.)  # sets whose scanner is shifted step by step
 
@@ -60,7 +60,7 @@ def shots(profile: str, dataset: str) -> Shots: return SHOTS[choose(own_profile(
 
 def tested(dataset: str, draws: int) -> list[int]:  # a fold for each draw
     "Folds whose test patients are scored"
-    sizes = [len(f["test"]) for f in folds_of(dataset, "patient")]
+    sizes = [len(f["test"]) for f in frozen(dataset)["folds"]]
     if sizes[0] >= FEWEST: return [0] * draws
     if (left := sum(sizes[:draws])) < FEWEST: raise InputError(dataset, f"{left} patients stay for testing", f"give a target of which {FEWEST} can be tested")
     return list(range(draws))
@@ -79,7 +79,7 @@ def few_shot(profile: str, source: str, target: str) -> list[tuple[str, int, Con
     "Runs on few of the target's patients, fine-tuned and from scratch, and on all of them"
     starts, plan, found = sources(profile, source), shots(profile, source), []
     where = tested(target, plan.draws)
-    everybody = min(len(folds_of(target, "patient")[k]["train"]) for k in where)
+    everybody = min(len(frozen(target)["folds"][k]["train"]) for k in where)
     for k in (k for k in plan.patients if k < everybody):
         for draw, at in enumerate(where):
             first = starts[draw % len(starts)]
@@ -94,8 +94,8 @@ def unaugmented(profile: str, source: str) -> list[Config]:
 
 def left_out(profile: str, dataset: str) -> tuple[list[Config], list[Config]]:
     "U-Net by patient, each of whom is tested once, and U-Net without each hospital"
-    first = unet(profile, dataset)[0]
-    by_patient, by_site = ([replace(first, fold=k, unit=unit) for k in range(len(folds_of(dataset, unit)))] for unit in ("patient", "site"))
+    first, counts = unet(profile, dataset)[0], dict(patient=len(frozen(dataset)["folds"]), site=HOSPITALS[dataset])
+    by_patient, by_site = ([replace(first, fold=k, unit=unit) for k in range(n)] for unit, n in counts.items())
     return by_patient, by_site
 
 # %% ../nbs/82_generalization.ipynb #a81ebef2
@@ -182,6 +182,8 @@ def of_hospitals(profile: str, dataset: str) -> pd.DataFrame:
     "Rows of leaving out each hospital: its patients when others of the same hospital were learnt from (home), and when none was (away)"
     by_patient, by_site = left_out(profile, dataset)
     whole_patients(by_site)
+    if (n := len(folds_of(dataset, "site"))) != len(by_site):
+        raise InputError(dataset, f"has {n} hospitals that can be tested, and the grid knows {len(by_site)}", "mend HOSPITALS in this section")
     def simple(c): return yardsticks(c, fold(dataset, c.fold, c.unit)[1])
     here, parts = pd.concat([x for c in by_patient for x in (stored_rows(c).assign(method="unet"), simple(c))]), []
     for k, c in enumerate(by_site):

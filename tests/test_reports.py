@@ -157,6 +157,12 @@ def test_other_numbers_name_their_file(reports):
     none(faults)
 
 
+def test_every_number_can_be_quoted(reports):
+    "A key without a dot is text to the paper, and would be printed as it stands"
+    faults = [f"{place.name}: {name}" for place in sections(reports) for name in load(place / "results.json")["numbers"] if "." not in name]
+    none(faults)
+
+
 def test_recomputing_sees_an_edited_number(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
     stored, k = scores_of(rows), rows.dice.first_valid_index()
