@@ -16,6 +16,7 @@ from medseg_nb.core import rng, sha256
 from medseg_nb.datasets import agreement_of, copies_of, prevalence_of, sizes_of
 from medseg_nb.power import power_of, resampled_of
 from medseg_nb.report import SOURCES, cells, key
+from medseg_nb.training import Config
 
 TEXT = dict(case=str, patient=str, site=str)
 
@@ -212,7 +213,7 @@ def test_committed_runs_belong_to_the_grid(reports):
     wanted = {c.key: c for name in taking_part for c in study.grid(name, study.parameters(name, reports.name))}
     found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
     assert set(found) == set(wanted)
-    none([k for k, c in found.items() if any(getattr(wanted[k], name) != v for name, v in c.items())])
+    none([k for k, c in found.items() if Config(**c) != wanted[k]])
     assert all({p.name for p in (reports / "runs" / k).iterdir()} == {"config.json", "history.csv", "cases.csv", "scored.json"} for k in found)
 
 
