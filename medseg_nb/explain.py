@@ -16,9 +16,9 @@ from .attribution import Explanation, Question, Target, components, explain, par
 from .core import InputError, to_json, write
 from .data import manifest
 from .evaluate import stem
-from .images import Image
-from .predict import predict
-from .preprocess import network_input, resize
+from .images import Image, read
+from .preprocess import resize
+from .segmenter import of_run
 from .training import Config, load_run
 
 # %% ../nbs/92_explain.ipynb #b50dfcd8
@@ -39,8 +39,8 @@ def seen(net, x: np.ndarray) -> np.ndarray:  # (row, column)
 def asked(config: Config, net, path: Path) -> tuple[Image, np.ndarray]:  # the image, and what the network takes of it
     "Read an image; refuse what the model cannot take"
     if config.depth: raise InputError(config.key, "is a model for volumes", "explain a model for pictures")
-    _, image = predict(config, net, path)
-    return image, network_input(image, config.shape, config.normalise)
+    image = read(path)
+    return image, of_run(config, net).prepared(image, str(path))[0]
 
 def aimed(text: str, image: Image, predicted: np.ndarray, ids: np.ndarray) -> Target:
     "A target whose pixels are named on the image's own grid, on the network's"

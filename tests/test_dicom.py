@@ -1,0 +1,294 @@
+"The hospital's node, over the network: a sender, the node in a process of its own, and an archive."
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pydicom
+import pytest
+from conftest import PLAIN, REPO
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, SegmentationStorage
+from pynetdicom import AE, build_context, evt
+
+from medseg_nb.annotations import read_seg
+from medseg_nb.core import InputError, ResourceError
+from medseg_nb.dicom import Peer, Queue, read_series, send, serve, slice_files
+
+SERIES = "1.2.826.0.1.3680043.10.77"
+NODE = """import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from medseg_nb import dicom
+def bright(image, subject):
+    if mode == "blocks": Path(place, "blocked").touch(); time.sleep(600)
+    return (image.array > 150).astype("int32")
+_, place, port, to, mode = sys.argv
+if mode.startswith("dies"):  # after so many slices are on disk, before the sender hears of the last one
+    real, left = dicom.Queue.store, [int(mode[4:])]
+    def store(self, *what):
+        found = real(self, *what); left[0] -= 1
+        if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    dicom.Queue.store = store
+dicom.serve(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), ["SCANNER"], dicom.peer(to), port=int(port), quiet=1.)
+"""
+
+
+def fake(find):
+    "A model that answers a volume by a function of it"
+    return SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=lambda image, subject: find(image))
+
+
+def slices(folder, n=6, series=SERIES, change=lambda k: {}):
+    "A series without symmetry on a turned grid"
+    folder.mkdir(parents=True)
+    for k in range(n):
+        d = pydicom.Dataset()
+        d.file_meta = pydicom.dataset.FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        d.SOPClassUID, d.SOPInstanceUID, d.PatientID, d.PatientName, d.Modality = CTImageStorage, f"{series}.{k + 1}", "p", "A^B", "CT"
+        d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = f"{series}.90", series, f"{series}.91"
+        d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = 7, 5, 1, "MONOCHROME2"
+        d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
+        d.PixelSpacing, d.ImageOrientationPatient, d.ImagePositionPatient = [1.5, 2], [.8, .6, 0, -.6, .8, 0], [10, 20, 30 + 2.5 * k]
+        d.PixelData = (np.arange(35) * 3 + 40 * k).astype(np.uint16).tobytes()
+        for name, value in change(k).items(): setattr(d, name, value)
+        d.save_as(folder / f"{n - k}.dcm", enforce_file_format=True)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(.05)
+
+
+@contextlib.contextmanager
+def archive(port=0, status=0x0000):
+    "An archive that keeps each object by its UID, and counts what comes"
+    got, ae = [], AE(ae_title="PACS")
+    ae.add_supported_context(SegmentationStorage, ExplicitVRLittleEndian)
+    ae.require_called_aet, ae.require_calling_aet = True, ["MEDSEG"]
+    def keep(event): got.append(event.encoded_dataset()); return status
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try: yield got, server.socket.getsockname()[1]
+    finally: server.shutdown()
+
+
+class Node:
+    "The node in a process of its own"
+    def __init__(self, place, to, mode="answers"):
+        self.port = free_port()
+        self.log = open(place.parent / "node.log", "a+")
+        env = PLAIN | dict(PYTHONPATH=os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")]))
+        self.process = subprocess.Popen([sys.executable, "-c", NODE, str(place), str(self.port), f"PACS@127.0.0.1:{to}", mode], stderr=self.log, env=env)
+        wait(lambda: f"127.0.0.1:{self.port}" in self.said() or self.process.poll() is not None)
+    def said(self): return open(self.log.name).read()
+    def kill(self): self.process.send_signal(signal.SIGKILL); self.process.wait(); self.log.close()
+
+
+@pytest.fixture
+def node(tmp_path):
+    "Starts nodes on one queue; the last one is killed at the end"
+    running = []
+    def start(to, mode="answers"): running.append(Node(tmp_path / "queue", to, mode)); return running[-1]
+    yield start
+    for n in running:
+        if n.process.poll() is None: n.kill()
+
+
+def push(folder, port, title="SCANNER", called="MEDSEG", release=True) -> list[int | None]:
+    "Statuses of what a scanner sends; empty where the node refuses to talk"
+    ae = AE(ae_title=title)
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    link = ae.associate("127.0.0.1", port, ae_title=called)
+    if not link.is_established: return []
+    said = []
+    for p in slice_files(folder):
+        try: said.append(link.send_c_store(pydicom.dcmread(p)).get("Status"))
+        except (RuntimeError, ValueError): said.append(None)
+        if said[-1] is None: break
+    link.release() if release else link.abort()
+    return said
+
+
+def right(data: bytes, folder, tmp_path) -> bool:
+    "The SEG says of the series what the model says"
+    image, _ = read_series(folder)
+    (tmp_path / "got.dcm").write_bytes(data)
+    return (read_seg(tmp_path / "got.dcm", image, dict(bright=1))[0] == (image.array > 150)).all()
+
+
+def tool(name: str) -> str:
+    "A program's path; without it the test is skipped, or fails where MEDSEG_REQUIRE names it"
+    if found := shutil.which(name): return found
+    if name.lower() in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","): pytest.fail(f"{name} is not installed")
+    pytest.skip(f"{name} is not installed")
+
+
+def uid(data: bytes) -> str: return pydicom.dcmread(pydicom.filebase.DicomBytesIO(data)).SOPInstanceUID
+
+
+def test_round_trip_repeats_and_strangers(node, tmp_path):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to):
+        n = node(to)
+        assert push(folder, n.port, title="STRANGER") == [] and push(folder, n.port, called="OTHER") == []
+        assert not Queue(tmp_path / "queue").folders(), "a stranger left nothing"
+        assert push(folder, n.port) == [0] * 6
+        wait(lambda: got)
+        assert right(got[0], folder, tmp_path)
+        kept = sorted(p.stat().st_mtime_ns for p in (tmp_path / "queue").rglob("slices/*.dcm"))
+        assert push(folder, n.port) == [0] * 6 and len(kept) == 6
+        time.sleep(2)
+        assert len(got) == 1 and sorted(p.stat().st_mtime_ns for p in (tmp_path / "queue").rglob("slices/*.dcm")) == kept, "a repeated send doubles nothing"
+
+
+@pytest.mark.parametrize("mode", ["dies3", "dies6", "blocks"])
+def test_kill_between_store_and_answer_loses_nothing(node, tmp_path, mode):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to):
+        first = node(to, mode)
+        said = push(folder, first.port)
+        if mode == "blocks": wait((tmp_path / "queue" / "blocked").exists); first.kill()
+        else: first.process.wait(60)
+        assert said == [0] * 6 if mode == "blocks" else said == [0] * (int(mode[4:]) - 1) + [None]
+        assert not got
+        assert len(list((tmp_path / "queue").rglob("slices/*.dcm"))) == (6 if mode == "blocks" else int(mode[4:])), "what was acknowledged is on disk"
+        second = node(to)
+        if mode == "dies3": assert push(folder, second.port) == [0] * 6, "the sender comes again"
+        wait(lambda: any(right(g, folder, tmp_path) for g in got))
+        time.sleep(1.5)
+        assert len({uid(g) for g in got}) == len(got)
+        if mode != "dies3": assert len(got) == 1
+
+
+def test_kill_between_sending_and_noting_it_sends_the_same_object(node, tmp_path):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to):
+        n = node(to)
+        push(folder, n.port); wait(lambda: "sent" in n.said()); n.kill()
+        queue = Queue(tmp_path / "queue")
+        queue.note(queue.folders()[0], sent=False)
+        node(to); wait(lambda: len(got) == 2)
+        assert uid(got[0]) == uid(got[1]) and got[0] == got[1]
+
+
+def test_archive_away_then_back(node, tmp_path):
+    folder, to = slices(tmp_path / "ct"), free_port()
+    n = node(to)
+    assert push(folder, n.port) == [0] * 6
+    wait(lambda: f"PACS@127.0.0.1:{to}: cannot be reached" in n.said())
+    with archive(to) as (got, _):
+        wait(lambda: got)
+        assert right(got[0], folder, tmp_path)
+
+
+def test_bad_series_is_refused_and_the_node_goes_on(node, tmp_path):
+    bad = slices(tmp_path / "bad", series="1.2.7", change=lambda k: dict(ImagePositionPatient=[10, 20 + .5 * k, 30 + 2.5 * k]))
+    good = slices(tmp_path / "good")
+    with archive() as (got, to):
+        n = node(to)
+        assert push(bad, n.port) == [0] * 6
+        wait(lambda: "tilted gantry" in n.said())
+        assert push(good, n.port) == [0] * 6
+        wait(lambda: got)
+        assert right(got[0], good, tmp_path) and "Traceback" not in n.said()
+
+
+def test_cut_off_sender_counts_as_complete_after_a_while(node, tmp_path):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to):
+        n = node(to)
+        push(folder, n.port, release=False)
+        wait(lambda: got)
+        assert right(got[0], folder, tmp_path)
+
+
+def test_bad_messages_get_a_status_and_the_node_goes_on(node, tmp_path):
+    good = slices(tmp_path / "good")
+    with archive() as (got, to):
+        n = node(to)
+        ae = AE(ae_title="SCANNER")
+        ae.requested_contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(SegmentationStorage), build_context(CTImageStorage, JPEGLosslessSV1)]
+        link = ae.associate("127.0.0.1", n.port, ae_title="MEDSEG")
+        assert [c.transfer_syntax for c in link.accepted_contexts] == [[ExplicitVRLittleEndian]], "no SEG, and nothing that cannot be decoded here"
+        d = pydicom.dcmread(slice_files(good)[0])
+        d.SeriesInstanceUID = ""
+        assert link.send_c_store(d).Status == 0xC000
+        d = pydicom.dcmread(slice_files(good)[0])
+        d.SOPInstanceUID = d.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+        assert link.send_c_store(d).Status == 0
+        d.PixelData = bytes(70)
+        assert link.send_c_store(d).Status == 0xC000, "another content under the same UID"
+        link.release()
+        with socket.create_connection(("127.0.0.1", n.port)) as s: s.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert n.process.poll() is None and "Traceback" not in n.said()
+
+
+def test_occupied_port_second_node_and_odd_names(tmp_path):
+    to, model = Peer("PACS", "127.0.0.1", free_port()), fake(lambda image: image.array)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); s.listen()
+        with pytest.raises(InputError, match="cannot be listened on .*choose another with --port"): serve(model, tmp_path / "a", ["SCANNER"], to, port=s.getsockname()[1])
+    for allow, fault in (([], "--allow: names nobody"), (["A" * 17], "is no AE title")):
+        with pytest.raises(InputError, match=fault): serve(model, tmp_path / "a", allow, to, port=0)
+    stop = threading.Event()
+    running = threading.Thread(target=serve, args=(model, tmp_path / "a", ["SCANNER"], to), kwargs=dict(port=0, stop=stop))
+    running.start()
+    try:
+        wait((tmp_path / "a" / "lock").exists); time.sleep(.3)
+        with pytest.raises(InputError, match="the queue of another node"): serve(model, tmp_path / "a", ["SCANNER"], to, port=0)
+    finally: stop.set(); running.join()
+
+
+def test_archive_that_refuses(tmp_path):
+    import highdicom
+    from medseg_nb.dicom import to_bytes, to_seg
+    image, heads = read_series(slices(tmp_path / "ct"))
+    (tmp_path / "s.dcm").write_bytes(to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
+    assert highdicom.seg.segread(tmp_path / "s.dcm").number_of_segments == 1
+    with archive(status=0xA700) as (_, to):
+        with pytest.raises(ResourceError, match="did not store the SEG .status A700"): send(tmp_path / "s.dcm", Peer("PACS", "127.0.0.1", to), "MEDSEG")
+        with pytest.raises(ResourceError, match="refuses this node"): send(tmp_path / "s.dcm", Peer("PACS", "127.0.0.1", to), "NOBODY")
+    with pytest.raises(ResourceError, match="cannot be reached"): send(tmp_path / "s.dcm", Peer("PACS", "127.0.0.1", free_port()), "MEDSEG")
+
+
+def test_validator_finds_no_error_in_what_is_written(tmp_path):
+    from medseg_nb.dicom import deidentify, to_bytes, to_seg
+    validator = tool("dciodvfy")
+    full = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator",
+                          "KVP", "AcquisitionNumber", "Laterality"], "") | dict(InstanceNumber=1, SeriesNumber=1, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5,
+                                                                               RescaleSlope=1, RescaleIntercept=0, RescaleType="HU", PatientPosition="HFS")
+    folder = slices(tmp_path / "ct", change=lambda k: full)
+    image, heads = read_series(folder)
+    mask = (image.array > 150).astype(np.int32)
+    written = dict(classes=to_seg(mask, heads, {1: "bright"}, "abc"), instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True), none=to_seg(0 * mask, heads, {1: "bright"}, "abc"),
+                   clean=deidentify(pydicom.dcmread(slice_files(folder)[0]), "a secret of the clinic"))
+    for name, d in written.items():
+        (tmp_path / name).write_bytes(to_bytes(d))
+        done = subprocess.run([validator, tmp_path / name], capture_output=True, text=True)
+        faults = [line for line in done.stderr.splitlines() if line.startswith("Error") and "Laterality" not in line]  # of an organ that is not paired
+        assert not faults, (name, faults)
+
+
+def test_round_trip_through_orthanc(tmp_path):
+    orthanc, unshare = tool("Orthanc"), tool("unshare")
+    paths = os.pathsep.join([str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([unshare, "-rn", sys.executable, str(REPO / "tests" / "orthanc_trip.py"), orthanc, str(tmp_path)], env=PLAIN | dict(PYTHONPATH=paths),
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
