@@ -7,7 +7,7 @@ __all__ = ['FILLINGS', 'Cell', 'EVENTS', 'SEARCH', 'DRAWS', 'Target', 'region', 
            'scores', 'gradient', 'instances', 'Explanation', 'methods', 'explain', 'empty', 'chance', 'steepness',
            'integrated_gradients', 'occlusion', 'grad_cam', 'grad_cam_coarse', 'grad_cam_pp', 'grad_cam_pp_coarse',
            'surround', 'textured', 'swapped', 'holes', 'quadtree', 'parts', 'regions', 'became', 'cheapest_cut',
-           'cheapest_bridge', 'Tip', 'tips', 'rate', 'relaxed', 'search', 'tipping_sets', 'tipping']
+           'cheapest_bridge', 'Tip', 'tips', 'rate', 'relaxed', 'search', 'tipping_sets', 'tipping', 'picture']
 
 # %% ../nbs/60_attribution.ipynb #887d57f9
 import re
@@ -573,3 +573,12 @@ def tipping(ask: Question) -> tuple[np.ndarray, dict]:
         map += pixels / n
         events[tip.event] = dict(pixels=n, share=float(n / (ids == number).sum()), rate=stated, mask=pixels)
     return map, dict(events=events)
+
+# %% ../nbs/60_attribution.ipynb #ad294d91
+def picture(ax,  # of matplotlib
+            image: np.ndarray,  # (channel, row, column), of any range
+           ) -> None:
+    "A network's input as a picture"
+    low, high = np.percentile(image, [1, 99], axis=(1, 2), keepdims=True)
+    seen = np.clip((image - low) / np.where(high > low, high - low, 1), 0, 1)
+    ax.imshow(np.moveaxis(seen, 0, -1) if len(seen) == 3 else seen[0], vmin=0, vmax=1)

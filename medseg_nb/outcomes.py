@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import benchmark
-from .attribution import explain, region
+from .attribution import explain, picture, region
 from .claims import judge
 from .core import rng
 from .data import Case, cases, frozen, manifest
@@ -30,7 +30,6 @@ from .risk import auc, auc_difference, calibration, decisions, delong, uno
 from .splits import fold
 from .statistics import holm, six_digits
 from .training import Config, fit, load_run, task, work
-from .xai import picture
 
 # %% ../nbs/72_outcomes.ipynb #ab171b17
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ __all__ = ['Name', 'Section', 'sections', 'notebook', 'read_notebook', 'code', '
 # %% ../nbs/03_study.ipynb #abd8468c
 import ast
 import contextlib
+import functools
 import json
 import os
 import re
@@ -46,10 +47,9 @@ class Section(BaseModel, extra="forbid", frozen=True):
     def allowed(self, profile: str) -> dict: return self.budget.get("smoke" if profile == "own" else profile, {})  # a user's set has smoke's budgets
 
 # %% ../nbs/03_study.ipynb #2935ab2d
-def sections() -> dict[str, Section]:
-    "The study's sections in order, by name"
-    path, found = folder("nbs") / "study.yaml", {}
-    rows = read_yaml(path).get("sections")
+@functools.lru_cache(maxsize=4)
+def _sections(path: Path, stamp: int) -> dict[str, Section]:
+    rows, found = read_yaml(path).get("sections"), {}
     if not isinstance(rows, list) or not rows: raise InputError(str(path), "`sections` is no list", "list the sections below it, `- section: name`")
     for row in rows:
         try: s = Section.model_validate(row)
@@ -61,6 +61,11 @@ def sections() -> dict[str, Section]:
         if late: raise InputError(str(path), f"section {s.section} reads {late[0]}, which does not stand before it", "mend the order")
         found[s.section] = s
     return found
+
+def sections() -> dict[str, Section]:
+    "The study's sections in order, by name; the file is read again when it has changed"
+    path = folder("nbs") / "study.yaml"
+    return dict(_sections(path, path.stat().st_mtime_ns if path.is_file() else 0))
 
 # %% ../nbs/03_study.ipynb #f1ca53bb
 def notebook(section: str) -> Path:

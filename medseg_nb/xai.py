@@ -8,7 +8,7 @@ __all__ = ['STEPS', 'PHANTOMS', 'unfit', 'METHODS', 'AGAIN', 'MARK', 'BLOCKS', '
            'largest', 'answer', 'map_rows', 'cause_rows', 'first_of', 'some_of', 'instance_rows', 'grouping', 'picked',
            'loaded', 'explained', 'learnt_of', 'causes_of', 'pointing_of', 'faithfulness_of', 'randomised_of',
            'cost_of', 'sets_of', 'interventions_of', 'differences_of', 'claims_of', 'draw_scores', 'draw_rates',
-           'draw_examples', 'picture', 'draw_tips']
+           'draw_examples', 'draw_tips']
 
 # %% ../nbs/62_xai.ipynb #b030dd78
 import time
@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from . import benchmark, instances
 from .attribution import (
     DRAWS, Question, Target, chance, empty, explain, grad_cam, grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, integrated_gradients,
-    methods, occlusion, parts, quadtree, rate, steepness, target, tipping_sets)
+    methods, occlusion, parts, picture, quadtree, rate, steepness, target, tipping_sets)
 from .claims import judge
 from .core import rng
 from .data import cases, manifest
@@ -346,12 +346,6 @@ def draw_examples(seen: Sequence[tuple]):
             ax.spines[:].set_visible(False)
     for ax, name in zip(axes[0][1:], SHOWN): ax.set_title(name.replace("_", " "), fontsize=7)
     return fig
-
-def picture(ax, image: np.ndarray) -> None:
-    "A network's input as a picture"
-    low, high = np.percentile(image, [1, 99], axis=(1, 2), keepdims=True)
-    seen = np.clip((image - low) / np.where(high > low, high - low, 1), 0, 1)
-    ax.imshow(np.moveaxis(seen, 0, -1) if len(seen) == 3 else seen[0], vmin=0, vmax=1)
 
 # %% ../nbs/62_xai.ipynb #5c027bbe
 def draw_tips(seen: Sequence[tuple]):
