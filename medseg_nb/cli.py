@@ -257,14 +257,21 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
     for line in rejected: print(f"error: {line}", file=sys.stderr)
     if rejected: raise typer.Exit(3)
 
-@app.command(epilog="Example: medseg bench metrics")
-def bench(what: Annotated[str, typer.Argument(help="metrics")]):
-    "Compare speed side by side with other packages, in one-thread processor time; packages that are not installed are named."
-    from medseg_nb.agreement import benchmark_metrics
-    from medseg_nb.core import choose
-    from medseg_nb.statistics import bootstrap_tasks
-    choose(what, ["metrics"], "benchmark")
-    benchmark_metrics(bootstrap_tasks())
+@app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
+def bench(what: Annotated[str, typer.Argument(help="metrics; or key of a run, or folder of an artefact")],
+          limits: Annotated[Optional[str], typer.Option("--within", help="name the fastest variant of a model within milliseconds, megabytes and loss of Dice")] = None):
+    "Metrics side by side with other packages in one-thread processor time; or the variants of a model: times, sizes, memory and change of Dice."
+    if what == "metrics":
+        if limits: raise InputError("--within", "is for models", "leave it out for metrics")
+        from medseg_nb.agreement import benchmark_metrics
+        from medseg_nb.statistics import bootstrap_tasks
+        benchmark_metrics(bootstrap_tasks())
+        return
+    from medseg_nb import realtime
+    if limits: realtime.limits(limits)  # refused before anything is measured
+    table = realtime.bench(what)
+    print(table[realtime.SHOWN].round(3).to_string(index=False))
+    if limits: print(realtime.within(table, limits))
 
 # %% ../nbs/99_cli.ipynb #fd363cb5
 @claims_app.command("list", epilog="Example: medseg claims list --profile cpu")

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import REPO
 from medseg_nb import (
-    consensus, fusion, generalization, hybrid, instances, leakage, outcomes, preparation, readers, registration, statistics, study, synthesis, xai)
+    consensus, fusion, generalization, hybrid, instances, leakage, outcomes, preparation, readers, realtime, registration, statistics, study, synthesis, xai)
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -105,6 +105,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("benchmark", "comparisons"): comparisons_of,
     **{("hybrid", name): getattr(hybrid, f"{name}_of") for name in ("scores", "comparisons", "complexity")},
     **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
+    **{("realtime", name): getattr(realtime, f"{name}_of") for name in ("variants", "differences")},
     **{("generalization", name): getattr(generalization, f"{name}_of") for name in ("zero_shot", "few_shot", "gains", "adaptation", "carried", "shift")},
     ("datasets", "sizes"): sizes_of,
     ("datasets", "prevalence"): prevalence_of,
