@@ -146,7 +146,8 @@ def runner(engine: str,             # onnx, openvino or tensorrt
            threads: int | None = 1, # None: as many as the engine likes
           ) -> Runner:
     "A network that is run by an engine"
-    if engine == "tensorrt" and not (found := tensorrt())["ok"]: raise ResourceError("tensorrt", found["reason"], "run it on a machine with TensorRT, or export to onnx")
+    if engine == "tensorrt" and not (found := tensorrt())["ok"]:
+        raise ResourceError("tensorrt", found["reason"], "run it on a machine with TensorRT, or export to onnx")
     return _openvino(parts, threads) if engine == "openvino" else _onnx(parts[0], threads, PROVIDERS[engine])
 
 # %% ../nbs/84_export.ipynb #f8b5ca29
@@ -154,10 +155,12 @@ PROBE = """
 import sys, onnx, onnxruntime as ort
 from onnx import TensorProto, helper
 ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy"]
-model = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", ends[:1], ends[1:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 options = ort.SessionOptions(); options.log_severity_level = 4
 if sys.argv[1] not in ort.get_available_providers(): sys.exit(f"this ONNX Runtime is built without {sys.argv[1]}")
-if sys.argv[1] not in ort.InferenceSession(model.SerializeToString(), options, providers=[sys.argv[1]]).get_providers(): sys.exit("its libraries or a GPU are missing")
+session = ort.InferenceSession(model.SerializeToString(), options, providers=[sys.argv[1]])
+if sys.argv[1] not in session.get_providers(): sys.exit("its libraries or a GPU are missing")
 """
 
 @lru_cache(maxsize=1)
@@ -415,7 +418,8 @@ def export(key: str,            # of a run
     data = onnx_of(key)
     parts = eight_bits(to, data, images, of_torch(net, images).argmax(1)) if int8 else ir(data) if to == "openvino" else [data]
     report, alike = parity(net, runner(to, parts).call, images), agreement(truth, runner(to, parts).call(images).argmax(1))
-    if not int8 and (far := max(r["difference"] for r in report)) > NEAR: raise ResourceError(key, f"its export differs from the run by {far:.2g}", "try another engine")
+    if not int8 and (far := max(r["difference"] for r in report)) > NEAR:
+        raise ResourceError(key, f"its export differs from the run by {far:.2g}", "try another engine")
     if alike < ALIKE:
         raise ResourceError(key, f"its export finds another foreground than the run (Dice {alike:.2f} on training images)",
                             "export it with a smaller --prune, or without")

@@ -66,9 +66,12 @@ def measured(model: str,         # key of a run, or place of an artefact
     start = time.time()
     done = subprocess.run([sys.executable, "-c", code, json.dumps([model, str(file), list(size) if size else None, cores, times])],
                           capture_output=True, text=True, env={**os.environ, **threads})
-    if done.returncode: raise InputError(str(file), f"{model} cannot be measured on it ({(done.stderr.strip().splitlines() or ['killed'])[-1][:160]})", "try a smaller image")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        raise InputError(str(file), f"{model} cannot be measured on it ({last[:160]})", "try a smaller image")
     said = json.loads(done.stdout.splitlines()[-1])
-    return {f"{part}_{k}": v for part in ("model", "end_to_end") for k, v in said[part].items()} | dict(cold=1000 * (said["first"] - start), memory=said["memory"])
+    times = {f"{part}_{k}": v for part in ("model", "end_to_end") for k, v in said[part].items()}
+    return times | dict(cold=1000 * (said["first"] - start), memory=said["memory"])
 
 # %% ../nbs/86_latency.ipynb #c559d68b
 def speedups(models: Sequence[Segmenter],

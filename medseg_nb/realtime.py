@@ -160,24 +160,24 @@ def dice_claims(differences: pd.DataFrame) -> list[dict]:
     def judged(id, statement, source, r, more=0.):
         values = (r.difference + more, r.difference_low + more, r.difference_high + more)
         return judge(id, statement, source, "difference", (0, 0), values, r.n, r.dataset, None)
-    found = []
-    for r in differences[differences.against == WHOLE.name].itertuples():
-        if not re.match(r"pruned|narrow|.*int8", r.variant) or r.variant.startswith("narrow"): continue
-        id = re.sub(r"\W+", "_", r.variant)
-        found.append(judged(f"realtime.compression.{r.dataset}.{id}", f"{r.variant}: Dice is less than {MARGIN} below the whole network's (measured: the difference plus {MARGIN})",
-                            "Outline, 3.9 and 2.6", r, MARGIN))
+    found, smaller = [], differences[(differences.against == WHOLE.name) & differences.variant.str.contains("int8|pruned")]
+    for r in smaller.itertuples():
+        statement = f"{r.variant}: Dice is less than {MARGIN} below the whole network's (measured: the difference plus {MARGIN})"
+        found.append(judged(f"realtime.compression.{r.dataset}.{_id(r.variant)}", statement, "Outline, 3.9 and 2.6", r, MARGIN))
+    better = "A network that was pruned by half is better than one that was trained from scratch at that width"
     scratch = differences[differences.against == Variant("narrow", "torch").name]
-    return found + [judged(f"realtime_pruning.{r.dataset}", "A network that was pruned by half is better than one that was trained from scratch at that width", "ours", r)
-                    for r in scratch.itertuples()]
+    return found + [judged(f"realtime_pruning.{r.dataset}", better, "ours", r) for r in scratch.itertuples()]
+
+def _id(variant: str) -> str: return re.sub(r"\W+", "_", variant)
 
 def speed_claims(speed: pd.DataFrame) -> list[dict]:
     "The source's: a model segments in real time on a small device"
     found = []
     for r in speed[(speed.cores == 1) & speed.variant.str.contains("int8")].itertuples():
         slack = FRAME - r.end_to_end_p95, FRAME - r.end_to_end_p95, FRAME - r.end_to_end_p50
-        id = re.sub(r"\W+", "_", r.variant)
-        found.append(judge(f"realtime.speed.{r.dataset}.{id}", f"{r.variant}: one core takes less than {FRAME:.0f} ms from file to label map (measured: ms to spare at p95; to p50)",
-                           "Outline, 1.5 and 4.7", "difference", (0, 0), slack, TIMES, r.dataset, None))
+        statement = f"{r.variant}: one core takes less than {FRAME:.0f} ms from file to label map (measured: ms to spare at p95; to p50)"
+        found.append(judge(f"realtime.speed.{r.dataset}.{_id(r.variant)}", statement, "Outline, 1.5 and 4.7", "difference", (0, 0), slack, TIMES,
+                           r.dataset, None))
     return found
 
 # %% ../nbs/89_realtime.ipynb #3a96e0b6
@@ -198,8 +198,9 @@ def draw(table: pd.DataFrame, cost: str, label: str):
         best = group[front(group[cost].to_numpy(), group.dice.to_numpy())].sort_values(cost)
         ax.step(best[cost], best.dice, where="post", color="0.6", lw=1, zorder=0)
         for r in group.to_dict("records"):
-            ax.errorbar(r[cost], r["dice"], [[r["dice"] - r["dice_low"]], [r["dice_high"] - r["dice"]]], fmt=MARKERS[r["engine"]], color=COLOURS[r["network"]], lw=.8,
-                        markerfacecolor="white" if r["precision"] == "int8" else COLOURS[r["network"]], label=f"{r['network']}, {r['engine']} {r['precision']}")
+            colour = COLOURS[r["network"]]
+            ax.errorbar(r[cost], r["dice"], [[r["dice"] - r["dice_low"]], [r["dice_high"] - r["dice"]]], fmt=MARKERS[r["engine"]], color=colour, lw=.8,
+                        markerfacecolor="white" if r["precision"] == "int8" else colour, label=f"{r['network']}, {r['engine']} {r['precision']}")
         ax.axhline(group.dice[(group.network == "whole") & (group.engine == "torch")].iloc[0], color="0.6", ls=":", lw=1, zorder=0)
         ax.set(xscale="log", xlabel=label, title=name.replace("_", " "))
         for axis in (ax.xaxis.set_major_locator, ax.xaxis.set_minor_locator): axis(LogLocator(subs=(1, 2, 5)))
@@ -236,10 +237,11 @@ def within(table: pd.DataFrame, text: str) -> str:  # its name
     good = one[(one.end_to_end_p50 <= most["ms"]) & (one.megabytes <= most["MB"]) & (one.difference_low >= -most["loss"])]
     if len(good): return good.loc[good.end_to_end_p50.idxmin(), "variant"]
     near = one.loc[one.end_to_end_p50.idxmin()]
-    raise ResourceError("--within", f"no variant lies within {text}; the fastest, {near.variant}, takes {near.end_to_end_p50:.1f} ms and {near.megabytes:g} MB, "
-                        f"and may lose {max(0, -near.difference_low):.3f} of Dice", "widen a limit")
+    raise ResourceError("--within", f"no variant lies within {text}; the fastest, {near.variant}, takes {near.end_to_end_p50:.1f} ms and "
+                        f"{near.megabytes:g} MB, and may lose {max(0, -near.difference_low):.3f} of Dice", "widen a limit")
 
-SHOWN = ["variant", "cores", "megabytes", "model_p50", "model_p95", "model_throughput", "end_to_end_p50", "end_to_end_p95", "cold", "memory", "difference", "difference_low", "difference_high"]
+SHOWN = ["variant", "cores", "megabytes", "model_p50", "model_p95", "model_throughput", "end_to_end_p50", "end_to_end_p95", "cold", "memory",
+         "difference", "difference_low", "difference_high"]
 
 def bench(model: str) -> pd.DataFrame:  # one row a variant and number of cores
     "Times, sizes and change of Dice of the variants of a model"
