@@ -372,7 +372,7 @@ def _web_fault(url: str, e: Exception) -> MedsegError:
     kind = InputError if code in (400, 409, 415, 422) else ResourceError  # of this object, or of the archive
     if code: return kind(url, f"did not store the SEG (status {code})", f"look at the archive's log; {_KEPT_SEG}")
     if "CERTIFICATE" in str(e).upper(): return ResourceError(url, "has a certificate that is not trusted", f"name your authority in REQUESTS_CA_BUNDLE; {_KEPT_SEG}")
-    if isinstance(e, OSError): return ResourceError(url, "cannot be reached", f"see that it runs; {_KEPT_SEG}")
+    if isinstance(e, OSError) and not isinstance(e, ValueError): return ResourceError(url, "cannot be reached", f"see that it runs; {_KEPT_SEG}")
     return ResourceError(url, f"does not answer as DICOMweb does ({type(e).__name__})", f"name its root, such as https://pacs/dicom-web; {_KEPT_SEG}")
 
 @dataclass(frozen=True)
