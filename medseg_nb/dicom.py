@@ -33,8 +33,9 @@ from .segmenter import Segmenter
 
 # %% ../nbs/87_dicom.ipynb #17b1d6a6
 def slice_files(folder: Path) -> list[Path]:
-    "The DICOM files of a folder"
-    return [p for p in sorted(Path(folder).iterdir()) if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR" and is_dicom(p)]
+    "The files of a folder that are DICOM, or say so; `read` refuses one that only says so"
+    found = (p for p in sorted(Path(folder).iterdir()) if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
+    return [p for p in found if is_dicom(p) or p.suffix.lower() == ".dcm"]
 
 def read_series(folder: Path  # holds one series and nothing else of DICOM
                ) -> tuple[Image, list]:  # the volume, and the header of each slice along its last axis
