@@ -243,10 +243,13 @@ def serve_dicom(model: Annotated[str, typer.Argument(help="key of a run, or fold
                 port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 11112,
                 quiet: Annotated[float, typer.Option(min=0, help="seconds after which a series whose sender was cut off counts as complete")] = 60,
                 keep: Annotated[float, typer.Option(min=0, help="days after which a series that is answered and sent is taken off the disk")] = 30):
-    "Take DICOM series over the network and answer each with a SEG; user and password of a web archive come from MEDSEG_DICOMWEB_USER and _PASSWORD; research use only."
+    """Take DICOM series over the network and answer each with a SEG; research use only.
+
+    User and password of a web archive come from the environment: MEDSEG_DICOMWEB_USER, MEDSEG_DICOMWEB_PASSWORD."""
     from medseg_nb.dicom import archive, serve
     from medseg_nb.segmenter import segmenter
-    serve(segmenter(model), queue, allow, archive(to), title, bind, port, quiet, keep)
+    place = archive(to)
+    serve(segmenter(model), queue, allow, place, title, bind, port, quiet, keep)
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],

@@ -372,7 +372,8 @@ def _web_fault(url: str, e: Exception) -> MedsegError:
     if code in (401, 403): return ResourceError(url, f"refuses user or password (status {code})", f"set {USER} and {PASSWORD} in the environment; {_KEPT_SEG}")
     kind = InputError if code in (400, 409, 415, 422) else ResourceError  # of this object, or of the archive
     if code: return kind(url, f"did not store the SEG (status {code})", f"look at the archive's log; {_KEPT_SEG}")
-    if "CERTIFICATE" in str(e).upper(): return ResourceError(url, "has a certificate that is not trusted", f"name your authority in REQUESTS_CA_BUNDLE; {_KEPT_SEG}")
+    if "CERTIFICATE" in str(e).upper():
+        return ResourceError(url, "has a certificate that is not trusted", f"name your authority in REQUESTS_CA_BUNDLE; {_KEPT_SEG}")
     if isinstance(e, OSError) and not isinstance(e, ValueError): return ResourceError(url, "cannot be reached", f"see that it runs; {_KEPT_SEG}")
     return ResourceError(url, f"does not answer as DICOMweb does ({type(e).__name__})", f"name its root, such as https://pacs/dicom-web; {_KEPT_SEG}")
 
@@ -391,7 +392,8 @@ class Web:
         try: said = client.store_instances([d])
         except Exception as e: raise _web_fault(self.url, e) from None
         if failed := said.get("FailedSOPSequence"):
-            raise InputError(self.url, f"did not store the SEG (reason {int(failed[0].get('FailureReason', 0)):04X})", f"look at the archive's log; {_KEPT_SEG}")
+            reason = int(failed[0].get("FailureReason", 0))
+            raise InputError(self.url, f"did not store the SEG (reason {reason:04X})", f"look at the archive's log; {_KEPT_SEG}")
         if d.SOPInstanceUID not in {r.get("ReferencedSOPInstanceUID") for r in said.get("ReferencedSOPSequence", [])}: raise _web_fault(self.url, ValueError())
 
 # %% ../nbs/87_dicom.ipynb #5e1a6c09
@@ -467,7 +469,9 @@ class Node:
     def on_release(self, event) -> None:
         "The sender is done; a sender to which anything was refused knows, and comes again"
         seen = self.touched.pop(event.assoc, set())
-        for folder in seen if None not in seen else (): self.queue.release(folder)
+        try:
+            for folder in seen if None not in seen else (): self.queue.release(folder)
+        except (MedsegError, OSError) as e: self.say(str(e))  # the series counts as complete after a quiet while
 
 @contextmanager
 def listening(queue: Queue, title: str, allow: list[str], bind: str, port: int, say: Callable[[str], None]) -> Iterator[int]:  # the port
@@ -480,7 +484,8 @@ def listening(queue: Queue, title: str, allow: list[str], bind: str, port: int, 
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
     ae.add_supported_context("1.2.840.10008.1.1")  # C-ECHO
     for kind, syntaxes in _contexts(net): ae.add_supported_context(kind, syntaxes)
-    events = [(net.evt.EVT_C_STORE, node.on_store), (net.evt.EVT_RELEASED, node.on_release), (net.evt.EVT_CONN_OPEN, _swift), (net.evt.EVT_DATA_RECV, node.on_data)]
+    events = [(net.evt.EVT_C_STORE, node.on_store), (net.evt.EVT_RELEASED, node.on_release), (net.evt.EVT_CONN_OPEN, _swift),
+              (net.evt.EVT_DATA_RECV, node.on_data)]
     try: server = ae.start_server((bind, port), block=False, evt_handlers=events)
     except OSError as e: raise InputError(f"{bind}:{port}", f"cannot be listened on ({e.strerror})", "choose another with --port or --bind") from None
     try: yield server.socket.getsockname()[1]
@@ -497,8 +502,8 @@ class Again:
         self.at = time.monotonic() + (self.rest if went else self.pause)
         self.pause = 5. if went else min(2 * self.pause, 300.)
 
-def serve(model: Segmenter, place: Path, allow: list[str], to: Peer | Web, title: str = "MEDSEG", bind: str = "127.0.0.1", port: int = 11112, quiet: float = 60.,
-          keep: float = 30., stop: threading.Event | None = None) -> None:
+def serve(model: Segmenter, place: Path, allow: list[str], to: Peer | Web, title: str = "MEDSEG", bind: str = "127.0.0.1", port: int = 11112,
+          quiet: float = 60., keep: float = 30., stop: threading.Event | None = None) -> None:
     "Answer series with SEG objects until `stop` is set"
     from filelock import FileLock, Timeout
     def say(line): print(" ".join(str(line).split()), file=sys.stderr, flush=True)

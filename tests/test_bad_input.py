@@ -2,6 +2,7 @@
 import io
 import json
 import shutil
+import socket
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,6 +168,9 @@ CALLS |= {w: Call(w, "nosuch", "unknown", known) for w, known in {
     "data show nosuch": "phantom_skin", "data verify nosuch": "phantom_skin", "data fetch nosuch": "phantom_skin", "train --data nosuch --model unet": "phantom_skin",
     "train --data phantom_skin --model nosuch": "unet", "train --data phantom_skin --model unet --profile nosuch": "smoke", "paper --profile nosuch": "smoke",
     "paper --only nosuch": "a, b, c", "paper --executor nosuch": "slurm", "run nosuch": "a, b, c", "run a --profile nosuch": "smoke", "status --profile nosuch": "smoke"}.items()}
+CALLS |= {f"serve dicom --to {to}": Call(f"serve dicom nosuch --allow CT --to {to}", subject, fault, remedy) for to, subject, fault, remedy in (
+    ("PACS", "PACS", "is no address", "PACS@127.0.0.1:4242"), ("http://me:secret@pacs/dicom-web", "pacs/dicom-web", "carries a user or a password", "MEDSEG_DICOMWEB_PASSWORD"),
+    ("PACS@127.0.0.1:104", "nosuch", "", "medseg train"))}
 CALLS |= {"run a --profile own --data nosuch": Call("run a --profile own --data nosuch", "nosuch", "unknown data set", prepare=lambda p: p.edit("a", "seed = 1", "seed = 1\ndatasets = []")),
           "predict nosuch": Call("predict nosuch masks --out out", "nosuch", "", "medseg train", prepare=label_maps), "diff nosuch": Call("diff nosuch", "nosuch", "", "HEAD")}
 
@@ -251,6 +255,18 @@ def test_predict_refuses_a_damaged_run(trained, photographs, name):
     cut(project.runs / trained.key / name)
     assert refused(project.call("predict", trained.key, photographs / "one.png", "--out", photographs / "masks"), name, "")
     assert not (photographs / "masks").exists()
+
+
+# serve dicom
+
+def test_serve_refuses_an_occupied_port_and_bad_names(trained, tmp_path):
+    def serve(*words): return trained.call("serve", "dicom", trained.key, "--to", "PACS@127.0.0.1:104", "--queue", tmp_path / "queue", *words)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); s.listen()
+        busy = s.getsockname()[1]
+        assert refused(serve("--allow", "CT", "--port", busy), f"127.0.0.1:{busy}", "cannot be listened on")
+    assert refused(serve("--allow", "A" * 17, "--port", 0), "A" * 17, "is no AE title")
+    assert refused(serve("--allow", "CT", "--port", 0, "--bind", "192.0.2.1"), "192.0.2.1", "cannot be listened on")
 
 
 # predict on DICOM: rows 24 to 34 of the list of bad inputs; the node's: test_dicom.py, through a data set: test_corpus.py
