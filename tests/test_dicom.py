@@ -276,7 +276,7 @@ def test_archive_that_refuses(tmp_path):
 
 
 def test_validator_finds_no_error_in_what_is_written(tmp_path):
-    from medseg_nb.dicom import deidentify, to_bytes, to_seg
+    from medseg_nb.dicom import deidentify, seg_of, to_bytes, to_seg
     validator = needs("dciodvfy")
     full = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator",
                           "KVP", "AcquisitionNumber", "Laterality"], "") | dict(InstanceNumber=1, SeriesNumber=1, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5,
@@ -284,7 +284,9 @@ def test_validator_finds_no_error_in_what_is_written(tmp_path):
     folder = slices(tmp_path / "ct", change=lambda k: full)
     image, heads = read_series(folder)
     mask = (image.array > 150).astype(np.int32)
-    written = dict(classes=to_seg(mask, heads, {1: "bright"}, "abc"), instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True), none=to_seg(0 * mask, heads, {1: "bright"}, "abc"),
+    one, single = seg_of(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
+    assert single.any()
+    written = dict(slice_=one, classes=to_seg(mask, heads, {1: "bright"}, "abc"), instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True), none=to_seg(0 * mask, heads, {1: "bright"}, "abc"),
                    clean=deidentify(pydicom.dcmread(slice_files(folder)[0]), "a secret of the clinic"))
     for name, d in written.items():
         (tmp_path / name).write_bytes(to_bytes(d))
