@@ -295,7 +295,8 @@ def answer_due(queue: Queue, model: Segmenter, say: Callable[[str], None]) -> No
     "Answer each series that is complete, in files"
     for folder in queue.due():
         now, seg = queue.content(folder), None
-        fault = "" if queue.begin(folder, now) else f"{folder.name}: the node ended {TRIES} times while it answered; look at the series by hand"
+        stuck = f"the node ended {TRIES} times while it answered; to try again, take its answer.json away and start the node anew"
+        fault = "" if queue.begin(folder, now) else f"{folder}: {stuck}"
         try: seg, _ = (None, None) if fault else seg_of(model, folder / "slices")
         except MedsegError as e: fault = str(e)
         except Exception as e: fault = f"failed ({type(e).__name__}: {e})"

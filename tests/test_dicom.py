@@ -419,7 +419,16 @@ def test_web_archive_that_refuses(tmp_path, status, answer, kind, fault, error):
 def test_round_trip_through_orthanc(tmp_path):
     orthanc, unshare = needs("Orthanc"), needs("unshare", of="orthanc")
     plugin = needs("libOrthancDicomWeb.so", of="orthanc", path="/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+    if subprocess.run([unshare, "-rn", "true"], capture_output=True).returncode: needs("a network namespace", of="orthanc")  # a container may forbid it
     paths = os.pathsep.join([str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([unshare, "-rn", sys.executable, str(REPO / "tests" / "orthanc_trip.py"), orthanc, plugin, str(tmp_path)], env=PLAIN | dict(PYTHONPATH=paths),
                           capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.strip() == "equal, equal", done.stderr[-2000:]
+
+
+def test_what_is_required_fails_and_what_is_not_is_skipped(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDSEG_REQUIRE", "orthanc,nosuch")
+    with pytest.raises(pytest.fail.Exception, match="nosuch is not installed, and MEDSEG_REQUIRE asks for nosuch"): needs("nosuch")
+    with pytest.raises(pytest.fail.Exception, match="asks for orthanc"): needs("plugin.so", of="orthanc", path=str(tmp_path / "plugin.so"))
+    with pytest.raises(pytest.skip.Exception, match="other is not installed"): needs("other")
+    assert needs("python3") and needs("x", path=str(tmp_path)) == str(tmp_path)
