@@ -236,16 +236,20 @@ def explain(model: Annotated[str, typer.Argument(help="key of a run")], image: A
 @serve_app.command("dicom", epilog="Example: medseg serve dicom 0123456789abcdef --allow CT --to PACS@pacs:104")
 def serve_dicom(model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
                 allow: Annotated[list[str], typer.Option(help="AE title that may send (repeatable)")],
-                to: Annotated[str, typer.Option(help="archive that takes the SEG: TITLE@HOST:PORT")],
+                to: Annotated[str, typer.Option(help="archive that takes the SEG: TITLE@HOST:PORT, or https://HOST/dicom-web")],
                 queue: Annotated[Path, typer.Option(help="folder for what came and what was answered; it holds pictures of patients")] = Path("private/dicom"),
                 title: Annotated[str, typer.Option(help="AE title of this node")] = "MEDSEG",
                 bind: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
                 port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 11112,
-                quiet: Annotated[float, typer.Option(min=0, help="seconds after which a series whose sender was cut off counts as complete")] = 60):
-    "Take DICOM series over the network and answer each with a SEG; research use only."
-    from medseg_nb.dicom import peer, serve
+                quiet: Annotated[float, typer.Option(min=0, help="seconds after which a series whose sender was cut off counts as complete")] = 60,
+                keep: Annotated[float, typer.Option(min=0, help="days after which a series that is answered and sent is taken off the disk")] = 30):
+    """Take DICOM series over the network and answer each with a SEG; research use only.
+
+    User and password of a web archive come from the environment: MEDSEG_DICOMWEB_USER, MEDSEG_DICOMWEB_PASSWORD."""
+    from medseg_nb.dicom import archive, serve
     from medseg_nb.segmenter import segmenter
-    serve(segmenter(model), queue, allow, peer(to), title, bind, port, quiet)
+    place = archive(to)
+    serve(segmenter(model), queue, allow, place, title, bind, port, quiet, keep)
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],

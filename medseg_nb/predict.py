@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .core import InputError, MedsegError, progress, write
-from .dicom import seg_of, slice_files, to_bytes
+from .dicom import placed, seg_of, slice_files, to_bytes
 from .evaluate import by_stem, stem
 from .images import read, write_mask
 from .report import to_csv
@@ -33,18 +33,21 @@ def files_in(inputs: Sequence[Path]) -> list[Path]:
     if not found: raise InputError(str(inputs[0]), "holds no file", "name images or folders of images")
     return found
 
-def _answer(model: Segmenter, path: Path, out: Path) -> np.ndarray:  # what was written
+def _target(model: Segmenter, path: Path, out: Path) -> Path:
+    "Where the answer goes: a SEG for a series or a slice with its place, else a label map"
+    if path.is_dir(): return out / f"{path.name}.dcm"
+    return out / f"{stem(path)}{'.nii.gz' if len(model.shape) == 3 else '.dcm' if placed(path) else '.png'}"
+
+def _answer(model: Segmenter, path: Path, place: Path) -> np.ndarray:  # what was written
     "Segment one input and write its label map"
-    if path.is_dir():
+    if place.suffix == ".dcm":
         seg, mask = seg_of(model, path)
-        write(out / f"{path.name}.dcm", to_bytes(seg))
+        write(place, to_bytes(seg))
         return mask
     image = read(path)
     mask = model.label_map(image, str(path))
-    write_mask(out / _ending(model, path), mask, image.affine if image.ndim == 3 else None)
+    write_mask(place, mask, image.affine if image.ndim == 3 else None)
     return mask
-
-def _ending(model: Segmenter, path: Path) -> str: return f"{stem(path)}{'.nii.gz' if len(model.shape) == 3 else '.png'}"
 
 def predict_files(model: str,  # key of a run, or path of an artefact
                   inputs: Sequence[Path],
@@ -52,11 +55,11 @@ def predict_files(model: str,  # key of a run, or path of an artefact
                  ) -> pd.DataFrame:  # file, status, reason, foreground
     "Segment images and write label maps and `predict.csv`"
     found, asked = files_in(inputs), segmenter(model)
-    hit = sorted({out.resolve() / _ending(asked, f) for f in found} & {f.resolve() for f in found})
+    hit = sorted({_target(asked, f, out).resolve() for f in found} & {f.resolve() for f in found})
     if hit: raise InputError(str(hit[0]), "would be overwritten by its own mask", "choose another folder for --out")
     rows = []
     for path in progress(found, "predict"):
-        try: mask = _answer(asked, path, out)
+        try: mask = _answer(asked, path, _target(asked, path, out))
         except MedsegError as e:
             if len(found) == 1: raise
             rows.append(dict(file=path.name, status="rejected", reason=str(e), foreground=None)); continue

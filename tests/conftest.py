@@ -30,6 +30,14 @@ if PLAIN.pop("PYTHONDONTWRITEBYTECODE", None):  # each of a hundred processes wo
     PLAIN["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "medseg_nb-pycache")
 
 
+def needs(program: str, of: str = "", path: str = "") -> str:
+    "Path of an outside program (or of a file that belongs to one); without it the test is skipped, or fails where MEDSEG_REQUIRE names the program"
+    found = path if path and Path(path).exists() else shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    if found: return found
+    if (of or program).lower() in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","): pytest.fail(f"{program} is not installed, and MEDSEG_REQUIRE asks for {of or program}")
+    pytest.skip(f"{program} is not installed")
+
+
 def cell(source: str, tag: str | None = None) -> dict:
     "A notebook cell; text that begins with # and a blank is Markdown"
     common = dict(id=hashlib.sha256(source.encode()).hexdigest()[:8], metadata=dict(tags=[tag]) if tag else {}, source=source.splitlines(keepends=True))

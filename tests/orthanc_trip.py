@@ -1,4 +1,4 @@
-"A round trip through Orthanc, in a network namespace of its own; called by test_dicom.py as a program: ORTHANC FOLDER."
+"A round trip through Orthanc, by C-STORE and by STOW-RS, in a network namespace of its own; called by test_dicom.py as a program: ORTHANC PLUGIN FOLDER."
 import base64
 import fcntl
 import json
@@ -6,18 +6,16 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pydicom
 
 from medseg_nb.annotations import read_seg
-from medseg_nb.dicom import Peer, read_series, serve, slice_files
-from test_dicom import fake, push, slices, wait
+from medseg_nb.dicom import PASSWORD, USER, Queue, read_series, slice_files
+from test_dicom import Node, push, slices, wait
 
 HTTP, DICOM, NODE = 8042, 4242, 11112
 
@@ -28,9 +26,9 @@ def up() -> None:
         fcntl.ioctl(s, 0x8914, struct.pack("16sh14x", b"lo", 1 | 64))  # SIOCSIFFLAGS: up, running
 
 
-def ask(path: str, body: bytes | None = None, password: str = "right") -> bytes:
+def ask(path: str, body: bytes | None = None, password: str = "right", method: str | None = None) -> bytes:
     head = {"Authorization": "Basic " + base64.b64encode(f"kit:{password}".encode()).decode()}
-    opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(urllib.request.Request(f"http://127.0.0.1:{HTTP}{path}", body, head), timeout=30)
+    opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(urllib.request.Request(f"http://127.0.0.1:{HTTP}{path}", body, head, method=method), timeout=30)
     return opened.read()
 
 
@@ -48,39 +46,61 @@ def refused() -> int:
 def segs() -> list[str]: return [i for i in json.loads(ask("/instances")) if json.loads(ask(f"/instances/{i}/simplified-tags"))["Modality"] == "SEG"]
 
 
-def main(orthanc: str, place: Path) -> None:
+def route(series: str) -> None:
+    "Orthanc sends the series to the node"
+    def sent():
+        try: return bool(ask("/modalities/kit/store", series.encode()))
+        except urllib.error.HTTPError: return False
+    wait(sent, 30)
+
+
+def main(orthanc: str, plugin: str, place: Path) -> None:
     up()
     known = dict(kit=dict(AET="MEDSEG", Host="127.0.0.1", Port=NODE), scanner=dict(AET="SCANNER", Host="127.0.0.1", Port=104))
     config = dict(Name="test", StorageDirectory=str(place / "store"), IndexDirectory=str(place / "store"), HttpPort=HTTP, DicomPort=DICOM, DicomAet="PACS", RemoteAccessAllowed=False,
                   AuthenticationEnabled=True, RegisteredUsers=dict(kit="right"), DicomCheckCalledAet=True, DicomAlwaysAllowStore=False, DicomAlwaysAllowEcho=False,
-                  DicomCheckModalityHost=True, DicomModalities=known, Plugins=[])
+                  DicomCheckModalityHost=True, DicomModalities=known, Plugins=[plugin], DicomWeb=dict(Enable=True, Root="/dicom-web/", Ssl=False))
     (place / "orthanc.json").write_text(json.dumps(config)); (place / "orthanc.json").chmod(0o600)
-    series = slices(place / "ct")
-    image, heads = read_series(series)
-    model = fake(lambda volume: (volume.array > 150).astype(np.int32))
-    stop, log = threading.Event(), open(place / "orthanc.log", "w")
+    series, log = slices(place / "ct"), open(place / "orthanc.log", "w")
     server = subprocess.Popen([orthanc, str(place / "orthanc.json")], stdout=log, stderr=log)
-    node = threading.Thread(target=serve, args=(model, place / "queue", ["PACS"], Peer("PACS", "127.0.0.1", DICOM)), kwargs=dict(port=NODE, stop=stop))
     try:
-        wait(answers); node.start()
+        wait(answers)
         assert refused() == 401, "a wrong password"
         assert push(series, DICOM, title="STRANGER", called="PACS") == [], "an unknown AE"
         assert push(series, DICOM, called="PACS") == [0] * 6
         came, = json.loads(ask("/series"))
-        for _ in range(2):  # the second time changes nothing
-            wait(lambda: bool(ask("/modalities/kit/store", came.encode())), 30)
-            wait(segs)
-        time.sleep(2)
+        made = [trip(place / way, to, series, came) for way, to in dict(c_store=f"PACS@127.0.0.1:{DICOM}", stow=f"http://127.0.0.1:{HTTP}/dicom-web").items()]
+        assert made[0] == made[1], "the same answer is the same object, whichever way it goes"
+    finally: server.terminate(); server.wait(20)
+
+
+def trip(place: Path, to: str, series: Path, came: str) -> str:  # UID of the SEG
+    "Orthanc routes the series, the node is killed before it answers and started again, and its SEG arrives once"
+    place.mkdir()
+    def start(mode="answers", password="right"): return Node(place / "queue", to, mode, NODE, "PACS", **{USER: "kit", PASSWORD: password})
+    first = start("blocks")
+    route(came); wait((place / "queue" / "blocked").exists); first.kill()
+    assert not segs() and len(slice_files(Queue(place / "queue").folders()[0] / "slices")) == 6, "all slices are kept, nothing is answered"
+    if to.startswith("http"):
+        wrong = start(password="wrong")
+        wait(lambda: "refuses user or password (status 401)" in wrong.said()); wrong.kill()
+        assert not segs() and len(Queue(place / "queue").unsent()) == 1, "the answer is kept"
+    node = start()
+    try:
+        wait(segs); wait(lambda: ": sent" in node.said())
+        route(came); time.sleep(2)  # a repeated send doubles nothing
         made, = segs()
-        (place / "seg.dcm").write_bytes(ask(f"/instances/{made}/file"))
-        assert (read_seg(place / "seg.dcm", image, dict(bright=1))[0] == (image.array > 150)).all()
-        kept = {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in (place / "queue").rglob("slices/*.dcm")}
-        assert kept == {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in slice_files(series)}
-    finally:
-        stop.set(); server.terminate(); server.wait(20)
-        if node.is_alive(): node.join(20)
+        assert node.said().count(": sent") == 1 and "Traceback" not in node.said()
+    finally: node.kill()
+    image, _ = read_series(series)
+    (place / "seg.dcm").write_bytes(ask(f"/instances/{made}/file"))
+    assert (read_seg(place / "seg.dcm", image, dict(bright=1))[0] == (image.array > 150)).all()
+    kept = {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in (place / "queue").rglob("slices/*.dcm")}
+    assert kept == {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in slice_files(series)}
+    ask(f"/instances/{made}", method="DELETE")
+    return pydicom.dcmread(place / "seg.dcm").SOPInstanceUID
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
-    print("equal")
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    print("equal, equal")

@@ -1,13 +1,16 @@
 "Bad input gives one line with file, fault and remedy, exit code 2, and no result. Files that stock readers take in silence: test_corpus.py."
+import io
 import json
 import shutil
+import socket
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Project, Tiny, add_tiny, refused
+from conftest import Project, Tiny, add_tiny, dicom, refused
+from medseg_nb.segmenter import Segmenter
 
 
 def resize(path, size) -> None: Image.open(path).resize(size).save(path)
@@ -165,6 +168,9 @@ CALLS |= {w: Call(w, "nosuch", "unknown", known) for w, known in {
     "data show nosuch": "phantom_skin", "data verify nosuch": "phantom_skin", "data fetch nosuch": "phantom_skin", "train --data nosuch --model unet": "phantom_skin",
     "train --data phantom_skin --model nosuch": "unet", "train --data phantom_skin --model unet --profile nosuch": "smoke", "paper --profile nosuch": "smoke",
     "paper --only nosuch": "a, b, c", "paper --executor nosuch": "slurm", "run nosuch": "a, b, c", "run a --profile nosuch": "smoke", "status --profile nosuch": "smoke"}.items()}
+CALLS |= {f"serve dicom --to {to}": Call(f"serve dicom nosuch --allow CT --to {to}", subject, fault, remedy) for to, subject, fault, remedy in (
+    ("PACS", "PACS", "is no address", "PACS@127.0.0.1:4242"), ("http://me:secret@pacs/dicom-web", "pacs/dicom-web", "carries a user or a password", "MEDSEG_DICOMWEB_PASSWORD"),
+    ("PACS@127.0.0.1:104", "nosuch", "", "medseg train"))}
 CALLS |= {"run a --profile own --data nosuch": Call("run a --profile own --data nosuch", "nosuch", "unknown data set", prepare=lambda p: p.edit("a", "seed = 1", "seed = 1\ndatasets = []")),
           "predict nosuch": Call("predict nosuch masks --out out", "nosuch", "", "medseg train", prepare=label_maps), "diff nosuch": Call("diff nosuch", "nosuch", "", "HEAD")}
 
@@ -249,3 +255,147 @@ def test_predict_refuses_a_damaged_run(trained, photographs, name):
     cut(project.runs / trained.key / name)
     assert refused(project.call("predict", trained.key, photographs / "one.png", "--out", photographs / "masks"), name, "")
     assert not (photographs / "masks").exists()
+
+
+# serve dicom
+
+def test_serve_refuses_an_occupied_port_and_bad_names(trained, tmp_path):
+    def serve(*words): return trained.call("serve", "dicom", trained.key, "--to", "PACS@127.0.0.1:104", "--queue", tmp_path / "queue", *words)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); s.listen()
+        busy = s.getsockname()[1]
+        assert refused(serve("--allow", "CT", "--port", busy), f"127.0.0.1:{busy}", "cannot be listened on")
+    assert refused(serve("--allow", "A" * 17, "--port", 0), "A" * 17, "is no AE title")
+    assert refused(serve("--allow", "CT", "--port", 0, "--bind", "192.0.2.1"), "192.0.2.1", "cannot be listened on")
+
+
+# predict on DICOM: rows 24 to 34 of the list of bad inputs; the node's: test_dicom.py, through a data set: test_corpus.py
+
+@pytest.fixture
+def grey(fresh, monkeypatch) -> Project:
+    "A project in which a model of one grey channel answers what is brighter than 1000; its answer follows the picture, which that of a network after few steps does not"
+    def segment(x, sizes): return [x[0, 0][np.ix_(*[np.arange(n) * 32 // n for n in size])] * 255 > 1000 for size in sizes]
+    model = Segmenter("grey", ["grey"], (32, 32), "none", {1: "bright"}, False, lambda x, sizes: [m.astype(np.int32) for m in segment(x, sizes)], None)
+    monkeypatch.setattr("medseg_nb.predict.segmenter", lambda name: model)
+    fresh.key = "grey"
+    return fresh
+
+
+SPOT = np.random.default_rng(3).integers(0, 900, (20, 24), np.uint16)
+SPOT[4:9, 6:17] = 3000
+PLACE = dict(StudyInstanceUID="1.2.9", FrameOfReferenceUID="1.2.8", Modality="CT", SliceThickness=2.5, PatientID="p")
+ACROSS = dict(ImageOrientationPatient=[.8, .6, 0, -.6, .8, 0], PixelSpacing=[.7, 2])
+
+
+def slice_of(k: int = 0, pixels=SPOT, **tags) -> bytes:
+    return dicom(np.roll(pixels, k, 1), **PLACE | dict(SOPInstanceUID=f"1.2.3.{k}", ImagePositionPatient=[10, 20, 30 + 2.5 * k]) | tags)
+
+
+def stack(change=lambda k: {}, n: int = 4):
+    "A folder of slices; `change(k)` gives tags of slice k"
+    def put(place):
+        place.mkdir()
+        for k in range(n): (place / f"s{n - k}.dcm").write_bytes(slice_of(k, **change(k)))
+    return put
+
+
+def file(*args, **tags): return lambda place: place.with_suffix(".dcm").write_bytes(slice_of(*args, **tags))
+def at(z: float, y: float = 20) -> dict: return dict(ImagePositionPatient=[10, y, z])
+def jpeg2000() -> bytes: out = io.BytesIO(); Image.fromarray(SPOT).save(out, "JPEG2000", no_jp2=True); return out.getvalue()
+def bare(put, name=""): return lambda place: (put(place), [p.write_bytes(p.read_bytes()[132:]) for p in [place / name if name else place.with_suffix(".dcm")]])
+
+
+REFUSED = {  # how it is put, file that the line names, words of its fault, and of its remedy
+    "24 short pixels": (file(PixelData=b"\0" * 10), "scan.dcm", "cut short", ""), "24 short pixels of a slice": (stack(lambda k: dict(PixelData=b"\0" * 10) if k == 2 else {}), "s2.dcm", "cut short", ""),
+    "25 no preamble": (bare(file()), "scan.dcm", "preamble", ""), "25 slice without preamble": (bare(stack(), "s2.dcm"), "s2.dcm", "preamble", ""),
+    "27 JPEG Lossless": (file(syntax="1.2.840.10008.1.2.4.70", encoded=b"\xff\xd8\xff\xd9"), "scan.dcm", "JPEG Lossless", "pylibjpeg[all]"),
+    "27 HTJ2K": (file(syntax="1.2.840.10008.1.2.4.201", encoded=b"\xff\x4f\xff\xd9"), "scan.dcm", "High-Throughput JPEG 2000", "pylibjpeg[all]"),
+    "27 JPEG Lossless series": (stack(lambda k: dict(syntax="1.2.840.10008.1.2.4.70", encoded=b"\xff\xd8\xff\xd9")), "scan", "JPEG Lossless", "pylibjpeg[all]"),
+    "28 missing slice": (stack(lambda k: at(30 + 2.5 * (k + (k > 1)))), "scan", "a slice is missing", "whole series"),
+    "29 tilted gantry": (stack(lambda k: at(30 + 2.5 * k, 20 + .5 * k)), "scan", "tilted gantry", "resample"),
+    "30 position twice": (stack(lambda k: at(30 + 2.5 * max(k, 1))), "scan", "at the same position", "keep one"),
+    "32 two series": (stack(lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}")), "scan", "1.2.0 (3 files), 1.2.1 (1 files)", "folder of its own"),
+    "32 two patients": (stack(lambda k: dict(PatientID=f"p{k // 3}")), "scan", "several patients", ""),
+    "32 two studies": (stack(lambda k: dict(StudyInstanceUID=f"1.2.{k // 3}")), "scan", "StudyInstanceUID", ""),
+    "32 two orientations": (stack(lambda k: dict(ImageOrientationPatient=[1, 0, 0, 0, 0, 1]) if k == 1 else {}), "s3.dcm", "ImageOrientationPatient differs", ""),
+    "several frames": (file(NumberOfFrames=2), "scan.dcm", "several frames", "single frames"), "several frames in a series": (stack(lambda k: dict(NumberOfFrames=2)), "scan", "several frames", "single frames"),
+    "no position in a series": (stack(lambda k: dict(ImagePositionPatient=None) if k == 2 else {}), "s2.dcm", "ImagePositionPatient", "geometry"),
+    "no frame of reference in a series": (stack(lambda k: dict(FrameOfReferenceUID="")), "1.2.3", "has no FrameOfReferenceUID", "header"),
+}
+
+
+def ask(project: Project, place) -> object:
+    found = place if place.is_dir() else place.with_suffix(".dcm")
+    return project.call("predict", project.key, found, "--out", place.parent / "masks")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_predict_refuses_dicom(grey, tmp_path, name):
+    put, subject, fault, remedy = REFUSED[name]
+    put(tmp_path / "scan")
+    done = ask(grey, tmp_path / "scan")
+    assert refused(done, subject, fault) and remedy in done.stderr.rpartition("; ")[2] and not (tmp_path / "masks").exists()
+
+
+def inverted(k: int = 0, **tags) -> dict:
+    "What shows the same values with white as zero"
+    return dict(pixels=4095 - SPOT, PhotometricInterpretation="MONOCHROME1") | tags
+
+
+TAKEN = {  # how it is put, and as what else the same is put
+    "26 RLE": (file(syntax="1.2.840.10008.1.2.5"), file()), "26 JPEG-LS": (file(syntax="1.2.840.10008.1.2.4.80"), file()), "27 JPEG 2000": (file(syntax="1.2.840.10008.1.2.4.90", encoded=jpeg2000()), file()),
+    "26 RLE series": (stack(lambda k: dict(syntax="1.2.840.10008.1.2.5")), stack()), "26 JPEG-LS series": (stack(lambda k: dict(syntax="1.2.840.10008.1.2.4.80")), stack()),
+    "31 mixed rescale": (stack(lambda k: dict(RescaleIntercept=-1024 + 500 * k, pixels=SPOT // 2 + (1500 - 500 * k))), stack(lambda k: dict(pixels=SPOT // 2 + 1500))),
+    "34 MONOCHROME1": (lambda p: p.with_suffix(".dcm").write_bytes(slice_of(**inverted())), file()), "34 MONOCHROME1 series": (stack(inverted), stack()),
+}
+
+
+def segments_in(place) -> tuple:
+    "Pixels of a SEG by the position of their slice"
+    import pydicom
+    seg = pydicom.dcmread(place)
+    frames = np.reshape(seg.pixel_array, (-1, seg.Rows, seg.Columns))
+    return {tuple(f.PlanePositionSequence[0].ImagePositionPatient): p.tolist() for f, p in zip(seg.PerFrameFunctionalGroupsSequence, frames)}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_predict_takes_dicom(grey, tmp_path, name):
+    answers = []
+    for place, put in zip((tmp_path / "a" / "scan", tmp_path / "b" / "scan"), TAKEN[name]):
+        place.parent.mkdir()
+        put(place)
+        done = ask(grey, place)
+        assert done.returncode == 0 and "1 of 1" in done.stdout, done.stderr
+        answers.append(segments_in(place.parent / "masks" / "scan.dcm"))
+    assert answers[0] == answers[1] and any(np.any(p) and not np.all(p) for p in answers[0].values()), "equal, and the model says something"
+
+
+def test_predict_keeps_oblique_geometry(grey, tmp_path):
+    "33: a slice's label map is that of the same pixels in an upright square grid, and lies where the slice lies"
+    import pydicom
+    for place, tags in ((tmp_path / "a" / "scan", ACROSS), (tmp_path / "b" / "scan", {})):
+        place.parent.mkdir(); stack(lambda k: tags)(place); assert ask(grey, place).returncode == 0
+    seg, plain = (pydicom.dcmread(tmp_path / n / "masks" / "scan.dcm") for n in "ab")
+    assert (seg.pixel_array == plain.pixel_array).all() and seg.pixel_array.any()
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == [.7, 2] and list(shared.PlaneOrientationSequence[0].ImageOrientationPatient) == ACROSS["ImageOrientationPatient"]
+
+
+@pytest.mark.parametrize("lacks", ["FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"])
+def test_picture_without_a_place_gets_a_label_map(grey, tmp_path, lacks):
+    "As radiographs and secondary captures; the numbers are those of the slice that has one"
+    file()(tmp_path / "scan"); ask(grey, tmp_path / "scan")
+    file(**{lacks: None})(tmp_path / "bare"); assert ask(grey, tmp_path / "bare").returncode == 0
+    drawn = np.asarray(Image.open(tmp_path / "masks" / "bare.png"))
+    assert [drawn.tolist()] == list(segments_in(tmp_path / "masks" / "scan.dcm").values()) and drawn.any()
+
+
+def test_colour_capture_gets_a_label_map(trained, tmp_path):
+    "A photograph that was stored as DICOM is answered as the same photograph in a PNG"
+    colours = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    tags = dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.7", SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, BitsAllocated=8, BitsStored=8, HighBit=7,
+                PixelData=colours.tobytes(), Modality="OT", RescaleSlope=1, RescaleIntercept=0, FrameOfReferenceUID=None)
+    (tmp_path / "scan.dcm").write_bytes(slice_of(pixels=colours[..., 0], **tags))
+    Image.fromarray(colours).save(tmp_path / "photo.png")
+    for name in ("scan.dcm", "photo.png"): assert trained.call("predict", trained.key, tmp_path / name, "--out", tmp_path / "masks").returncode == 0
+    assert (tmp_path / "masks" / "scan.png").read_bytes() == (tmp_path / "masks" / "photo.png").read_bytes()

@@ -1,7 +1,8 @@
 "The hospital's node, over the network: a sender, the node in a process of its own, and an archive."
 import contextlib
+import http.server
+import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,23 +14,24 @@ from types import SimpleNamespace
 import numpy as np
 import pydicom
 import pytest
-from conftest import PLAIN, REPO
+from conftest import PLAIN, REPO, needs
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, SegmentationStorage
 from pynetdicom import AE, build_context, evt
 
 from medseg_nb.annotations import read_seg
 from medseg_nb.core import InputError, ResourceError
-from medseg_nb.dicom import Peer, Queue, read_series, send, serve, slice_files
+from medseg_nb.dicom import Peer, Queue, Web, read_series, serve, slice_files
 
 SERIES = "1.2.826.0.1.3680043.10.77"
 NODE = """import os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from medseg_nb import dicom
+from medseg_nb import dicom, images
+_, place, port, to, mode, allow = sys.argv
 def bright(image, subject):
     if mode == "blocks": Path(place, "blocked").touch(); time.sleep(600)
+    if mode == "falls" and image.shape[2] == 6: os.kill(os.getpid(), signal.SIGKILL)
     return (image.array > 150).astype("int32")
-_, place, port, to, mode = sys.argv
 if mode.startswith("dies"):  # after so many slices are on disk, before the sender hears of the last one
     real, left = dicom.Queue.store, [int(mode[4:])]
     def store(self, *what):
@@ -37,7 +39,14 @@ if mode.startswith("dies"):  # after so many slices are on disk, before the send
         if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
         return found
     dicom.Queue.store = store
-dicom.serve(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), ["SCANNER"], dicom.peer(to), port=int(port), quiet=1.)
+if mode == "full":  # while the file `full` is there, so is the disk
+    flush = os.fsync
+    def fsync(handle):
+        if Path(place, "full").exists(): raise OSError(28, "No space left on device")
+        flush(handle)
+    os.fsync = fsync
+if mode == "small": dicom.LIMIT, images.PIXELS = 20_000, 400
+dicom.serve(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), [allow], dicom.archive(to), port=int(port), quiet=1.)
 """
 
 
@@ -46,7 +55,7 @@ def fake(find):
     return SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=lambda image, subject: find(image))
 
 
-def slices(folder, n=6, series=SERIES, change=lambda k: {}):
+def slices(folder, n=6, series=SERIES, change=lambda k: {}, rows=7, columns=5):
     "A series without symmetry on a turned grid"
     folder.mkdir(parents=True)
     for k in range(n):
@@ -55,10 +64,10 @@ def slices(folder, n=6, series=SERIES, change=lambda k: {}):
         d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         d.SOPClassUID, d.SOPInstanceUID, d.PatientID, d.PatientName, d.Modality = CTImageStorage, f"{series}.{k + 1}", "p", "A^B", "CT"
         d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = f"{series}.90", series, f"{series}.91"
-        d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = 7, 5, 1, "MONOCHROME2"
+        d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
         d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
         d.PixelSpacing, d.ImageOrientationPatient, d.ImagePositionPatient = [1.5, 2], [.8, .6, 0, -.6, .8, 0], [10, 20, 30 + 2.5 * k]
-        d.PixelData = (np.arange(35) * 3 + 40 * k).astype(np.uint16).tobytes()
+        d.PixelData = np.resize(np.arange(35) * 3 + 40 * k, rows * columns).astype(np.uint16).tobytes()
         for name, value in change(k).items(): setattr(d, name, value)
         d.save_as(folder / f"{n - k}.dcm", enforce_file_format=True)
     return folder
@@ -91,12 +100,14 @@ def archive(port=0, status=0x0000):
 
 class Node:
     "The node in a process of its own"
-    def __init__(self, place, to, mode="answers"):
-        self.port = free_port()
+    def __init__(self, place, to, mode="answers", port=0, allow="SCANNER", **env):
+        self.port = port or free_port()
         self.log = open(place.parent / "node.log", "a+")
-        env = PLAIN | dict(PYTHONPATH=os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")]))
-        self.process = subprocess.Popen([sys.executable, "-c", NODE, str(place), str(self.port), f"PACS@127.0.0.1:{to}", mode], stderr=self.log, env=env)
-        wait(lambda: f"127.0.0.1:{self.port}" in self.said() or self.process.poll() is not None)
+        env = PLAIN | dict(PYTHONPATH=os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])) | env
+        words = [sys.executable, "-c", NODE, str(place), str(self.port), to if isinstance(to, str) else f"PACS@127.0.0.1:{to}", mode, allow]
+        begun = self.said().count("listening on")
+        self.process = subprocess.Popen(words, stderr=self.log, env=env)
+        wait(lambda: self.said().count("listening on") > begun or self.process.poll() is not None)
     def said(self): return open(self.log.name).read()
     def kill(self): self.process.send_signal(signal.SIGKILL); self.process.wait(); self.log.close()
 
@@ -133,14 +144,8 @@ def right(data: bytes, folder, tmp_path) -> bool:
     return (read_seg(tmp_path / "got.dcm", image, dict(bright=1))[0] == (image.array > 150)).all()
 
 
-def tool(name: str) -> str:
-    "A program's path; without it the test is skipped, or fails where MEDSEG_REQUIRE names it"
-    if found := shutil.which(name): return found
-    if name.lower() in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","): pytest.fail(f"{name} is not installed")
-    pytest.skip(f"{name} is not installed")
-
-
 def uid(data: bytes) -> str: return pydicom.dcmread(pydicom.filebase.DicomBytesIO(data)).SOPInstanceUID
+def of(data: bytes) -> str: return pydicom.dcmread(pydicom.filebase.DicomBytesIO(data)).ReferencedSeriesSequence[0].SeriesInstanceUID
 
 
 def test_round_trip_repeats_and_strangers(node, tmp_path):
@@ -262,22 +267,26 @@ def test_archive_that_refuses(tmp_path):
     image, heads = read_series(slices(tmp_path / "ct"))
     (tmp_path / "s.dcm").write_bytes(to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
     assert highdicom.seg.segread(tmp_path / "s.dcm").number_of_segments == 1
+    with archive(status=0xA900) as (_, to):
+        with pytest.raises(InputError, match="did not store the SEG .status A900"): Peer("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
     with archive(status=0xA700) as (_, to):
-        with pytest.raises(ResourceError, match="did not store the SEG .status A700"): send(tmp_path / "s.dcm", Peer("PACS", "127.0.0.1", to), "MEDSEG")
-        with pytest.raises(ResourceError, match="refuses this node"): send(tmp_path / "s.dcm", Peer("PACS", "127.0.0.1", to), "NOBODY")
-    with pytest.raises(ResourceError, match="cannot be reached"): send(tmp_path / "s.dcm", Peer("PACS", "127.0.0.1", free_port()), "MEDSEG")
+        with pytest.raises(ResourceError, match="did not store the SEG .status A700"): Peer("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
+        with pytest.raises(ResourceError, match="refuses this node"): Peer("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "NOBODY")
+    with pytest.raises(ResourceError, match="cannot be reached"): Peer("PACS", "127.0.0.1", free_port()).send(tmp_path / "s.dcm", "MEDSEG")
 
 
 def test_validator_finds_no_error_in_what_is_written(tmp_path):
-    from medseg_nb.dicom import deidentify, to_bytes, to_seg
-    validator = tool("dciodvfy")
+    from medseg_nb.dicom import deidentify, seg_of, to_bytes, to_seg
+    validator = needs("dciodvfy")
     full = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator",
                           "KVP", "AcquisitionNumber", "Laterality"], "") | dict(InstanceNumber=1, SeriesNumber=1, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5,
                                                                                RescaleSlope=1, RescaleIntercept=0, RescaleType="HU", PatientPosition="HFS")
     folder = slices(tmp_path / "ct", change=lambda k: full)
     image, heads = read_series(folder)
     mask = (image.array > 150).astype(np.int32)
-    written = dict(classes=to_seg(mask, heads, {1: "bright"}, "abc"), instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True), none=to_seg(0 * mask, heads, {1: "bright"}, "abc"),
+    one, single = seg_of(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
+    assert single.any()
+    written = dict(slice_=one, classes=to_seg(mask, heads, {1: "bright"}, "abc"), instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True), none=to_seg(0 * mask, heads, {1: "bright"}, "abc"),
                    clean=deidentify(pydicom.dcmread(slice_files(folder)[0]), "a secret of the clinic"))
     for name, d in written.items():
         (tmp_path / name).write_bytes(to_bytes(d))
@@ -286,9 +295,141 @@ def test_validator_finds_no_error_in_what_is_written(tmp_path):
         assert not faults, (name, faults)
 
 
+def test_full_disk_is_said_to_the_sender_and_the_node_goes_on(node, tmp_path):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to):
+        n = node(to, "full")
+        (tmp_path / "queue" / "full").touch()
+        assert push(folder, n.port) == [0xA700] * 6, "out of resources"
+        assert not list((tmp_path / "queue").rglob("slices/*.dcm")) and n.said().count("the disk is full") == 6
+        (tmp_path / "queue" / "full").unlink()
+        assert push(folder, n.port) == [0] * 6
+        wait(lambda: got)
+        assert right(got[0], folder, tmp_path) and "Traceback" not in n.said()
+
+
+def test_disk_that_fills_before_the_answer(node, tmp_path):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to):
+        first = node(to, "blocks")
+        push(folder, first.port); wait((tmp_path / "queue" / "blocked").exists); first.kill()
+        (tmp_path / "queue" / "full").touch()
+        n = node(to, "full")
+        wait(lambda: "the disk is full" in n.said())
+        (tmp_path / "queue" / "full").unlink()
+        wait(lambda: got)
+        assert right(got[0], folder, tmp_path) and "Traceback" not in n.said()
+
+
+def test_large_slice_and_large_volume_are_refused_and_the_node_goes_on(node, tmp_path):
+    slice_, volume, good = slices(tmp_path / "slice", 1, "1.2.7", rows=100, columns=200), slices(tmp_path / "volume", 12, "1.2.8"), slices(tmp_path / "good")
+    with archive() as (got, to):
+        n = node(to, "small")
+        assert push(slice_, n.port) == [None], "cut off"
+        assert push(volume, n.port) == [0] * 12
+        wait(lambda: "above the limit of 400" in n.said())
+        assert push(good, n.port) == [0] * 6
+        wait(lambda: got)
+        lines = n.said().splitlines()
+        assert sum("is larger than 20000 bytes" in x for x in lines) == 1 and sum("above the limit" in x for x in lines) == 1 and "Traceback" not in n.said()
+        assert right(got[0], good, tmp_path) and len(Queue(tmp_path / "queue").folders()) == 2
+
+
+def test_series_that_takes_the_node_down_is_refused_in_the_end(node, tmp_path):
+    "As the kernel does where memory ends"
+    fatal, good = slices(tmp_path / "fatal", series="1.2.7"), slices(tmp_path / "good", 5)
+    with archive() as (got, to):
+        n = node(to, "falls")
+        push(fatal, n.port)
+        for _ in range(3): n.process.wait(60); n = node(to, "falls")
+        wait(lambda: "ended 3 times while it answered" in n.said())
+        assert push(good, n.port) == [0] * 5
+        wait(lambda: got)
+        assert right(got[0], good, tmp_path)
+
+
+# Series that must be refused, and what the node's one line says. Each reader's rows through a data set: test_corpus.py; through predict: test_bad_input.py.
+
+FAULTY = {  # row of the list of bad inputs, and its number
+    "24 short pixels": (lambda k: dict(PixelData=bytes(20)) if k == 2 else {}, "cut short"),
+    "28 missing slice": (lambda k: dict(ImagePositionPatient=[10, 20, 30 + 2.5 * (k + (k > 2))]), "a slice is missing"),
+    "29 tilted gantry": (lambda k: dict(ImagePositionPatient=[10, 20 + .5 * k, 30 + 2.5 * k]), "tilted gantry"),
+    "30 position twice": (lambda k: dict(ImagePositionPatient=[10, 20, 30 + 2.5 * max(k, 1)]), "at the same position"),
+    "32 two patients": (lambda k: dict(PatientID=f"p{k // 3}"), "several patients"),
+    "32 two orientations": (lambda k: dict(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]) if k else {}, "ImageOrientationPatient differs"),
+    "several frames": (lambda k: dict(NumberOfFrames=2), "several frames"),
+    "no position": (lambda k: dict(ImagePositionPatient=None) if k == 2 else {}, "has no ImagePositionPatient"),
+}
+
+
+def test_every_faulty_series_gets_one_line_and_the_node_goes_on(node, tmp_path):
+    with archive() as (got, to):
+        n = node(to)
+        for number, (change, _) in enumerate(FAULTY.values()):
+            assert push(slices(tmp_path / str(number), series=f"1.2.7.{number}", change=change), n.port) == [0] * 6
+        mixed = slices(tmp_path / "mixed", series="1.2.8", change=lambda k: dict(RescaleSlope=1, RescaleIntercept=k))  # 31: each slice by its own
+        two = slices(tmp_path / "two", n=12, change=lambda k: dict(SeriesInstanceUID=f"1.2.9.{k // 6}"))  # 32: the node groups by series
+        assert push(mixed, n.port) == [0] * 6 and push(two, n.port) == [0] * 12
+        wait(lambda: len(got) == 3 and n.said().count("refused: ") == len(FAULTY))
+        lines = [x for x in n.said().splitlines() if "refused: " in x]
+        assert all(sum(fault in x for x in lines) == 1 for _, fault in FAULTY.values()), lines
+        assert right(next(g for g in got if "1.2.8" == of(g)), mixed, tmp_path) and sorted(of(g) for g in got) == ["1.2.8", "1.2.9.0", "1.2.9.1"] and "Traceback" not in n.said()
+
+
+# The web: STOW-RS
+
+@contextlib.contextmanager
+def web(status=200, answer=lambda uid: {"00081199": dict(vr="SQ", Value=[{"00081155": dict(vr="UI", Value=[uid])}])}, kind="application/dicom+json"):
+    "A web server that answers each POST in one way"
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            found = pydicom.dcmread(pydicom.filebase.DicomBytesIO(body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]))
+            said = answer(found.SOPInstanceUID)
+            self.send_response(status); self.send_header("Content-Type", kind); self.send_header("Location", "http://127.0.0.1:1/"); self.end_headers()
+            self.wfile.write(said if isinstance(said, bytes) else json.dumps(said).encode())
+        def log_message(self, *what): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}/dicom-web"
+    finally: server.shutdown(); server.server_close()
+
+
+FAILED = {"00081198": dict(vr="SQ", Value=[{"00081197": dict(vr="US", Value=[0xA900])}])}
+
+
+@pytest.mark.parametrize("status, answer, kind, fault, error", [
+    (401, b"", "text/plain", "refuses user or password .status 401.; set MEDSEG_DICOMWEB_USER", ResourceError), (409, b"", "text/plain", "did not store the SEG .status 409", InputError),
+    (503, b"", "text/plain", "did not store the SEG .status 503", ResourceError), (302, b"", "text/plain", "did not store the SEG .status 302", ResourceError),
+    (200, b"<html>welcome</html>", "text/html", "does not answer as DICOMweb does", ResourceError), (200, b"{", "application/dicom+json", "does not answer as DICOMweb does", ResourceError),
+    (200, {}, "application/dicom+json", "does not answer as DICOMweb does", ResourceError), (200, FAILED, "application/dicom+json", "did not store the SEG .reason A900", InputError)],
+    ids=["password", "conflict", "busy", "redirection", "page", "broken", "silent", "failed"])
+def test_web_archive_that_refuses(tmp_path, status, answer, kind, fault, error):
+    from medseg_nb.dicom import to_bytes, to_seg
+    image, heads = read_series(slices(tmp_path / "ct"))
+    (tmp_path / "s.dcm").write_bytes(to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
+    with web(status, lambda uid: answer, kind) as url:
+        with pytest.raises(error, match=fault) as e: Web(url).send(tmp_path / "s.dcm", "MEDSEG")
+        assert "\n" not in str(e.value) and "kept and sent again" in str(e.value)
+    with web() as url: Web(url).send(tmp_path / "s.dcm", "MEDSEG")
+    with web(answer=lambda uid: {"00081198": dict(vr="SQ"), "00081199": dict(vr="SQ", Value=[{"00081155": dict(vr="UI", Value=[uid])}])}) as url:
+        Web(url).send(tmp_path / "s.dcm", "MEDSEG")  # a list of failures that is empty is none
+
+
 def test_round_trip_through_orthanc(tmp_path):
-    orthanc, unshare = tool("Orthanc"), tool("unshare")
+    orthanc, unshare = needs("Orthanc"), needs("unshare", of="orthanc")
+    plugin = needs("libOrthancDicomWeb.so", of="orthanc", path="/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+    if subprocess.run([unshare, "-rn", "true"], capture_output=True).returncode: needs("a network namespace", of="orthanc")  # a container may forbid it
     paths = os.pathsep.join([str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([unshare, "-rn", sys.executable, str(REPO / "tests" / "orthanc_trip.py"), orthanc, str(tmp_path)], env=PLAIN | dict(PYTHONPATH=paths),
-                          capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
+    done = subprocess.run([unshare, "-rn", sys.executable, str(REPO / "tests" / "orthanc_trip.py"), orthanc, plugin, str(tmp_path)], env=PLAIN | dict(PYTHONPATH=paths),
+                          capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and done.stdout.strip() == "equal, equal", done.stderr[-2000:]
+
+
+def test_what_is_required_fails_and_what_is_not_is_skipped(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDSEG_REQUIRE", "orthanc,nosuch")
+    with pytest.raises(pytest.fail.Exception, match="nosuch is not installed, and MEDSEG_REQUIRE asks for nosuch"): needs("nosuch")
+    with pytest.raises(pytest.fail.Exception, match="asks for orthanc"): needs("plugin.so", of="orthanc", path=str(tmp_path / "plugin.so"))
+    with pytest.raises(BaseException, match="^other is not installed$") as e: needs("other")
+    assert e.type.__name__ == "Skipped"
+    assert needs("python3") and needs("x", path=str(tmp_path)) == str(tmp_path)

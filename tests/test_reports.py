@@ -9,7 +9,8 @@ import pytest
 
 from conftest import REPO
 from medseg_nb import (
-    consensus, fusion, generalization, hybrid, instances, leakage, outcomes, preparation, readers, realtime, registration, statistics, study, synthesis, xai)
+    consensus, fusion, generalization, hospital, hybrid, instances, leakage, outcomes, preparation, readers, realtime, registration, statistics, study,
+    synthesis, xai)
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -129,6 +130,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("outcomes", "importance"): lambda rows: outcomes.importance_of(rows[rows.field.notna()]),
     ("outcomes", "transfer"): outcomes.transfer_of,
     **{("fusion", name): getattr(fusion, f"{name}_of") for name in ("scores", "comparisons", "ambiguity", "missing", "importance", "ranking")},
+    **{("hospital", name): getattr(hospital, f"{name}_of") for name in ("reading", "round_trip")},
     **{("xai", name): getattr(xai, f"{name}_of") for name in ("learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
 }
 
