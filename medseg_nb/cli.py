@@ -263,7 +263,7 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
 
 @app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
 def bench(what: Annotated[str, typer.Argument(help="metrics; or key of a run, or folder of an artefact")],
-          limits: Annotated[Optional[str], typer.Option("--within", help="name the fastest variant of a model within milliseconds, megabytes and loss of Dice")] = None):
+          limits: Annotated[Optional[str], typer.Option("--within", help="name a model's fastest variant within milliseconds, megabytes and loss")] = None):
     "Metrics side by side with other packages in one-thread processor time; or the variants of a model: times, sizes, memory and change of Dice."
     if what == "metrics":
         if limits: raise InputError("--within", "is for models", "leave it out for metrics")
