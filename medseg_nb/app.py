@@ -158,7 +158,7 @@ def mask_png(case: Case, k: int) -> bytes:
 def uncertainty_png(uncertainty: np.ndarray, k: int) -> bytes:
     "0 is clear, 255 is entropy 1: from yellow to violet"
     part = np.asarray(uncertainty if uncertainty.ndim == 2 else plane(uncertainty, k))
-    return _png((part * 255).round().astype(np.uint8), [int(v) for t in range(256) for v in (255 - t / 2, 220 - .85 * t, t)], bytes(min(255, 2 * t) for t in range(256)))
+    return _png((part * 255).round().astype(np.uint8), [int(v) for t in range(256) for v in (255 - t / 2, 220 - .85 * t, t)], bytes(min(170, 2 * t) for t in range(256)))
 
 # %% ../nbs/93_app.ipynb #8a8b8769
 @contextmanager
@@ -364,7 +364,7 @@ _BODY = """<main class="desk">
 
 _STYLE = """
 .desk { display: grid; grid-template-columns: 17rem minmax(20rem, 1fr) 19rem; gap: 1rem; align-items: start } @media (max-width: 70rem) { .desk { grid-template-columns: 1fr } }
-[hidden] { display: none !important } .side .card { overflow-wrap: anywhere } ul { list-style: none; margin: 0; padding: 0 } dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: 0 }
+[hidden] { display: none !important } dd, #title, #message { overflow-wrap: anywhere } ul { list-style: none; margin: 0; padding: 0 } dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: 0 }
 dt { color: var(--soft) } dd { margin: 0 } #drop { display: block; border: 2px dashed var(--line); border-radius: .6rem; padding: 1rem; text-align: center; cursor: pointer }
 #drop:hover, #drop.over { border-color: var(--mark) } #file { position: absolute; opacity: 0; width: 1px; height: 1px } #file:focus-visible + p, #drop:focus-visible { outline: 2px solid var(--mark) }
 #message { color: var(--warn); background: var(--warn-back); border-radius: .4rem; padding: .5rem .7rem; margin: .8rem 0 0 } #busy { margin: .8rem 0 0; color: var(--mark) }
@@ -376,7 +376,7 @@ dt { color: var(--soft) } dd { margin: 0 } #drop { display: block; border: 2px d
 #left { left: .5rem; top: 50% } #right { right: .5rem; top: 50% } #top { top: .1rem; left: 50% } #bottom { bottom: .1rem; left: 50% }
 #controls { padding-top: .8rem } #slide { display: flex; gap: .8rem; align-items: center } #slice { flex: 1 } #at { min-width: 5rem; text-align: right; font-variant-numeric: tabular-nums }
 .row { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; margin-top: .5rem } .row label { display: flex; gap: .4rem; align-items: center } #remark { margin: .5rem 0 0 }
-#scale b { display: inline-block; width: 4rem; height: .7rem; border-radius: .2rem; background: linear-gradient(90deg, transparent, rgb(191, 111, 128), rgb(128, 3, 255)) } #scale { color: var(--soft) }
+#scale b { display: inline-block; width: 4rem; height: .7rem; border-radius: .2rem; background: linear-gradient(90deg, transparent, rgba(223, 165, 64, .5) 25%, rgba(191, 111, 128, .67) 50%, rgba(128, 3, 255, .67)) } #scale { color: var(--soft) }
 #sizes i { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .5rem } #exports .button { margin: 0 .4rem .4rem 0 } #exports p { margin: .3rem 0 0 }
 """
 
@@ -501,7 +501,8 @@ function labels(c) {
 async function drawVolume() {
   const { Niivue } = await import('/niivue.js'), at = `/api/cases/${now.id}`, channel = $('which').hidden ? 0 : +$('channel').value
   if (!viewer) {
-    viewer = new Niivue({ backColor: [0, 0, 0, 1], dragAndDropEnabled: false, show3Dcrosshair: true, loadingText: '', textHeight: .04, crosshairColor: [1, .82, .4, 1] })
+    viewer = new Niivue({ backColor: [0, 0, 0, 1], dragAndDropEnabled: false, show3Dcrosshair: true, loadingText: '', crosshairWidth: .4, crosshairColor: [1, .82, .4, .6],
+      fontColor: [1, .82, .4, 1], fontMinPx: 16 })
     await viewer.attachToCanvas($('gl'))
   }
   const wanted = `${at} ${channel} ${$('show-uncertainty').checked}`
