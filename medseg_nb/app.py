@@ -61,7 +61,8 @@ def _one(files: list[Path], place: Path) -> Path:
     "The file, or the folder of a DICOM series, that some files are"
     if len(files) > 1 and not all(map(is_dicom, files)):
         strange = next(p for p in files if not is_dicom(p))
-        raise InputError(strange.name, f"is no DICOM file, and {len(files)} files came together", "open one picture or volume, or the slices of one DICOM series")
+        raise InputError(strange.name, f"is no DICOM file, and {len(files)} files came together",
+                         "open one picture or volume, or the slices of one DICOM series")
     if len(files) > 1: return files[0].parent
     if is_dicom(files[0]): return files[0].rename(files[0].with_name("slice.dcm"))
     if suffix(files[0]) not in PICTURES + VOLUMES:
@@ -158,7 +159,8 @@ def mask_png(case: Case, k: int) -> bytes:
 def uncertainty_png(uncertainty: np.ndarray, k: int) -> bytes:
     "0 is clear, 255 is entropy 1: from yellow to violet"
     part = np.asarray(uncertainty if uncertainty.ndim == 2 else plane(uncertainty, k))
-    return _png((part * 255).round().astype(np.uint8), [int(v) for t in range(256) for v in (255 - t / 2, 220 - .85 * t, t)], bytes(min(170, 2 * t) for t in range(256)))
+    return _png((part * 255).round().astype(np.uint8), [int(v) for t in range(256) for v in (255 - t / 2, 220 - .85 * t, t)],
+                bytes(min(170, 2 * t) for t in range(256)))
 
 # %% ../nbs/93_app.ipynb #8a8b8769
 @contextmanager
@@ -285,11 +287,13 @@ def _opening(api, cases: Cases) -> Callable:
     @api.get("/api/model", description="What the model takes and gives")
     def about():
         return dict(name=model.name, channels=model.channels, labels=[dict(label=v, name=n, colour=colour(v)) for v, n in sorted(model.labels.items())],
-                    palette=COLOURS, volumes=len(model.shape) == 3, instances=model.instances, uncertainty=model.probabilities is not None, niivue=niivue().is_file(),
+                    palette=COLOURS, volumes=len(model.shape) == 3, instances=model.instances, uncertainty=model.probabilities is not None,
+                    niivue=niivue().is_file(),
                     limits=dict(upload=UPLOAD, cases=CASES, held=ROOM), use=NOTE.lower())
     @api.get("/api/cases", description="Cases that are open")
     def listed(): return [described(c, model) for c in list(cases.found.values())]
-    @api.post("/api/cases", status_code=201, description="Open one picture (PNG, JPEG, TIFF), volume (NIfTI), DICOM file, or DICOM series (its files, or a zip), and segment it")
+    @api.post("/api/cases", status_code=201,
+              description="Open one picture (PNG, JPEG, TIFF), volume (NIfTI), DICOM file, or DICOM series (its files, or a zip), and segment it")
     def opened(files: list[UploadFile] = File()): return described(cases.open([(f.filename or "", f.file) for f in files]), model)
     @api.get("/api/cases/{id}", description="A case: its size, its sizes by label in mm3, mm2 or px, and which exports it has or why not")
     def one(id: str): return described(get(id), model)
@@ -341,7 +345,8 @@ def _files(api, cases: Cases, get: Callable) -> None:
 _BODY = """<main class="desk">
 <section class="side">
  <div class="card"><h2>Open</h2>
-  <label id="drop" for="file" tabindex="0"><strong>Choose files</strong> or drop them here<br><span class="soft">PNG, JPEG, TIFF; NIfTI; a DICOM file, the files of a series, or a zip of it</span></label>
+  <label id="drop" for="file" tabindex="0"><strong>Choose files</strong> or drop them here<br>
+ <span class="soft">PNG, JPEG, TIFF; NIfTI; a DICOM file, the files of a series, or a zip of it</span></label>
   <input id="file" type="file" multiple>
   <p id="message" role="alert" hidden></p><p id="busy" role="status" hidden></p></div>
  <div class="card"><h2>Open cases</h2><ul id="cases"></ul><p id="none" class="soft">None yet. They are deleted when the server stops.</p></div>
@@ -352,32 +357,48 @@ _BODY = """<main class="desk">
   <i id="left"></i><i id="right"></i><i id="top"></i><i id="bottom"></i><div id="volume" hidden><canvas id="gl"></canvas></div></div>
  <div id="controls" hidden>
   <label id="slide">Slice <input id="slice" type="range" min="0" value="0"><output id="at"></output></label>
-  <div class="row"><label><input id="show-mask" type="checkbox" checked> Mask</label><label><input id="opacity" type="range" min="0" max="100" value="50" aria-label="Opacity of the mask"></label>
+  <div class="row"><label><input id="show-mask" type="checkbox" checked> Mask</label><label>
+ <input id="opacity" type="range" min="0" max="100" value="50" aria-label="Opacity of the mask"></label>
   <label id="sure"><input id="show-uncertainty" type="checkbox"> Uncertainty</label><span id="scale"><b></b> sure to unsure</span>
-  <label id="which">Channel <select id="channel"></select></label><label id="how">View <select id="view"><option value="pictures">Slices</option><option value="niivue">NiiVue</option></select></label></div>
+  <label id="which">Channel <select id="channel"></select></label><label id="how">View <select id="view"><option value="pictures">Slices</option>
+ <option value="niivue">NiiVue</option></select></label></div>
   <p id="remark" class="soft"></p></div></section>
 <section class="side" id="facts" hidden>
  <div class="card"><h2 id="title"></h2><dl id="about"></dl></div>
- <div class="card"><h2>Sizes</h2><table><thead><tr><th>Label</th><th class="number">Size</th><th class="number" id="counted"></th></tr></thead><tbody id="sizes"></tbody></table></div>
+ <div class="card"><h2>Sizes</h2><table><thead><tr><th>Label</th><th class="number">Size</th><th class="number" id="counted"></th></tr></thead>
+ <tbody id="sizes"></tbody></table></div>
  <div class="card"><h2>Export the mask</h2><div id="exports"></div></div>
 </section></main>"""
 
 _STYLE = """
-.desk { display: grid; grid-template-columns: 17rem minmax(20rem, 1fr) 19rem; gap: 1rem; align-items: start } @media (max-width: 70rem) { .desk { grid-template-columns: 1fr } }
-[hidden] { display: none !important } dd, #title, #message { overflow-wrap: anywhere } ul { list-style: none; margin: 0; padding: 0 } dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: 0 }
-dt { color: var(--soft) } dd { margin: 0 } #drop { display: block; border: 2px dashed var(--line); border-radius: .6rem; padding: 1rem; text-align: center; cursor: pointer }
-#drop:hover, #drop.over { border-color: var(--mark) } #file { position: absolute; opacity: 0; width: 1px; height: 1px } #file:focus-visible + p, #drop:focus-visible { outline: 2px solid var(--mark) }
-#message { color: var(--warn); background: var(--warn-back); border-radius: .4rem; padding: .5rem .7rem; margin: .8rem 0 0 } #busy { margin: .8rem 0 0; color: var(--mark) }
-#cases li { display: flex; gap: .4rem; margin-bottom: .3rem } #cases .name { flex: 1; text-align: left; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.desk { display: grid; grid-template-columns: 17rem minmax(20rem, 1fr) 19rem; gap: 1rem; align-items: start }
+@media (max-width: 70rem) { .desk { grid-template-columns: 1fr } }
+[hidden] { display: none !important } dd, #title, #message { overflow-wrap: anywhere } ul { list-style: none; margin: 0; padding: 0 }
+dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: 0 }
+dt { color: var(--soft) } dd { margin: 0 }
+#drop { display: block; border: 2px dashed var(--line); border-radius: .6rem; padding: 1rem; text-align: center; cursor: pointer }
+#drop:hover, #drop.over { border-color: var(--mark) } #file { position: absolute; opacity: 0; width: 1px; height: 1px }
+#file:focus-visible + p, #drop:focus-visible { outline: 2px solid var(--mark) }
+#message { color: var(--warn); background: var(--warn-back); border-radius: .4rem; padding: .5rem .7rem; margin: .8rem 0 0 }
+#busy { margin: .8rem 0 0; color: var(--mark) }
+#cases li { display: flex; gap: .4rem; margin-bottom: .3rem }
+#cases .name { flex: 1; text-align: left; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 #cases .name[aria-current=true] { border-color: var(--mark); font-weight: 600 }
-#stage { position: relative; background: #000; border-radius: .4rem; height: min(70vh, 46rem); display: flex; align-items: center; justify-content: center; overflow: hidden; color: #9fb0c3; padding: 1.6rem }
-#layers { position: relative } #layers img { position: absolute; inset: 0; width: 100%; height: 100%; image-rendering: pixelated } #volume { position: absolute; inset: 0 }
+#stage { position: relative; background: #000; border-radius: .4rem; height: min(70vh, 46rem); display: flex; align-items: center; justify-content: center;
+ overflow: hidden; color: #9fb0c3; padding: 1.6rem }
+#layers { position: relative } #layers img { position: absolute; inset: 0; width: 100%; height: 100%; image-rendering: pixelated }
+#volume { position: absolute; inset: 0 }
 #stage i { position: absolute; font: 600 14px system-ui, sans-serif; color: #ffd166 }
 #left { left: .5rem; top: 50% } #right { right: .5rem; top: 50% } #top { top: .1rem; left: 50% } #bottom { bottom: .1rem; left: 50% }
-#controls { padding-top: .8rem } #slide { display: flex; gap: .8rem; align-items: center } #slice { flex: 1 } #at { min-width: 5rem; text-align: right; font-variant-numeric: tabular-nums }
-.row { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; margin-top: .5rem } .row label { display: flex; gap: .4rem; align-items: center } #remark { margin: .5rem 0 0 }
-#scale b { display: inline-block; width: 4rem; height: .7rem; border-radius: .2rem; background: linear-gradient(90deg, transparent, rgba(223, 165, 64, .5) 25%, rgba(191, 111, 128, .67) 50%, rgba(128, 3, 255, .67)) } #scale { color: var(--soft) }
-#sizes i { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .5rem } #exports .button { margin: 0 .4rem .4rem 0 } #exports p { margin: .3rem 0 0 }
+#controls { padding-top: .8rem } #slide { display: flex; gap: .8rem; align-items: center } #slice { flex: 1 }
+#at { min-width: 5rem; text-align: right; font-variant-numeric: tabular-nums }
+.row { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; margin-top: .5rem }
+.row label { display: flex; gap: .4rem; align-items: center } #remark { margin: .5rem 0 0 }
+#scale b { display: inline-block; width: 4rem; height: .7rem; border-radius: .2rem; 
+ background: linear-gradient(90deg, transparent, rgba(223, 165, 64, .5) 25%, rgba(191, 111, 128, .67) 50%, rgba(128, 3, 255, .67)) }
+#scale { color: var(--soft) }
+#sizes td:first-child { white-space: nowrap } #sizes i { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .5rem }
+#exports .button { margin: 0 .4rem .4rem 0 } #exports p { margin: .3rem 0 0 }
 """
 
 def front() -> str: return page("medseg: what the model sees", _BODY, "/app.js")
@@ -405,7 +426,7 @@ async function work(what, does) {
 const facts = (list, rows) => list.replaceChildren(...rows.flatMap(([k, v]) => [make('dt', k), make('dd', v)]))
 const number = v => v.toLocaleString('en', { maximumFractionDigits: v < 100 ? 2 : 0 })
 const units = { mm3: 'mm³', mm2: 'mm²', px: 'px' }
-const size = r => `${number(r.size)} ${units[r.unit]}` + (r.unit === 'mm3' ? ` (${number(r.size / 1000)} ml)` : '')
+const size = r => `${number(r.size)}\u00a0${units[r.unit]}` + (r.unit === 'mm3' ? ` (${number(r.size / 1000)}\u00a0ml)` : '')
 
 function list() {
   $('none').hidden = cases.length > 0
@@ -452,7 +473,8 @@ async function select(c) {
     return row
   }))
   const names = { png: 'PNG', 'nii.gz': 'NIfTI', dcm: 'DICOM SEG' }
-  $('exports').replaceChildren(...Object.entries(c.exports).map(([kind, why]) => why ? make('p', `${names[kind]}: ${why}.`, { className: 'soft' })
+  $('exports').replaceChildren(...Object.entries(c.exports).sort((a, b) => a[1].length - b[1].length).map(([kind, why]) => why ? make('p',
+                                                            `${names[kind]}: ${why}.`, { className: 'soft' })
     : make('a', names[kind], { className: 'button', href: `/api/cases/${c.id}/mask.${kind}`, download: '' })))
   $('slice').max = c.slices - 1; $('slice').value = c.busiest
   $('which').hidden = model.channels.length < 2 || c.kind === 'picture' && model.channels.length === 3
@@ -467,7 +489,8 @@ async function draw() {
   $('scale').hidden = !$('show-uncertainty').checked
   $('remark').textContent = [volume && !model.niivue ? 'Slices as pictures: NiiVue is not here (make app brings it).' : '',
     volume && model.niivue && !webgl() ? 'Slices as pictures: this browser has no WebGL2.' : '',
-    model.uncertainty ? '' : model.instances ? 'A model that counts objects gives no uncertainty.' : 'This model gives no uncertainty.'].filter(Boolean).join(' ')
+    model.uncertainty ? '' : model.instances ? 'A model that counts objects gives no uncertainty.' 
+      : 'This model gives no uncertainty.'].filter(Boolean).join(' ')
   letters(inside ? null : now.view)
   document.body.dataset.view = inside ? 'niivue' : 'pictures'
   await (inside ? drawVolume() : drawSlice())
@@ -486,14 +509,16 @@ async function drawSlice() {
     if (!shown) return
     $(id).style.opacity = id === 'mask' ? $('opacity').value / 100 : 1
     if (!$(id).src.endsWith(`${at}/${address}`)) $(id).src = `${at}/${address}`
-    await $(id).decode().catch(() => { if ($(id).src.endsWith(`${at}/${address}`)) throw new Error('A picture of this slice did not come; look at the terminal.') })
+    await $(id).decode().catch(() => { 
+      if ($(id).src.endsWith(`${at}/${address}`)) throw new Error('A picture of this slice did not come; look at the terminal.') })
   }))
   document.body.dataset.slice = k
 }
 
 function labels(c) {
   const top = Math.max(1, c.highest), n = [...Array(top + 1).keys()]
-  const rgb = v => { const found = model.instances ? model.palette[(v - 1) % model.palette.length] : model.labels.find(l => l.label === v)?.colour; return found || '#ffffff' }
+  const rgb = v => { const found = model.instances ? model.palette[(v - 1) % model.palette.length]
+    : model.labels.find(l => l.label === v)?.colour; return found || '#ffffff' }
   const part = at => n.map(v => v ? parseInt(rgb(v).slice(at, at + 2), 16) : 0)
   return { R: part(1), G: part(3), B: part(5), A: n.map(v => v ? 255 : 0), I: n, labels: n.map(v => v ? String(v) : '') }
 }
@@ -501,8 +526,10 @@ function labels(c) {
 async function drawVolume() {
   const { Niivue } = await import('/niivue.js'), at = `/api/cases/${now.id}`, channel = $('which').hidden ? 0 : +$('channel').value
   if (!viewer) {
-    viewer = new Niivue({ backColor: [0, 0, 0, 1], dragAndDropEnabled: false, show3Dcrosshair: true, loadingText: '', crosshairWidth: .4, crosshairColor: [1, .82, .4, .6],
-      fontColor: [1, .82, .4, 1], fontMinPx: 16 })
+    viewer = new Niivue({ backColor: [0, 0, 0, 1], dragAndDropEnabled: false, show3Dcrosshair: true, loadingText: '', crosshairWidth: .4,
+                         crosshairColor: [1, .82, .4, .6],
+      fontColor: [1, .82, .4, 1], fontMinPx: 16, isRadiologicalConvention: true })
+    viewer.addColormap('unsure', { R: [255, 212, 128], G: [220, 148, 3], B: [0, 85, 255], A: [0, 170, 170], I: [0, 85, 255] })
     await viewer.attachToCanvas($('gl'))
   }
   const wanted = `${at} ${channel} ${$('show-uncertainty').checked}`
@@ -510,7 +537,8 @@ async function drawVolume() {
     const [low, high] = now.window[channel]
     await viewer.loadVolumes([{ url: `${at}/image.nii.gz?channel=${channel}`, name: 'image.nii.gz', colormap: 'gray', cal_min: low, cal_max: high },
       { url: `${at}/mask.nii.gz`, name: 'mask.nii.gz', opacity: 0 },
-      ...$('show-uncertainty').checked ? [{ url: `${at}/uncertainty.nii.gz`, name: 'uncertainty.nii.gz', colormap: 'warm', cal_min: .05, cal_max: 1, opacity: .7 }] : []])
+      ...$('show-uncertainty').checked ? [{ url: `${at}/uncertainty.nii.gz`, name: 'uncertainty.nii.gz', colormap: 'unsure', cal_min: 0, cal_max: 1,
+                                           opacity: .6 }] : []])
     viewer.volumes[1].setColormapLabel(labels(now)); viewer.updateGLVolume(); viewer.shown = wanted
   }
   viewer.setOpacity(1, $('show-mask').checked ? $('opacity').value / 100 : 0)
@@ -523,7 +551,8 @@ for (const id of ['show-mask', 'show-uncertainty', 'channel', 'view']) $(id).onc
 addEventListener('resize', () => now && document.body.dataset.view === 'pictures' && drawSlice())
 $('file').onchange = () => open($('file').files)
 $('drop').onkeydown = e => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); $('file').click() } }
-for (const kind of ['dragover', 'dragleave', 'drop']) addEventListener(kind, e => { e.preventDefault(); $('drop').classList.toggle('over', kind === 'dragover') })
+for (const kind of ['dragover', 'dragleave', 'drop']) addEventListener(kind,
+                                                            e => { e.preventDefault(); $('drop').classList.toggle('over', kind === 'dragover') })
 addEventListener('drop', e => open(e.dataTransfer.files))
 
 work('Loading …', async () => {

@@ -30,7 +30,8 @@ def listen(bind: str = "127.0.0.1",  # a loopback address
     try: known = ipaddress.ip_address(bind)
     except ValueError: raise InputError(bind, "is no address", "take 127.0.0.1 or ::1") from None
     if not known.is_loopback:
-        raise InputError(bind, "can be reached from other machines, and the page shows pictures of patients", "take 127.0.0.1, and from elsewhere a tunnel (ssh -L)")
+        raise InputError(bind, "can be reached from other machines, and the page shows pictures of patients",
+                         "take 127.0.0.1, and from elsewhere a tunnel (ssh -L)")
     found = socket.socket(socket.AF_INET6 if known.version == 6 else socket.AF_INET)
     if os.name == "posix": found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free; elsewhere the option would share it
     try: found.bind((bind, port)); found.listen(128)
@@ -58,7 +59,8 @@ def same(a: str, b: str) -> bool:
     return hmac.compare_digest(a.encode(), b.encode())
 
 # %% ../nbs/06_web.ipynb #509d20a5
-HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
+                                      "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
            "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin", "Cache-Control": "no-store",
            "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin"}
 
@@ -67,7 +69,8 @@ def _raw(heads: dict[str, str]) -> list[tuple[bytes, bytes]]: return [(k.lower()
 async def answer(send: Callable, status: int, line: str, heads: dict[str, str] = {}) -> None:
     "One JSON line"
     body = json_line(line) if line else b""
-    await send(dict(type="http.response.start", status=status, headers=_raw({"Content-Type": "application/json", "Content-Length": str(len(body))} | HEADERS | heads)))
+    await send(dict(type="http.response.start", status=status, headers=_raw({"Content-Type": "application/json", "Content-Length": str(len(body))}
+                                                            | HEADERS | heads)))
     await send(dict(type="http.response.body", body=body))
 
 def json_line(line: str) -> bytes:
@@ -162,18 +165,27 @@ async def _drained(receive: Callable) -> None:
 NOTE = "Research use only"
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b2330; --soft: #5b6675; --paper: #f4f6f8; --card: #fff; --line: #d9dfe6; --mark: #0b63b0; --warn: #9a3412; --warn-back: #fff3e6 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --soft: #98a5b5; --paper: #12171e; --card: #1b222c; --line: #2f3a47; --mark: #6db3f2; --warn: #fdba74; --warn-back: #3a2412 } }
+:root { color-scheme: light dark; --ink: #1b2330; --soft: #5b6675; --paper: #f4f6f8; --card: #fff; --line: #d9dfe6; --mark: #0b63b0;
+ --warn: #9a3412; --warn-back: #fff3e6 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --soft: #98a5b5; --paper: #12171e; --card: #1b222c; --line: #2f3a47; --mark: #6db3f2;
+ --warn: #fdba74; --warn-back: #3a2412 }
+}
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
 header { display: flex; gap: 1rem; align-items: baseline; padding: .7rem 1.2rem; background: var(--card); border-bottom: 1px solid var(--line) }
-header h1 { font-size: 1.1rem; margin: 0 } header .note { margin-left: auto; color: var(--warn); background: var(--warn-back); padding: .1rem .6rem; border-radius: 1rem; white-space: nowrap }
+header h1 { font-size: 1.1rem; margin: 0 }
+header .note { margin-left: auto; color: var(--warn); background: var(--warn-back); padding: .1rem .6rem; border-radius: 1rem; white-space: nowrap }
 main { padding: 1.2rem; max-width: 90rem; margin: auto } a { color: var(--mark) } h2 { font-size: .95rem; margin: 0 0 .5rem }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin-bottom: 1rem }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top } th { color: var(--soft); font-weight: 500 }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } code { font: 13px ui-monospace, "DejaVu Sans Mono", monospace } .soft { color: var(--soft) }
-button, select, .button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .3rem .8rem; cursor: pointer; text-decoration: none; display: inline-block }
-button:hover, .button:hover { border-color: var(--mark) } button:disabled { opacity: .5; cursor: default } :focus-visible { outline: 2px solid var(--mark); outline-offset: 1px }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+th { color: var(--soft); font-weight: 500 }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } code { font: 13px ui-monospace, "DejaVu Sans Mono", monospace }
+.soft { color: var(--soft) }
+button, select, .button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
+ padding: .3rem .8rem; cursor: pointer; text-decoration: none; display: inline-block }
+button:hover, .button:hover { border-color: var(--mark) } button:disabled { opacity: .5; cursor: default }
+:focus-visible { outline: 2px solid var(--mark); outline-offset: 1px }
 """
 
 def page(title: str,
@@ -182,7 +194,8 @@ def page(title: str,
         ) -> str:
     "A page of the kit"
     run = f'<script type="module" src="{escape(script)}"></script>' if script else ""
-    return (f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    return (f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
             f'<link rel="icon" href="data:,"><link rel="stylesheet" href="/style.css">{run}</head>\n<body>\n<header><h1>{escape(title)}</h1>'
             f'<span class="note">{NOTE}</span></header>\n{body}\n</body>\n</html>\n')
 
@@ -192,10 +205,13 @@ def reference(schema: dict  # OpenAPI
     "A page that lists what an API answers"
     def kinds(call): return ", ".join(f"<code>{escape(p['name'])}</code> ({p['in']})" for p in call.get("parameters", [])) or "–"
     def body(call): return ", ".join(call.get("requestBody", {}).get("content", {})) or "–"
-    rows = "".join(f"<tr><td><code>{method.upper()}</code></td><td><code>{escape(path)}</code></td><td>{escape(call.get('description') or call.get('summary', ''))}</td>"
-                   f"<td>{kinds(call)}</td><td>{escape(body(call))}</td></tr>" for path, calls in schema["paths"].items() for method, call in calls.items())
-    return page(f"{schema['info']['title']}: REST API", f'<main><div class="card"><p>Send the token as <code>Authorization: Bearer TOKEN</code>. A refusal is one JSON line: '
-                '<code>{"error": "what is wrong; what to do"}</code>. <a href="/openapi.json">The same for programs (OpenAPI)</a>. <a href="/">The page</a>.</p>'
+    def row(method, path, call):
+        return (f"<tr><td><code>{method.upper()}</code></td><td><code>{escape(path)}</code></td><td>{escape(call.get('description', ''))}</td>"
+                f"<td>{kinds(call)}</td><td>{escape(body(call))}</td></tr>")
+    rows = "".join(row(method, path, call) for path, calls in schema["paths"].items() for method, call in calls.items())
+    told = ('<p>Send the token as <code>Authorization: Bearer TOKEN</code>. A refusal is one JSON line: <code>{"error": "what is wrong; what to do"}</code>. '
+            '<a href="/openapi.json">The same for programs (OpenAPI)</a>. <a href="/">The page</a>.</p>')
+    return page(f"{schema['info']['title']}: REST API", f'<main><div class="card">{told}'
                 f"<table><tr><th>Method</th><th>Address</th><th>What it does</th><th>Takes</th><th>Body</th></tr>{rows}</table></div></main>")
 
 # %% ../nbs/06_web.ipynb #b1868ea4
