@@ -160,7 +160,7 @@ def uncertainty_png(uncertainty: np.ndarray, k: int) -> bytes:
     "0 is clear, 255 is entropy 1: from yellow to violet"
     part = np.asarray(uncertainty if uncertainty.ndim == 2 else plane(uncertainty, k))
     return _png((part * 255).round().astype(np.uint8), [int(v) for t in range(256) for v in (255 - t / 2, 220 - .85 * t, t)],
-                bytes(min(170, 2 * t) for t in range(256)))
+                bytes(2 * t // 3 for t in range(256)))
 
 # %% ../nbs/93_app.ipynb #8a8b8769
 @contextmanager
@@ -309,7 +309,7 @@ def _pictures(api, cases: Cases, get: Callable) -> None:
         if 0 <= k < case.slices and 0 <= channel < (case.image.channels or 1): return case
         raise HTTPException(404, f"{case.name}: has {case.slices} slices and {case.image.channels or 1} channels; count from 0")
     def png(data: bytes): return Response(data, media_type="image/png")
-    @api.get("/api/cases/{id}/image/{k}.png", description="Slice k of the image, as the model's chosen grey or colours")
+    @api.get("/api/cases/{id}/image/{k}.png", description="Slice k of the image: one channel in grey; a picture of three channels in colour")
     def image(id: str, k: int, channel: int = 0): return png(image_png(within(id, k, channel), k, channel))
     @api.get("/api/cases/{id}/mask/{k}.png", description="Slice k of the mask: the labels, with a colour for each")
     def mask(id: str, k: int): return png(mask_png(within(id, k), k))
@@ -395,7 +395,7 @@ dt { color: var(--soft) } dd { margin: 0 }
 .row { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; margin-top: .5rem }
 .row label { display: flex; gap: .4rem; align-items: center } #remark { margin: .5rem 0 0 }
 #scale b { display: inline-block; width: 4rem; height: .7rem; border-radius: .2rem; 
- background: linear-gradient(90deg, transparent, rgba(223, 165, 64, .5) 25%, rgba(191, 111, 128, .67) 50%, rgba(128, 3, 255, .67)) }
+ background: linear-gradient(90deg, transparent, rgba(223, 165, 64, .17) 25%, rgba(191, 111, 128, .33) 50%, rgba(128, 3, 255, .67)) }
 #scale { color: var(--soft) }
 #sizes td:first-child { white-space: nowrap } #sizes i { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .5rem }
 #exports .button { margin: 0 .4rem .4rem 0 } #exports p { margin: .3rem 0 0 }
@@ -529,7 +529,7 @@ async function drawVolume() {
     viewer = new Niivue({ backColor: [0, 0, 0, 1], dragAndDropEnabled: false, show3Dcrosshair: true, loadingText: '', crosshairWidth: .4,
                          crosshairColor: [1, .82, .4, .6],
       fontColor: [1, .82, .4, 1], fontMinPx: 16, isRadiologicalConvention: true })
-    viewer.addColormap('unsure', { R: [255, 212, 128], G: [220, 148, 3], B: [0, 85, 255], A: [0, 170, 170], I: [0, 85, 255] })
+    viewer.addColormap('unsure', { R: [255, 212, 128], G: [220, 148, 3], B: [0, 85, 255], A: [0, 57, 170], I: [0, 85, 255] })
     await viewer.attachToCanvas($('gl'))
   }
   const wanted = `${at} ${channel} ${$('show-uncertainty').checked}`
@@ -538,7 +538,7 @@ async function drawVolume() {
     await viewer.loadVolumes([{ url: `${at}/image.nii.gz?channel=${channel}`, name: 'image.nii.gz', colormap: 'gray', cal_min: low, cal_max: high },
       { url: `${at}/mask.nii.gz`, name: 'mask.nii.gz', opacity: 0 },
       ...$('show-uncertainty').checked ? [{ url: `${at}/uncertainty.nii.gz`, name: 'uncertainty.nii.gz', colormap: 'unsure', cal_min: 0, cal_max: 1,
-                                           opacity: .6 }] : []])
+                                           opacity: 1 }] : []])
     viewer.volumes[1].setColormapLabel(labels(now)); viewer.updateGLVolume(); viewer.shown = wanted
   }
   viewer.setOpacity(1, $('show-mask').checked ? $('opacity').value / 100 : 0)
@@ -569,14 +569,14 @@ work('Loading …', async () => {
 def application(model: Segmenter):  # a FastAPI application
     "The page and its API over a model"
     from fastapi.responses import FileResponse, HTMLResponse, Response
-    from medseg_nb import __version__
+    import medseg_nb
     cases = Cases(model)
     @asynccontextmanager
     async def life(api):
         with tempfile.TemporaryDirectory(prefix="medseg-app-") as t:
             cases.place = Path(t)
             yield
-    api = new_api("medseg serve app", __version__, _STYLE, life)
+    api = new_api("medseg serve app", medseg_nb.__version__, _STYLE, life)
     get = _opening(api, cases)
     _pictures(api, cases, get); _files(api, cases, get)
     @api.get("/", include_in_schema=False)

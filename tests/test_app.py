@@ -4,25 +4,23 @@ import io
 import os
 import shutil
 import socket
-import subprocess
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
-import nibabel
 import numpy as np
 import pydicom
 import pytest
-from conftest import COMMAND, PLAIN, REPO, dicom, png, refused
+from conftest import dicom, png, refused
 from PIL import Image
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1
+from pydicom.uid import CTImageStorage, JPEGLosslessSV1
 
 from medseg_nb import app
 from medseg_nb.annotations import read_seg
-from medseg_nb.core import folder
 from medseg_nb.data import cases
 from medseg_nb.dicom import read_series
 from medseg_nb.images import Encoding, read, read_mask
@@ -275,7 +273,7 @@ def test_picture_open_see_export_reopen(skin, models, desk, tmp_path):
     assert len({whole, bare, unsure}) == 3, "mask and uncertainty can be seen"
     redrawn(tab, lambda: tab.check("#show-mask")); shot(tab, "picture")
     mask = models["phantom_skin"].label_map(read(path), "it")
-    assert f"{int((mask > 0).sum()):,} px" in tab.inner_text("#sizes") and "a picture has no place in space" in tab.inner_text("#exports") and "this case has none" in tab.inner_text("#exports")
+    assert f"{int((mask > 0).sum()):,}\u00a0px" in tab.inner_text("#sizes") and "a picture has no place in space" in tab.inner_text("#exports") and "this case has none" in tab.inner_text("#exports")
     assert (read_mask(saved(tab, "png", tmp_path), Encoding(kind="labels"), read(path)) == mask).all() and mask.any()
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     tab.wait_for_selector("body[data-state=error]")
@@ -284,6 +282,15 @@ def test_picture_open_see_export_reopen(skin, models, desk, tmp_path):
     tab.click("#cases li button[title^=Close]")
     tab.wait_for_selector("body[data-state=ready]")
     assert skin.client.get("/api/cases").json() == []
+
+
+def test_a_model_that_counts_says_that_it_gives_no_uncertainty(models, desk):
+    with served(replace(models["phantom_skin"], instances=True, probabilities=None)) as page:
+        tab = desk(page)
+        choose(tab, cases("phantom_skin")[0].images[0])
+        assert "gives no uncertainty" in tab.inner_text("#remark") and tab.is_hidden("#sure") and "Objects" in tab.inner_text("thead")
+        case, = page.client.get("/api/cases").json()
+        line(page.client.get(f"/api/cases/{case['id']}/uncertainty/0.png"), 400, "no probabilities")
 
 
 def volume_trip(tab, path: Path, model, to: Path):
