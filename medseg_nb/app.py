@@ -538,7 +538,7 @@ async function drawVolume() {
     await viewer.loadVolumes([{ url: `${at}/image.nii.gz?channel=${channel}`, name: 'image.nii.gz', colormap: 'gray', cal_min: low, cal_max: high },
       { url: `${at}/mask.nii.gz`, name: 'mask.nii.gz', opacity: 0 },
       ...$('show-uncertainty').checked ? [{ url: `${at}/uncertainty.nii.gz`, name: 'uncertainty.nii.gz', colormap: 'unsure', cal_min: 0, cal_max: 1,
-                                           opacity: 1 }] : []])
+                                           opacity: .6 }] : []])
     viewer.volumes[1].setColormapLabel(labels(now)); viewer.updateGLVolume(); viewer.shown = wanted
   }
   viewer.setOpacity(1, $('show-mask').checked ? $('opacity').value / 100 : 0)
