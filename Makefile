@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.locked
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
-.PHONY: help env paper test export lab stress lock
+.PHONY: help env paper test export lab app stress lock
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,6 +31,9 @@ export: env  ## write the library from the notebooks, and clean them
 
 lab: env  ## open the notebooks
 	@$(BIN)/jupyter lab nbs
+
+app: env  ## bring NiiVue, the volume viewer of `medseg serve app`, and check its hash
+	@$(BIN)/python -c "from medseg_nb.app import bring_niivue; print(bring_niivue())"
 
 stress: env  ## long fuzzing, and kills on the real smoke paper
 	@$(BIN)/python -m pytest -m stress

@@ -6,7 +6,8 @@
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'Profile', 'Data', 'Plugins', 'Json', 'USAGE', 'plug',
            'say', 'planned', 'paper', 'run', 'status', 'diff', 'data_list', 'data_show', 'data_fetch', 'data_verify',
            'data_croissant', 'data_add', 'data_audit', 'train', 'export', 'predict', 'explain', 'serve_dicom',
-           'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'main']
+           'serve_page', 'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor',
+           'main']
 
 # %% ../nbs/99_cli.ipynb #8549f12c
 import os
@@ -250,6 +251,15 @@ def serve_dicom(model: Annotated[str, typer.Argument(help="key of a run, or fold
     from medseg_nb.segmenter import segmenter
     place = archive(to)
     serve(segmenter(model), queue, allow, place, title, bind, port, quiet, keep)
+
+@serve_app.command("app", epilog="Example: medseg serve app 0123456789abcdef")
+def serve_page(model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
+               bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
+               port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0):
+    "Open images in the browser: mask, uncertainty, sizes, exports; on this machine alone; research use only."
+    from medseg_nb.app import serve
+    from medseg_nb.segmenter import segmenter
+    serve(segmenter(model), bind, port)
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
