@@ -2,7 +2,6 @@
 import contextlib
 import io
 import os
-import shutil
 import socket
 import threading
 import time
@@ -15,7 +14,7 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-from conftest import dicom, png, refused
+from conftest import dicom, needs, png, refused
 from PIL import Image
 from pydicom.uid import CTImageStorage, JPEGLosslessSV1
 
@@ -33,13 +32,6 @@ SKIN = Config("phantom_skin", "unet", steps=20, size=32, width=4)
 LUNG = Config("phantom_lung", "unet", steps=60, size=32, width=4)
 MRI = Config("phantom_mri_volumes", "unet", steps=20, size=16, depth=8, width=4, augment="none")
 GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-
-
-def needed(name: str, found) -> None:
-    "Skip without a tool, or fail where MEDSEG_REQUIRE names it"
-    if found: return
-    if name in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","): pytest.fail(f"{name} is not here")
-    pytest.skip(f"{name} is not here")
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +196,7 @@ def chromium():
     "Starts Chromium; with WebGL2 if asked"
     pytest.importorskip("playwright", reason="playwright is not installed")
     from playwright.sync_api import sync_playwright
-    place = shutil.which("chromium")
-    needed("chromium", place)
+    place = needs("chromium")
     with sync_playwright() as play:
         found = {}
         def start(gl):
@@ -303,8 +294,8 @@ def volume_trip(tab, path: Path, model, to: Path):
 
 
 def test_volume_in_niivue(models, desk, tmp_path):
-    needed("npm", app.niivue().is_file() or shutil.which("npm"))
     if not app.niivue().is_file():
+        needs("npm")
         with environment(MEDSEG_NIIVUE=str(tmp_path / "niivue")): app.bring_niivue()
     path = cases("phantom_mri_volumes")[0].images[0]
     with environment(MEDSEG_NIIVUE=str(app.niivue().parents[2] if app.niivue().is_file() else tmp_path / "niivue")), served(models["phantom_mri_volumes"]) as page:
