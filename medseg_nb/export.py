@@ -413,10 +413,12 @@ def export(key: str,            # of a run
     if choose(to, FILES, "target") == "tensorrt" and not (found := tensorrt())["ok"]:
         raise ResourceError("tensorrt", found["reason"], "export to onnx or openvino")
     images = calibration(config)
-    truth = of_torch(net, images).argmax(1)
-    if prune: key, net = _pruned(config, prune)
+    truth = full = of_torch(net, images).argmax(1)
+    if prune:
+        key, net = _pruned(config, prune)
+        full = of_torch(net, images).argmax(1)
     data = onnx_of(key)
-    parts = eight_bits(to, data, images, of_torch(net, images).argmax(1)) if int8 else ir(data) if to == "openvino" else [data]
+    parts = eight_bits(to, data, images, full) if int8 else ir(data) if to == "openvino" else [data]
     report, alike = parity(net, runner(to, parts).call, images), agreement(truth, runner(to, parts).call(images).argmax(1))
     if not int8 and (far := max(r["difference"] for r in report)) > NEAR:
         raise ResourceError(key, f"its export differs from the run by {far:.2g}", "try another engine")

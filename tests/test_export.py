@@ -13,6 +13,10 @@ from PIL import Image
 
 from conftest import PLAIN, refused
 
+from medseg_nb.realtime import WHOLE, Variant, differences_of, make, rows_of_variants, variants_of
+from medseg_nb.study import environment
+from medseg_nb.training import Config
+
 
 @pytest.fixture(scope="session")
 def exported(trained, tmp_path_factory):
@@ -121,6 +125,18 @@ def test_pickled_weights_of_a_run_are_refused(exported, picture, tmp_path):
     for words in (["predict", exported.key, picture, "--out", tmp_path / "m"], ["export", exported.key, "--out", tmp_path / "m"], ["bench", exported.key]):
         done = project.call(*words)
         assert done.returncode == 2 and "damaged" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and not (tmp_path / "m").exists()
+
+
+def test_variants_of_a_run(tmp_path):
+    "An engine in full precision gives torch's labels; a pruned network in eight bits is smaller"
+    with environment(MEDSEG_RUNS=str(tmp_path / "runs")):
+        base = Config("phantom_skin", "unet", steps=30, size=32, width=8)
+        made = list(make(base, tmp_path, [WHOLE, Variant("whole", "onnx"), Variant("pruned", "openvino", "int8")]))
+        rows = rows_of_variants(base, made)
+    table, differences = variants_of(rows), differences_of(rows)
+    by = table.set_index(["network", "engine"])
+    assert by.equal["whole", "torch"] == 1 and by.equal["whole", "onnx"] > .9999 and by.megabytes["pruned", "openvino"] < by.megabytes["whole", "torch"]
+    assert len(differences) == 2 and differences.difference.abs().min() < 1e-3
 
 
 def test_bench_of_an_artefact(exported):
