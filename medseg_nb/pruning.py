@@ -70,8 +70,10 @@ def train(config: Config, watch: Callable) -> tuple:  # network in evaluation mo
     "Cut the run that a config starts from; nothing is learnt"
     base, net = load_run(work(config.start, weights=True).name)
     small, m = network(config), manifest(config.dataset)
-    found = cut(net, 1 - config.width / base.width, len(m.image.channels), len(config.shape), max(m.labels.values()) + 1).state_dict()
-    if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in small.state_dict().items()}:
+    classes = max(m.labels.values()) + 1
+    found, fresh = cut(net, 1 - config.width / base.width, len(m.image.channels), len(config.shape), classes).state_dict(), small.state_dict()
+    if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in fresh.items()}:
         raise InputError(base.key, f"a {base.model} whose channels are cut is no narrower {base.model}", "prune a convolutional network, such as unet")
-    for _ in watch(range(1)): small.load_state_dict(found)
+    answers = tuple(f"{n}." for n, part in small.named_modules() if getattr(part, "out_channels", None) == classes)
+    for _ in watch(range(1)): small.load_state_dict({k: fresh[k] if k.startswith(answers) else v for k, v in found.items()})
     return small.eval(), np.zeros(0)
