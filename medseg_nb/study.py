@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Name', 'Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
            'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'unfit', 'status',
-           'normalised', 'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of', 'run',
-           'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen',
+           'experiment', 'normalised', 'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of',
+           'run', 'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen',
            'drop_other', 'run_all', 'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
@@ -195,6 +195,16 @@ def status(profile: str, data: str | None = None) -> list[dict]:
         rows.append(dict(section=name, profile=profile, state=state, why=why))
     return rows
 
+# %% ../nbs/03_study.ipynb #dbbf438e
+def _tests(cell: dict) -> bool:
+    "A cell of asserts, which is neither exported nor part of the experiment"
+    if cell["cell_type"] != "code" or re.search(r"^#\|\s*(export|study)\b", cell["source"], re.M): return False
+    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Name) and n.id == "pytest" for n in ast.walk(ast.parse(cell["source"])))
+
+def experiment(nb: dict) -> dict:
+    "A notebook without its tests, as papermill is given it"
+    return dict(nb, cells=[c for c in nb["cells"] if not _tests(c)])
+
 # %% ../nbs/03_study.ipynb #c06d1426
 def normalised(source: dict,    # the notebook as it stands in nbs/
                executed: dict,  # the same after execution
@@ -260,6 +270,7 @@ def measuring() -> Iterator[dict]:  # filled at the end: seconds, peak_gib
 # %% ../nbs/03_study.ipynb #cc7ece6c
 def execute(section: str, given: dict, stage: Path) -> dict:  # what was measured
     "Execute a section's notebook with papermill; its results and its normalised notebook go to `stage`"
+    import nbformat
     import papermill
     kept = folder("runs") / "failed" / f"{given['profile']}-{section}.ipynb"
     executed = stage / "notebook.ipynb"
@@ -267,8 +278,8 @@ def execute(section: str, given: dict, stage: Path) -> dict:  # what was measure
     if given["profile"] == "smoke": variables["MEDSEG_DATA"] = None
     try:
         with environment(**variables), measuring() as found:
-            papermill.execute_notebook(notebook(section), executed, given, kernel_name="python3", progress_bar=False, cwd=root(),
-                                       stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
+            papermill.execute_notebook(nbformat.from_dict(experiment(read_notebook(notebook(section)))), executed, given, kernel_name="python3",
+                                       progress_bar=False, cwd=root(), stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
     except Exception as e:
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 "The notebooks' own rules. Each rule takes a path and returns its faults; each is shown a notebook that breaks it."
 import ast
+import builtins
 import json
 import re
 import shutil
@@ -14,6 +15,8 @@ import yaml
 from execnb.nbio import dict2nb, nb2str
 from nbdev.clean import clean_nb
 from packaging.requirements import Requirement
+
+from medseg_nb.study import code, experiment, read_notebook
 
 from conftest import REPO, cell, write_notebook
 
@@ -110,6 +113,21 @@ def no_star(path: Path) -> list[str]:
     return [f"from {n.module} import *" for n in nodes(path, ast.ImportFrom) if any(a.name == "*" for a in n.names)]
 
 
+def bound(tree: ast.AST) -> set[str]:
+    "Every name that a tree gives a meaning to"
+    found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    found |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
+    return found | {(a.asname or a.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+
+
+def apart_from_tests(path: Path) -> list[str]:
+    "A section's experiment is executed without its tests, so it uses no name that only they define"
+    if not is_section(path): return []
+    whole = code(experiment(read_notebook(path)), path.name)
+    used = {n.id for n in ast.walk(whole) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return [f"uses {name}, which only a test defines" for name in sorted(used - bound(whole) - set(dir(builtins)))]
+
+
 def imports_alone(path: Path) -> list[str]:
     "nbdev takes a cell that holds an import for imports alone"
     kinds = [{isinstance(n, (ast.Import, ast.ImportFrom)) for n in t.body} for t in trees(path)]
@@ -172,12 +190,12 @@ def nothing_unsafe(path: Path) -> list[str]:
 def none(faults: list[str]) -> None: assert not faults, "\n" + "\n".join(faults)
 
 
-RULES = [normal_form, no_output, valid, stem, rank, section_form, title, no_star, imports_alone, skips_have_reasons, short_lines, few_cells, no_machine_path, nothing_unsafe]
+RULES = [normal_form, no_output, valid, stem, rank, section_form, title, no_star, apart_from_tests, imports_alone, skips_have_reasons, short_lines, few_cells, no_machine_path, nothing_unsafe]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
 def test_rule(rule):
-    own = [p for p in NOTEBOOKS if p.parent == NBS or rule not in (stem, rank, section_form)]  # tutorials export nothing
+    own = [p for p in NOTEBOOKS if p.parent == NBS or rule not in (stem, rank, section_form, apart_from_tests)]  # tutorials export nothing
     assert len(own) >= 20
     none([f"{p.name}: {fault}" for p in own for fault in rule(p)])
 
@@ -217,6 +235,7 @@ SPOILT = {
     "code among the parameters": (section_form, lambda: [*GOOD[:2], cell("print(1)", "parameters"), *GOOD[3:]]),
     "no study cell": (section_form, changed(5, "f()")),
     "no question": (title, changed(1, "# Title\n\nNo question.")),
+    "a test's name": (apart_from_tests, added("y = 1\nassert y", "#| study\nprint(y)")),
     "star": (no_star, added("from math import *")),
     "mixed imports": (imports_alone, changed(3, "#| export\nimport math\ntau = 2 * math.pi")),
     "eval false": (skips_have_reasons, added("#| eval: false\n1 / 0")),
