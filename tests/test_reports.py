@@ -9,8 +9,8 @@ import pytest
 
 from conftest import REPO
 from medseg_nb import (
-    consensus, fusion, generalization, hospital, hybrid, instances, leakage, outcomes, preparation, readers, realtime, registration, statistics, study,
-    synthesis, xai)
+    combinations, consensus, errors, fusion, generalization, hospital, hybrid, instances, leakage, outcomes, preparation, quality, readers, realtime, registration,
+    statistics, study, synthesis, xai)
 from medseg_nb.benchmark import comparisons_of, scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import rng, sha256
@@ -100,13 +100,18 @@ def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("leakage", "leak"): leakage.leak_of,
     ("leakage", "gain"): leakage.gain_of,
+    **{("quality", name): getattr(quality, f"{name}_of") for name in ("estimators", "comparisons")},
+    **{("quality", name): lambda rows, name=name: getattr(quality, f"{name}_of")(quality.controls(rows)) for name in ("guarantee", "workload")},
     ("benchmark", "scores"): scores_of,
     ("claims", "verdicts"): counts_of,
     ("claims", "judged"): judged_of,
     ("benchmark", "comparisons"): comparisons_of,
+    **{("combinations", name): getattr(combinations, f"{name}_of") for name in ("gains", "choices", "scores")},
     **{("hybrid", name): getattr(hybrid, f"{name}_of") for name in ("scores", "comparisons", "complexity")},
     **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
     **{("realtime", name): getattr(realtime, f"{name}_of") for name in ("variants", "differences")},
+    **{("errors", name): getattr(errors, f"{name}_of")
+       for name in ("sizes", "small", "leads", "imbalance", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups", "failures")},
     **{("generalization", name): getattr(generalization, f"{name}_of") for name in ("zero_shot", "few_shot", "gains", "adaptation", "carried", "shift")},
     ("datasets", "sizes"): sizes_of,
     ("datasets", "prevalence"): prevalence_of,

@@ -1,0 +1,67 @@
+"What opponents reached is committed whole: the kit's columns and test patients, the settings that stand in peers.yaml, versions and cost."
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import REPO
+from medseg_nb.core import sha256
+
+SETTINGS = yaml.safe_load((REPO / "tests" / "peers" / "peers.yaml").read_text(encoding="utf-8"))
+TEXT = dict(case=str, patient=str, site=str)
+PLACES = [p.parent for name in SETTINGS for p in sorted((REPO / "reports" / "peers" / name).glob("*/peer.json"))]
+
+@pytest.fixture(params=PLACES, ids=lambda p: f"{p.parent.name}-{p.name}")
+def place(request) -> Path: return request.param
+
+def facts(place: Path) -> dict: return json.loads((place / "peer.json").read_text(encoding="utf-8"))
+def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv", dtype=TEXT)
+
+
+def ours(dataset: str) -> pd.DataFrame:
+    "Rows of a committed run of the kit on the same fold"
+    for path in sorted((REPO / "reports" / "cpu" / "runs").glob("*/config.json")):
+        c = json.loads(path.read_text(encoding="utf-8"))
+        if (c["dataset"], c["model"], c["fold"], c["unit"], c["task"]) == (dataset, "unet", 0, "patient", None): return pd.read_csv(path.with_name("cases.csv"), dtype=TEXT)
+    pytest.fail(f"no run of the kit's U-Net on {dataset}")
+
+
+def test_each_folder_is_whole():
+    found = {p.parent for name in SETTINGS for p in (REPO / "reports" / "peers" / name).glob("*/*")}
+    assert found == set(PLACES) and all({f.name for f in p.iterdir()} == {"cases.csv", "peer.json"} for p in found)
+
+
+def test_rows_have_the_columns_and_the_test_cases_of_the_kits_runs(place):
+    own = ours(place.name)
+    assert list(rows(place)) == [*own, "steps"]
+    frozen = json.loads((REPO / "data_manifests" / place.name / "splits.json").read_text(encoding="utf-8"))
+    for steps, level in rows(place).groupby("steps"):
+        assert list(zip(level.case, level.patient, level.region)) == list(zip(own.case, own.patient, own.region)), steps
+        assert set(level.patient) == set(frozen["folds"][0]["test"])
+    assert facts(place)["content"] == frozen["content"]
+
+
+def test_scores_belong_together_and_levels_are_other_networks(place):
+    found = rows(place)
+    dice, iou = found.dice, found.iou
+    assert ((dice.isna() & iou.isna()) | (iou - dice / (2 - dice)).abs().lt(1e-5) & dice.between(0, 1)).all()
+    assert not found.pivot(index=["case", "region"], columns="steps", values="dice").T.duplicated().any()
+
+
+def test_cost_follows_from_the_settings(place):
+    f, asked = facts(place), SETTINGS[place.parent.name]
+    assert f["settings"] == {k: v for k, v in asked.items() if k != "packages"} and [v["share"] for v in f["levels"]] == asked["levels"][:len(f["levels"])] != []
+    assert [v["steps"] for v in f["levels"]] == sorted(set(rows(place).steps))
+    for v in f["levels"]:
+        assert v["seconds"] == v["share"] * asked["seconds"] and abs(v["steps"] * f["about"]["batch"] / asked["throughput"] / v["seconds"] - 1) < .05
+        assert v["seconds"] / 2 < v["measured_cpu_seconds"] < 4 * v["seconds"]  # of a busy processor
+
+
+def test_versions_hash_and_no_place(place):
+    f = facts(place)
+    assert f["cases_sha256"] == sha256(place / "cases.csv") and (f["peer"], f["dataset"]) == (place.parent.name, place.name)
+    for name, version in (p.split("==") for p in SETTINGS[f["peer"]]["packages"]): assert f["about"]["versions"][name].split("+")[0] == version
+    assert f["machine"] and not re.search(r"(^|[^\w])/(home|root|tmp|work|Users|mnt)\b|[A-Z]:\\\\", (place / "peer.json").read_text(encoding="utf-8"))
