@@ -137,6 +137,8 @@ def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the n
            ) -> Closure:
     "Follow what code uses through the modules of ours"
     code, packages, todo = {}, set(), list(starts)
+    table_of = functools.cache(module_definitions)  # one look at each file
+    place_of = functools.cache(lambda module: (path := source(module), path.stat().st_mtime))
     if extra is not None:
         table = definitions(extra)
         todo += [u for u in _uses(extra, table) if u[0]]
@@ -145,11 +147,10 @@ def closure(starts: Iterable[tuple[str, str]],     # (module, name) pairs; the n
         package = module.split(".")[0]
         if package not in ("medseg_nb", "own"): packages.add(package); continue
         if module == "medseg_nb": module, name = f"medseg_nb.{name}", None
-        if name is None or module in stop or f"{module}.{name}" in stop or f"{module}.{name}" in code or not (table := module_definitions(module)): continue
+        if name is None or module in stop or f"{module}.{name}" in stop or f"{module}.{name}" in code or not (table := table_of(module)): continue
         if name in table.imports and name not in table.nodes: todo.append(table.imports[name])
         if name not in table.nodes: continue
-        path = source(module)
-        code[f"{module}.{name}"], used = _reached(path, path.stat().st_mtime, module, name)
+        code[f"{module}.{name}"], used = _reached(*place_of(module), module, name)
         todo += used
     return Closure(code, packages)
 

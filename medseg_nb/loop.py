@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'adamw', 'adam', 'sgd', 'rmsprop', 'warm', 'cosine', 'constant', 'polynomial', 'stepwise', 'epochs',
-           'balanced', 'gradients', 'fitting', 'Watch', 'descend']
+           'balanced', 'Diverged', 'gradients', 'fitting', 'Watch', 'descend']
 
 # %% ../nbs/34_loop.ipynb #fc3569c0
 import sys
@@ -77,6 +77,9 @@ def balanced(contents: list,      # set of the labels that each case shows
     for _ in range(steps): yield np.array([draws.choice(members[k]) for k in draws.integers(len(kinds), size=batch)])
 
 # %% ../nbs/34_loop.ipynb #34165683
+class Diverged(InputError):
+    "A training whose loss is no longer a number"
+
 def gradients(loss_of: Callable[[Tensor, Tensor], Tensor],  # mean over the cases of a batch
               images: Tensor, masks: Tensor,
               parts: int,                            # pieces that the batch is taken in
@@ -140,7 +143,7 @@ def descend(net: nn.Module,
     for k, (images, masks) in enumerate(batches):
         given = images.to(accelerator.device), masks.to(accelerator.device)
         loss, parts = fitting(net, lambda x, y: objective(net, x, y), *given, parts, accelerator.backward, name)
-        if not np.isfinite(loss): raise InputError(name, f"the loss became {loss} at step {k}", "lower `rate`, or use fp32")
+        if not np.isfinite(loss): raise Diverged(name, f"the loss became {loss} at step {k}", "lower `rate`, or use fp32")
         made.step(); change.step()
         losses.append(loss)
         if average: torch._foreach_lerp_(mean, own, max(1 - average, 1 / (k + 1)))
