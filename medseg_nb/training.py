@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOOP', 'SAME', 'APART', 'KEPT', 'PRELOADED', 'Config', 'task', 'trainer', 'losses', 'starting_points', 'run_key',
            'scoring_key', 'network', 'objective', 'begun', 'train', 'label', 'training_cases', 'pool', 'known',
-           'beside', 'segment', 'evaluate', 'rows_of', 'stored', 'rows', 'work', 'load_run', 'train_missing', 'fit',
-           'publish']
+           'beside', 'segment', 'evaluate', 'rows_of', 'stored', 'diverged', 'rows', 'work', 'load_run',
+           'train_missing', 'fit', 'publish']
 
 # %% ../nbs/35_training.ipynb #7755a34f
 import json
@@ -265,6 +265,11 @@ def stored(config: Config) -> Path | None:
     places = [folder("runs") / config.key, *(folder("reports") / p / "runs" / config.key for p in PROFILES)]
     return next((p for p in places if _scored(config, p)), None)
 
+def diverged(config: Config) -> str:  # empty where it did not
+    "Why a run is marked as failed"
+    path = folder("runs") / config.key / "failed.json"
+    return json.loads(path.read_text())["why"] if path.is_file() else ""
+
 def rows(config: Config) -> pd.DataFrame:
     "Stored per-case rows of a run"
     return pd.read_csv(stored(config) / "cases.csv", dtype=dict(case=str, patient=str, site=str)).assign(run=config.key)
@@ -295,8 +300,7 @@ def work(config: Config, weights: bool = False) -> Path:  # the run's folder
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
         if not weights and (found := stored(config)): return found
-        if (place / "failed.json").is_file():
-            raise InputError(label(config), f"diverged before ({json.loads((place / 'failed.json').read_text())['why']})", f"change its config, or remove {place} to try again")
+        if why := diverged(config): raise InputError(label(config), f"diverged before ({why})", f"change its config, or remove {place} to try again")
         if not (place / "weights.safetensors").is_file(): _train(config, place)
         if not _scored(config, place):
             write(place / "cases.csv", to_csv(load(task(config)).evaluate(*load_run(config.key))))
@@ -375,8 +379,8 @@ def _setting(name: str, default: float, lowest: float) -> float:
     return value
 
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
-    "Train the runs that are not stored, and yield each as it finishes"
-    todo, running = [c for c in dict.fromkeys(configs) if not stored(c)], {}
+    "Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all others are done"
+    todo, running, failed = [c for c in dict.fromkeys(configs) if not stored(c)], {}, []
     workers, deadline = _setting("MEDSEG_WORKERS", min(2, os.cpu_count()), 1), _setting("MEDSEG_DEADLINE", float("inf"), 0)
     try:
         while todo or running:
@@ -385,11 +389,12 @@ def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
             while todo and len(running) < workers and not late: config = todo.pop(0); running[config] = _start(config)
             for config in [c for c, (p, _) in running.items() if p.exitcode is not None]:
                 process, log = running.pop(config)
-                if process.exitcode: raise _failed(config, log)
-                yield config
+                if process.exitcode: failed.append(_failed(config, log))
+                else: yield config
             time.sleep(.05)
     finally:
         for process, _ in running.values(): process.terminate()
+    if failed: raise failed[0]
 
 # %% ../nbs/35_training.ipynb #2532bfb7
 def fit(configs: Sequence[Config],  # runs of one section
