@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'PAUSE', 'MedsegError', 'InputError', 'ResourceError', 'refusal', 'writing', 'choose', 'root', 'folder',
            'data_folders', 'manifest_folders', 'manifest_folder', 'write', 'plain', 'to_json', 'replace_folder',
-           'sha256', 'digest', 'rng', 'device', 'need', 'machine_class', 'read_yaml', 'progress']
+           'sha256', 'digest', 'rng', 'device', 'need', 'machine_class', 'peak', 'read_yaml', 'progress']
 
 # %% ../nbs/00_core.ipynb #19c28599
 import contextlib
@@ -180,6 +180,15 @@ def machine_class() -> str:
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     family = re.findall(r"^(?:vendor_id|cpu family)\s*:\s*(\S+)", cpu, re.M)[:2]
     return "-".join([platform.system(), platform.machine(), *family]).lower()
+
+# %% ../nbs/00_core.ipynb #0631d1e6
+def peak() -> float:  # MB
+    "Largest memory that this process has had; nan where the system does not say"
+    status = Path("/proc/self/status")
+    if status.exists(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6  # getrusage would count the parent's too
+    try: import resource
+    except ImportError: return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
 
 # %% ../nbs/00_core.ipynb #63f88148
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the parser in C is five times as fast

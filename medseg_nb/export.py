@@ -286,7 +286,7 @@ def to_onnx(net,            # in evaluation mode
     import torch
     package("onnxscript")
     x, auto = torch.zeros(TRACED[ndim][0], channels, *TRACED[ndim][1:]), torch.export.Dim.AUTO
-    with quiet(), torch.inference_mode(False):
+    with quiet(), torch.inference_mode(False), torch.no_grad():  # a network that may not learn takes its plain path
         made = torch.onnx.export(traceable(net), (x,), dynamo=True, external_data=False, verbose=False, input_names=["image"], output_names=["scores"],
                                  dynamic_shapes=({0: auto} | {2 + i: auto for i in range(ndim)},))
     return _plain(made.model_proto).SerializeToString()

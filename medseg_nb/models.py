@@ -41,8 +41,8 @@ class Doubled(torch.autograd.Function):
 
 def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
     "Linear interpolation to a size"
-    doubled = tuple(size) == tuple(2 * n for n in x.shape[2:])
-    return Doubled.apply(x) if doubled and x.requires_grad and torch.is_grad_enabled() else _linear(x, size)
+    learning = torch.is_grad_enabled() and x.requires_grad  # asked first: an exported network takes any size, so nothing may be asked of sizes
+    return Doubled.apply(x) if learning and tuple(size) == tuple(2 * n for n in x.shape[2:]) else _linear(x, size)
 
 # %% ../nbs/31_models.ipynb #d80f3eaf
 @register("cnn")
