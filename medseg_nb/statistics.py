@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DRAWS', 'CONTROL', 'SHARES', 'LARGEST', 'six_digits', 'by_patient', 'patient_matrix', 'draws_of_means',
            'draws_of_mean', 'acceleration', 'bca', 'standard_error', 'mean_intervals', 'mean_interval', 'summary',
-           'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'wilson', 'holm', 'again', 'pairs_of', 'against',
-           'tests_of', 'rankings', 'kendall', 'ranks_of', 'stability_of', 'shares', 'variance_of', 'bootstrap_tasks',
-           'networks']
+           'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'relative', 'wilson', 'holm', 'again', 'together',
+           'pairs_of', 'against', 'tests_of', 'rankings', 'kendall', 'ranks_of', 'stability_of', 'shares',
+           'variance_of', 'bootstrap_tasks', 'networks']
 
 # %% ../nbs/24_statistics.ipynb #56083aca
 import warnings
@@ -215,6 +215,15 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, value: str) -> dict:
     effect = float(patients.mean() / spread) if spread > 0 else np.nan
     return dict(difference=mean, difference_low=low, difference_high=high, p=sign_flip(patients), effect=effect, n=n)
 
+# %% ../nbs/24_statistics.ipynb #605f7486
+def relative(a: pd.DataFrame, b: pd.DataFrame, value: str) -> dict:
+    "Relative change of the mean patient score from `b` to `a`, with interval"
+    x, y = (patient_matrix(rows, value).to_numpy() for rows in (a, b))
+    base = np.nanmean(y)
+    ratio = np.nanmean(x) / base
+    _, low, high, _ = mean_interval((x - ratio * y) / base)
+    return dict(gain=ratio - 1, gain_low=ratio - 1 + low, gain_high=ratio - 1 + high)
+
 # %% ../nbs/24_statistics.ipynb #9eaddbac
 def wilson(hits: int, n: int) -> tuple[float, float, float]:  # share, low, high; nan where n is 0
     "A share with its 95 % interval"
@@ -241,10 +250,15 @@ def again(rows: pd.DataFrame) -> list[pd.DataFrame]:  # of the first two seeds, 
     seeds = sorted(rows.seed.unique())[:2]
     return [rows[rows.seed == s].assign(seed=0) for s in seeds] if len(seeds) == 2 else []
 
+def together(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Rows of the seeds that two models share; one that was trained more often is compared on these"
+    seeds = set(a.seed) & set(b.seed)
+    return a[a.seed.isin(seeds)], b[b.seed.isin(seeds)]
+
 def pairs_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:  # model, against, and the rows of both
     "Pairs of models of one data set, then each model against itself with another seed"
     models = dict(iter(rows.groupby("model", sort=False)))
-    for a, b in combinations(models, 2): yield a, b, models[a], models[b]
+    for a, b in combinations(models, 2): yield a, b, *together(models[a], models[b])
     for name, mine in models.items():
         if pair := again(mine): yield name, CONTROL, *pair
 
@@ -256,7 +270,7 @@ def against(rows: pd.DataFrame,
     found = []
     for dataset, group in rows.groupby("dataset", sort=False):
         mine = group[group.model == model]
-        pairs = {name: (mine, other) for name, other in group.groupby("model", sort=False) if name != model and len(mine)}
+        pairs = {name: together(mine, other) for name, other in group.groupby("model", sort=False) if name != model and len(mine)}
         if pair := again(mine): pairs[CONTROL] = pair
         found += [dict(dataset=dataset, model=model, against=name, **compare(*pair, value)) for name, pair in pairs.items()]
     table = pd.DataFrame(found)
@@ -370,4 +384,6 @@ def networks(profile: str) -> pd.DataFrame:
     path = folder("reports") / profile / "benchmark" / "cases.csv"
     if not path.is_file(): raise InputError(str(path), "does not exist", f"run medseg run benchmark --profile {profile}")
     rows = pd.read_csv(path, dtype=dict(case=str, patient=str, run=str))
-    return rows.loc[rows.run != rows.model, ["dataset", "model", "fold", "seed", "case", "patient", "dice"]].reset_index(drop=True)
+    rows = rows.loc[rows.run != rows.model, ["dataset", "model", "fold", "seed", "case", "patient", "dice"]]
+    shared = {d: set.intersection(*(set(r.seed) for _, r in g.groupby("model"))) for d, g in rows.groupby("dataset")}
+    return rows[[seed in shared[d] for d, seed in zip(rows.dataset, rows.seed)]].reset_index(drop=True)  # models are ranked on as many trainings each
