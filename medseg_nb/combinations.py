@@ -294,7 +294,7 @@ TWICE = ("phantom_mri",)  # phantoms that take part with two folds
 
 def helped_runs(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net's runs that are combined"
-    found = [c for c in benchmark.grid(profile, datasets) if c.model == NETWORK]
+    found = benchmark.standing(profile, datasets, (NETWORK,))
     return [run for c in found for run in ([c, replace(c, fold=1)] if c.dataset in TWICE else [c])]
 
 def controls(profile: str, datasets: list[str]) -> list[Config]:

@@ -66,7 +66,7 @@ def tested(dataset: str, draws: int) -> list[int]:  # a fold for each draw
     return list(range(draws))
 
 # %% ../nbs/82_generalization.ipynb #f68fd879
-def unet(profile: str, dataset: str) -> list[Config]: return [c for c in benchmark.grid(own_profile(profile, dataset), [dataset]) if c.model == "unet"]
+def unet(profile: str, dataset: str) -> list[Config]: return benchmark.standing(own_profile(profile, dataset), [dataset])
 
 def sources(profile: str, dataset: str) -> list[Config]:
     "U-Net on all training patients of a source: one run for each seed, or for each fold that is tested"

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from . import benchmark
 from .benchmark import Runs, plan
 from .claims import judge
-from .classical import constant_mask
+from .classical import baselines, constant_mask
 from .core import InputError
 from .data import cases, manifest
 from .images import Image
@@ -278,7 +278,7 @@ def bought(model: str, config: Config, profile: str) -> int:
 
 def opponents(profile: str, dataset: str) -> list[Config]:
     "What the hybrid is compared with: the benchmark's runs, or U-Net on volumes"
-    if dataset not in VOLUMES: return [c for c in benchmark.grid(profile, [dataset]) if c.model in OPPONENTS]
+    if dataset not in VOLUMES: return benchmark.standing(profile, [dataset], OPPONENTS)
     ours, runs = plan(profile), plan(profile).runs.get(dataset, Runs())
     first = Config(dataset, "unet", **ours.settings | VOLUMES[dataset])
     return [replace(first, fold=f, seed=s, steps=bought("unet", first, profile)) for f in runs.folds for s in runs.seeds]
@@ -310,7 +310,7 @@ def yardsticks(configs: list[Config]) -> pd.DataFrame:
     "Rows of chance and, on pictures, of Otsu's threshold"
     unets = [c for c in configs if c.model == "unet"]
     flat, volumes = [c for c in unets if not c.depth], {(c.dataset, c.fold): c for c in unets if c.depth}
-    return pd.concat([*([benchmark.yardsticks(flat)] if flat else []), *map(chance, volumes.values())], ignore_index=True)
+    return pd.concat([*([benchmark.yardsticks(flat, baselines)] if flat else []), *map(chance, volumes.values())], ignore_index=True)
 
 # %% ../nbs/50_hybrid.ipynb #cd37ce97
 def ruggedness(mask: np.ndarray) -> float:  # bool; nan for an empty mask

@@ -6,10 +6,10 @@
 __all__ = ['FEWEST', 'PARTS', 'SIDE', 'NEXT', 'LEVEL', 'REFERENCES', 'CHECKS', 'CONTROLS', 'FIRST', 'SCARCE', 'ALL', 'PLANS',
            'longer', 'NAMES', 'CONTROL', 'REAL', 'MOST', 'RIVALS', 'pooled', 'random_filters', 'fid', 'kid', 'between',
            'unexplained', 'apart', 'nearness', 'recall', 'copying_of', 'Flat', 'Plan', 'unfit', 'generators',
-           'trainings', 'grid', 'setting', 'training_set', 'relative', 'scores_of', 'gain_of', 'heeded_of',
-           'scarcity_of', 'Group', 'groups', 'learnt_from', 'tested', 'spaces', 'both', 'quality_of', 'some', 'copied',
-           'spared', 'recalled', 'ranked', 'draw_gains', 'draw_nearness', 'draw_examples', 'named', 'claims_of',
-           'chance', 'segmented', 'closer']
+           'trainings', 'grid', 'setting', 'training_set', 'scores_of', 'gain_of', 'heeded_of', 'scarcity_of', 'Group',
+           'groups', 'learnt_from', 'tested', 'spaces', 'both', 'quality_of', 'some', 'copied', 'spared', 'recalled',
+           'ranked', 'draw_gains', 'draw_nearness', 'draw_examples', 'named', 'claims_of', 'chance', 'segmented',
+           'closer']
 
 # %% ../nbs/44_synthesis.ipynb #5fee99cb
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from .keys import register
 from .preprocess import prepared, resize
 from .report import Report
 from .splits import fold
-from .statistics import compare, holm, mean_interval, paired, patient_matrix, six_digits, summary, wilson
+from .statistics import compare, holm, mean_interval, paired, relative, six_digits, summary, wilson
 from .training import Config, fit, load_run, rows_of, training_cases, work
 
 # %% ../nbs/44_synthesis.ipynb #63055438
@@ -257,14 +257,6 @@ def training_set(config: Config) -> str: return f"{config.augment} + {config.gen
 
 # %% ../nbs/44_synthesis.ipynb #c9edb583
 CONTROL = "none, other weights (A/A)"
-
-def relative(a: pd.DataFrame, b: pd.DataFrame, value: str) -> dict:
-    "Relative change of the mean patient score from `b` to `a`, with interval"
-    x, y = (patient_matrix(rows, value).to_numpy() for rows in (a, b))
-    base = np.nanmean(y)
-    ratio = np.nanmean(x) / base
-    _, low, high, _ = mean_interval((x - ratio * y) / base)
-    return dict(gain=ratio - 1, gain_low=ratio - 1 + low, gain_high=ratio - 1 + high)
 
 def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by training set"

@@ -40,7 +40,7 @@ from .training import Config, fit, load_run, network, work
 # %% ../nbs/62_xai.ipynb #fee9ef86
 def counted(dataset: str) -> bool: return manifest(dataset).task == "instance"  # whether it holds instances
 
-STEPS = 300  # for the phantoms with a known cause
+STEPS = 150  # for the phantoms with a known cause
 PHANTOMS = ("phantom_cue", "phantom_cue_control", "phantom_nuclei")
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
