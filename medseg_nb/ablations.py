@@ -76,9 +76,9 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
         if k == 0: found += smaller(runs[0])
     return list(dict.fromkeys(found))
 
-# %% ../nbs/37_ablations.ipynb #a94f49cb
+# %% ../nbs/37_ablations.ipynb #cd3917be
 def gathered(profile: str, datasets: list[str], rows: pd.DataFrame) -> pd.DataFrame:
-    "Rows of all runs by what they are compared for: `part` and `runs` (with or without it), or what is varied; `small`: a patient with smaller lesions than most"
+    "Rows of all runs by what they are compared for: `part` and `runs` (with or without it), or what is varied; `small`: smaller lesions than most"
     found = []
     def add(configs, **names): found.append(rows[rows.run.isin([c.key for c in configs])].assign(**names))
     for k, dataset in enumerate(datasets):
@@ -97,7 +97,8 @@ def small_of(rows: pd.DataFrame) -> list[bool]:
     "Whether each row's patient has lesions below the median share of the image"
     small = {}
     for dataset, names in rows.groupby("dataset").case.unique().items():
-        shares = pd.DataFrame([dict(patient=c.patient, share=(c.semantic() > 0).mean()) for c in cases(dataset) if c.id in set(names)]).groupby("patient").share.mean()
+        shares = pd.DataFrame([dict(patient=c.patient, share=(c.semantic() > 0).mean()) for c in cases(dataset) if c.id in set(names)])
+        shares = shares.groupby("patient").share.mean()
         small |= {(dataset, p): s <= shares.median() for p, s in shares.items()}
     return [small[k] for k in zip(rows.dataset, rows.patient)]
 
@@ -138,7 +139,8 @@ def unsteady_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by number of training patients and by image size"
-    return summary(rows[rows.part == "size"], ["dataset", "varied", "patients", "size"], ["dice"]).sort_values(["varied", "patients", "size"], ignore_index=True)
+    table = summary(rows[rows.part == "size"], ["dataset", "varied", "patients", "size"], ["dice"])
+    return table.sort_values(["varied", "patients", "size"], ignore_index=True)
 
 # %% ../nbs/37_ablations.ipynb #9efd54c6
 def claims_of(changes: pd.DataFrame, where: pd.DataFrame, unsteady: list[dict]) -> list[dict]:

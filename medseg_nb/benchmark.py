@@ -139,7 +139,7 @@ def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
     "U-Net against every other model on the same patients, and against itself with another seed (A/A)"
     return against(rows[~rows.model.isin(YARDSTICKS)], "unet")
 
-EXPECTED = dict(skin_isic2017=.82, lgg_kaggle3m=.81, lidc_nodule_patches=.87)  # what published networks reach at 128×128 with three minutes of one thread, or a little more
+EXPECTED = dict(skin_isic2017=.82, lgg_kaggle3m=.81, lidc_nodule_patches=.87)  # about what known networks reach at 128×128 in three minutes of one thread
 
 def reached_of(rows: pd.DataFrame) -> pd.DataFrame:
     "The network with the highest mean of each data set, its mean over patients and over images, and what is expected"
@@ -174,7 +174,8 @@ def order_of(rows: pd.DataFrame) -> pd.DataFrame:
             found.append(min(steps, key=lambda r: r["difference"]))
     return pd.DataFrame(found)
 
-SAID = {"classical.unet_above_threshold": "U-Net is above Otsu's threshold in Dice", "jaccard.unet_first": "U-Net is above each other network of the source in Jaccard index",
+SAID = {"classical.unet_above_threshold": "U-Net is above Otsu's threshold in Dice",
+        "jaccard.unet_first": "U-Net is above each other network of the source in Jaccard index",
         "jaccard.order": "SegNet, Mask R-CNN, FCN and CNN follow in this order of Jaccard index"}
 
 def order_claims(table: pd.DataFrame) -> list[dict]:
@@ -235,7 +236,8 @@ def histories_of(configs: Sequence[Config]) -> pd.DataFrame:
     found = []
     for c in {(c.dataset, c.model): c for c in reversed(configs)}.values():
         losses = pd.read_csv(stored(c) / "history.csv").loss.to_numpy()
-        found += [dict(dataset=c.dataset, model=c.model, share=(k + 1) / POINTS, loss=part.mean()) for k, part in enumerate(np.array_split(losses, POINTS)) if len(part)]
+        parts = enumerate(np.array_split(losses, POINTS))
+        found += [dict(dataset=c.dataset, model=c.model, share=(k + 1) / POINTS, loss=part.mean()) for k, part in parts if len(part)]
     return pd.DataFrame(found[::-1])
 
 def spent(configs: Sequence[Config]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from .core import InputError
 from .keys import register
 from .training import Config, evaluate, network, segment
 
-# %% ../nbs/36_detection.ipynb #f0a4bc6c
+# %% ../nbs/36_detection.ipynb #a7e1e226
 SMALLEST = 4  # pixels of a piece that counts as an object
 
 def objects(mask: Tensor) -> dict[str, Tensor]:  # boxes (n, 4) x, y, x, y; labels (n,); masks (n, row, column) uint8
@@ -25,8 +25,8 @@ def objects(mask: Tensor) -> dict[str, Tensor]:  # boxes (n, 4) x, y, x, y; labe
     found = [(int(k), pieces == i) for k in mask.unique() if k for pieces in [components((mask == k).numpy())] for i in range(1, pieces.max() + 1)]
     found = [(k, piece) for k, piece in found if piece.sum() >= SMALLEST]
     def box(piece): r, c = np.nonzero(piece); return [c.min(), r.min(), c.max() + 1, r.max() + 1]
-    return dict(boxes=torch.tensor([box(p) for _, p in found], dtype=torch.float32).reshape(-1, 4), labels=torch.tensor([k for k, _ in found], dtype=torch.int64),
-                masks=torch.from_numpy(np.array([p for _, p in found], np.uint8).reshape(-1, *mask.shape)))
+    boxes, labels = torch.tensor([box(p) for _, p in found], dtype=torch.float32), torch.tensor([k for k, _ in found], dtype=torch.int64)
+    return dict(boxes=boxes.reshape(-1, 4), labels=labels, masks=torch.from_numpy(np.array([p for _, p in found], np.uint8).reshape(-1, *mask.shape)))
 
 def put_together(labels: Tensor, scores: Tensor,  # (n,) each
                  masks: Tensor,                   # (n, row, column), 0 to 1

@@ -138,7 +138,7 @@ def folds_of(id: str, unit: str) -> list[dict]:  # [{train, test}]
 
 def fold(id: str,
          k: int,
-         unit: str = "patient",              # "image": folds over single images, to show what leakage is worth; "site": one fold a site; "validation": inside a fold's training side
+         unit: str = "patient",              # "image" shows what leakage is worth; "site" has one fold a site; "validation" lies inside a training side
         ) -> tuple[list[int], list[int]]:    # positions in `cases(id)`
     "Train and test cases of a fold"
     folds, found = folds_of(id, unit), cases(id)

@@ -35,7 +35,8 @@ from .report import to_csv
 from .splits import UNITS, fold
 
 # %% ../nbs/35_training.ipynb #798fb544
-LOOP = dict(optimiser=("adamw", "adam", "sgd", "rmsprop"), schedule=("cosine", "constant", "polynomial", "stepwise"), sampling=("epochs", "balanced"))  # of medseg_nb.loop
+LOOP = dict(optimiser=("adamw", "adam", "sgd", "rmsprop"), schedule=("cosine", "constant", "polynomial", "stepwise"),
+            sampling=("epochs", "balanced"))  # of medseg_nb.loop
 SAME = ("dataset", "fold", "unit", "size", "depth", "normalise", "patients", "draw")  # what a run shares with the generator that it uses
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Config:
     precision: str = "fp32"             # fp32 or bf16
     device: str = "cpu"                 # cpu or cuda
     module: str = "medseg_nb.models"    # where the model is defined
-    unit: str = "patient"               # of the split; "site" leaves out one hospital; "image" leaks, and is there to show what that is worth; "validation" is for choices
+    unit: str = "patient"               # of the split; "site" leaves out one hospital, "image" leaks and shows what that is worth, "validation" is for choices
     depth: int | None = None            # slices that the network sees of a volume; None for pictures
     task: str | None = None             # module that says what is trained for; None: segmentation, below
     masks: str = "classes"              # what training masks hold: "classes", or "instances" with one label each
@@ -79,8 +80,10 @@ class Config:
             if (value := getattr(self, name)) is not None and value < 1: raise InputError(name, f"is {value}", "give a number above zero")
         for name in ("generator", "start"):
             if isinstance(value := getattr(self, name), dict): object.__setattr__(self, name, Config(**value))
-        if self.average is not None and not 0 < self.average < 1: raise InputError("average", f"is {self.average:g}", "give a share above 0 and below 1, such as 0.99")
-        if self.patience and self.unit != "patient": raise InputError("patience", f"sets patients apart, which a split by {self.unit} cannot", "leave one of the two out")
+        if self.average is not None and not 0 < self.average < 1:
+            raise InputError("average", f"is {self.average:g}", "give a share above 0 and below 1, such as 0.99")
+        if self.patience and self.unit != "patient":
+            raise InputError("patience", f"sets patients apart, which a split by {self.unit} cannot", "leave one of the two out")
         if self.fields and self.generator: raise InputError("fields", "are unknown for a generator's images", "leave one of the two out")
         differing = [n for n in SAME if self.generator and getattr(self, n) != getattr(self.generator, n)]
         if differing:
@@ -193,7 +196,8 @@ def pool(config: Config) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:  # ima
     chosen = training_cases(config)
     for side, where in dict(training=chosen, test=fold(config.dataset, config.fold, config.unit)[1]).items():
         if not masks[where].any():
-            raise InputError(f"{config.dataset}, fold {config.fold}", f"no {side} case shows anything but background", "choose another fold, or draw the split anew by `stratify`")
+            raise InputError(f"{config.dataset}, fold {config.fold}", f"no {side} case shows anything but background",
+                             "choose another fold, or draw the split anew by `stratify`")
     if config.generator is None: return images, masks, chosen
     more, drawn = load(task(config.generator)).synthesise(config.generator)
     return np.concatenate([images[chosen], more]), np.concatenate([masks[chosen], drawn]), range(len(chosen) + len(more))
