@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['YARDSTICKS', 'METRICS', 'EXPECTED', 'ORDER', 'SAID', 'POINTS', 'models', 'Runs', 'Search', 'Plan', 'plan', 'steps',
-           'grid', 'standing', 'unfit', 'yardsticks', 'scores_of', 'classes_of', 'described', 'surfaces_of',
+           'run', 'grid', 'standing', 'unfit', 'yardsticks', 'scores_of', 'classes_of', 'described', 'surfaces_of',
            'comparisons_of', 'reached_of', 'rank_claims', 'order_of', 'order_claims', 'reached_claims',
            'phantom_claims', 'draw', 'draw_curves', 'histories_of', 'spent']
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from .claims import STANDS_FOR, against_published, judge, published
 from .classical import METHODS, traditional
-from .core import InputError, folder, read_yaml
+from .core import InputError, choose, folder, read_yaml
 from .data import cases, manifest
 from .keys import module_definitions, plugins, registered
 from .report import Report
@@ -70,16 +70,19 @@ def steps(model: str, plan: Plan) -> int:
     throughput = plan.throughput.get(model, plan.throughput["unet"])
     return round(plan.seconds_of.get(model, plan.seconds) * throughput / plan.settings["batch"])
 
+def run(profile: str, dataset: str, model: str) -> Config:
+    "A model's first run on a data set, at the profile's cost and with its settings"
+    ours, module = plan(profile), models(profile)[choose(model, models(profile), "model")]
+    task = module if "objective" in module_definitions(module).nodes else None  # a model that knows how it learns
+    return Config(dataset, model, steps=steps(model, ours), module=module, task=task, **ours.settings)
+
 def grid(profile: str, datasets: list[str]) -> list[Config]:
-    "Every run of the benchmark: data sets, folds, models, seeds"
+    "Every run of the benchmark: data sets, models, folds, seeds"
     found, ours = [], plan(profile)
     for dataset in datasets:
         runs = ours.runs.get(dataset, Runs())
-        for model, module in models(profile).items():
-            if runs.models and model not in runs.models: continue
-            task = module if "objective" in module_definitions(module).nodes else None  # a model that knows how it learns
-            found += [Config(dataset, model, f, seed, steps=steps(model, ours), module=module, task=task, **ours.settings)
-                      for f in runs.folds for seed in runs.repeated.get(model, runs.seeds)]
+        for first in (run(profile, dataset, m) for m in runs.models or models(profile)):
+            found += [replace(first, fold=f, seed=seed) for f in runs.folds for seed in runs.repeated.get(first.model, runs.seeds)]
     return found
 
 # %% ../nbs/36_benchmark.ipynb #c1717a21

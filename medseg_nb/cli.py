@@ -185,15 +185,15 @@ def train(data: Annotated[str, typer.Option(help="id of a data set")], model: An
     "Train one run with the profile's settings and print its key."
     plug(plugins)
     from dataclasses import replace
-    from medseg_nb import hybrid
-    from medseg_nb.benchmark import grid, models
+    from medseg_nb import benchmark, hybrid
     from medseg_nb.core import PROFILES, choose
     from medseg_nb.data import available, manifest
     from medseg_nb.training import work
-    choose(model, [*models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
+    choose(model, [*benchmark.models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
     if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
     available(data)
-    config = replace(next(c for c in (hybrid.grid if model == "hybrid" else grid)(profile, [data]) if c.model == model), seed=seed)
+    ours = (c for c in hybrid.grid(profile, [data]) if c.model == model)
+    config = replace(next(ours) if model == "hybrid" else benchmark.run(profile, data, model), seed=seed)
     work(config, weights=True)
     print(config.key)
 

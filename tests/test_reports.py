@@ -228,6 +228,14 @@ def test_committed_runs_belong_to_the_grid(reports):
     none([k for k in found if not files <= {p.name for p in (reports / "runs" / k).iterdir()} <= files | {"measured.json"}])
 
 
+def test_every_network_takes_what_the_search_chose():
+    place = REPO / "reports" / "cpu" / "search" / "trials.csv"
+    if not place.is_file(): pytest.skip("the search has no results yet")
+    best = pd.read_csv(place).query("chosen").iloc[0]
+    chosen = {name: best[name] for name in search.SPACE} | dict(rate=best.rate * (10 if best.optimiser == "sgd" else 1), average=best.average or None)
+    assert {k: v for k, v in chosen.items() if v is not None} == {k: v for k, v in benchmark.plan("cpu").settings.items() if k in chosen}
+
+
 def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
     trained = rows[rows.run.str.len() == 16].groupby("run") if reports.name != "smoke" else ()  # whose runs are not committed
