@@ -420,11 +420,11 @@ def draw_failures(table: pd.DataFrame, best: dict[str, list[str]]):
 
 # %% ../nbs/39_errors.ipynb #ca96d4f9
 def chosen_cases(rows: pd.DataFrame, config: Config) -> dict[str, str]:  # by rule, the case
-    "The worst case of a run, and the one nearest to the lower quarter of Dice"
+    "The worst and the best case of a run by Dice, and those at the lower quarter and in the middle"
     here = rows[(rows.dataset == config.dataset) & (rows.fold == config.fold)]
     own = here[(here.part == "score") & (here.model == config.model) & (here.seed == config.seed) & here.case.isin(here.case[here.part == "reference"])]
     score = own.groupby("case").dice.mean().dropna().sort_index()
-    return {"worst": score.idxmin(), "lower quarter": (score - score.quantile(SHARE, "lower")).abs().idxmin()}
+    return {rule: (score - score.quantile(at, "lower")).abs().idxmin() for rule, at in {"worst": 0, "lower quarter": SHARE, "median": .5, "best": 1}.items()}
 
 def _picture(image, channels: Sequence[str]) -> np.ndarray:
     if list(channels) == ["red", "green", "blue"]: return image.array
@@ -434,7 +434,7 @@ def draw_gallery(rows: pd.DataFrame, runs: dict[str, list[Config]]):  # of each 
     "Contours of the reference (white) and of both networks on the chosen cases, Dice above"
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
-    fig, axes = plt.subplots(2, len(runs), figsize=(.6 + .9 * len(runs), 2.9), squeeze=False)
+    fig, axes = plt.subplots(4, len(runs), figsize=(.6 + .9 * len(runs), 5.4), squeeze=False)
     for column, (dataset, configs) in zip(axes.T, runs.items()):
         said = [{c.id: mask for c, mask in segmented(config)} for config in configs]
         for ax, (rule, id) in zip(column, chosen_cases(rows, configs[0]).items()):
@@ -448,5 +448,5 @@ def draw_gallery(rows: pd.DataFrame, runs: dict[str, list[Config]]):  # of each 
             ax.set_title("\n".join([dataset] * (ax is column[0]) + [rule, said_by]), fontsize=5); ax.axis("off")
     handles = [Line2D([], [], color=c, label=n) for n, c in (("reference", "white"), ("U-Net", "red"), ("best other", "cyan"))]
     fig.legend(handles=handles, loc="lower center", ncol=3, fontsize=6, facecolor="0.3", labelcolor="white")
-    fig.tight_layout(rect=(0, .06, 1, 1), h_pad=1.2)
+    fig.tight_layout(rect=(0, .04, 1, 1), h_pad=1.2)
     return fig
