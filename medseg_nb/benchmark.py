@@ -48,8 +48,6 @@ class Search(BaseModel, extra="forbid"):
     datasets: list[str]
     trials: int
     seconds: float  # of each data set's run
-    finalists: int  # trials that are run again …
-    final: float    # … for so many seconds
 
 class Plan(BaseModel, extra="forbid"):
     "What a profile trains, as it stands in `nbs/grid.yaml`"
