@@ -142,7 +142,7 @@ def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     table = summary(rows[rows.part == "size"], ["dataset", "varied", "patients", "size"], ["dice"])
     return table.sort_values(["varied", "patients", "size"], ignore_index=True)
 
-# %% ../nbs/37_ablations.ipynb #9efd54c6
+# %% ../nbs/37_ablations.ipynb #29f4816e
 def claims_of(changes: pd.DataFrame, where: pd.DataFrame, unsteady: list[dict]) -> list[dict]:
     "The source's ablations, each judged on each data set"
     said, found = statements().set_index("id"), []
@@ -159,13 +159,14 @@ def claims_of(changes: pd.DataFrame, where: pd.DataFrame, unsteady: list[dict]) 
 def draw(changes: pd.DataFrame, sizes: pd.DataFrame):
     "What each part adds, and Dice by number of patients and by image size"
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), width_ratios=[1.6, 1, 1])
+    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.7), width_ratios=[1.6, 1, 1], layout="constrained")
     names = list(dict.fromkeys(changes.part))
     for k, (dataset, r) in enumerate(changes.groupby("dataset", sort=False)):
         at = [names.index(p) + .18 * k for p in r.part]
         axes[0].errorbar(r.difference, at, xerr=[r.difference - r.difference_low, r.difference_high - r.difference], fmt="o", ms=3, lw=.9, label=dataset)
     axes[0].axvline(0, ls=":", color="0.4")
-    axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel="change of mean patient Dice"); axes[0].invert_yaxis(); axes[0].legend(frameon=False)
+    axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel="change of mean patient Dice"); axes[0].invert_yaxis()
+    fig.legend(loc="outside lower left", frameon=False, ncol=2)
     for ax, what, x, said in ((axes[1], "patients", "patients", "training patients"), (axes[2], "image", "size", "rows and columns")):
         r = sizes[sizes.varied == what].sort_values(x)
         ax.errorbar(r[x], r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o-", ms=3, lw=.9, capsize=2)

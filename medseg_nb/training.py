@@ -170,12 +170,12 @@ def train(config: Config, watch: Callable = lambda batches: batches):  # network
     "Train a run's network on its training patients"
     from medseg_nb.loop import descend
     _one_thread()
-    what, apart = load(task(config)), replace(config, unit="validation", patience=None)
+    what = load(task(config))
     net = begun(config, what.network(config)).to(memory_format=_layout(config))
     optimiser, schedule = (resolve("medseg_nb.loop", getattr(config, kind), kind) for kind in ("optimiser", "schedule"))
-    check = (lambda net: what.evaluate(apart, net).dice.mean()) if config.patience else None
+    def checked(net): return what.evaluate(replace(config, unit="validation", patience=None, generator=None), net).dice.mean()
     return descend(net, watch(_loaded(config)), partial(what.objective, config), config.steps, config.rate, optimiser, schedule, config.decay, config.average,
-                   check, config.patience, config.precision, config.device, label(config))
+                   checked if config.patience else None, config.patience, config.precision, config.device, label(config))
 
 # %% ../nbs/35_training.ipynb #707ec060
 def label(config: Config) -> str: return f"{config.model} on {config.dataset}, fold {config.fold}, seed {config.seed}"
