@@ -39,7 +39,7 @@ class UNetNoSkip(UNet):
         for stage, size in zip(self.up, sizes[-2::-1]): x = stage(upsample(x, size))
         return self.head(x)
 
-# %% ../nbs/37_ablations.ipynb #7f6bf8eb
+# %% ../nbs/37_ablations.ipynb #186a8721
 @dataclass(frozen=True)
 class Part:
     "A part of the recipe, and the runs with and without it"
@@ -59,7 +59,8 @@ SHARES, SIZES = (1/8, 1/4, 1/2), (1/2, 3/4)  # of the training patients, and of 
 def bases(profile: str, dataset: str) -> list[Config]:
     "The benchmark's U-Net on the first fold: two seeds where it has one fold, else one"
     runs = benchmark.standing(profile, [dataset])
-    return [replace(c, steps=STEPS.get(profile, c.steps)) for c in runs if c.fold == runs[0].fold][:2]
+    first = replace(runs[0], steps=STEPS.get(profile, runs[0].steps))
+    return [first, *([replace(first, seed=first.seed + 1)] if len({c.fold for c in runs}) == 1 else [])]
 
 def smaller(base: Config) -> list[Config]:
     "The run on fewer patients and on smaller images, as many steps each"

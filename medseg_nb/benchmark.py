@@ -119,9 +119,8 @@ def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     return summary(rows, ["dataset", "model"], METRICS)
 
 def classes_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Mean patient Dice of each class, where a data set has several"
-    several = rows.groupby("dataset").region.transform("nunique") > 1
-    return summary(rows[several], ["dataset", "region", "model"], ["dice"])
+    "Mean patient Dice of each class"
+    return summary(rows, ["dataset", "region", "model"], ["dice"])
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
     "Rows with unit, surface Dice and a distance for every error: a mask that is missed is as far away as the image is long"

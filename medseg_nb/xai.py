@@ -40,7 +40,7 @@ from .training import Config, fit, load_run, network, work
 # %% ../nbs/62_xai.ipynb #fee9ef86
 def counted(dataset: str) -> bool: return manifest(dataset).task == "instance"  # whether it holds instances
 
-STEPS = 150  # for the phantoms with a known cause
+STEPS = dict(smoke=150, own=150, cpu=300, full=300)  # for the phantoms with a known cause
 PHANTOMS = ("phantom_cue", "phantom_cue_control", "phantom_nuclei")
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
@@ -50,7 +50,7 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
         settings = "smoke" if manifest(d).synthetic else profile
         known = instances.grid(settings, [d]) if counted(d) else benchmark.grid(settings, [d])
         found.append(next(c for c in known if (c.model, c.fold, c.seed) == ("unet", 0, 0)))  # of instances the segmentation, its fields come later
-    return [replace(c, steps=STEPS) if c.dataset.startswith("phantom_cue") else c for c in found]
+    return [replace(c, steps=STEPS[profile]) if c.dataset.startswith("phantom_cue") else c for c in found]
 
 unfit = benchmark.unfit  # empty where a user's data set fits
 
