@@ -73,7 +73,7 @@ def results(profile: str | None, states: dict[str, str]) -> str:
     "The block of results: which profile, what is not current, the table"
     if not profile: return NOTHING
     frame = pd.read_csv(folder("reports") / profile / "benchmark" / "scores.csv")
-    behind = [f"{name} ({state})" for name, state in states.items() if state != "current"]
+    behind = [name for name, state in states.items() if state != "current"]  # the same list where the data are and where they are not
     mark = (f"**Not current:** {', '.join(behind)}. Code or data have changed since; "
             f"`medseg paper --profile {profile}` computes the numbers anew.")
     intro = (f"Mean patient Dice with its 95 % interval. Profile `{profile}`: {about(profile)}. "
