@@ -77,7 +77,7 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
         if k == 0: found += smaller(runs[0])
     return list(dict.fromkeys(found))
 
-# %% ../nbs/37_ablations.ipynb #cd3917be
+# %% ../nbs/37_ablations.ipynb #f328bc7d
 def gathered(profile: str, datasets: list[str], rows: pd.DataFrame) -> pd.DataFrame:
     "Rows of all runs by what they are compared for: `part` and `runs` (with or without it), or what is varied; `small`: smaller lesions than most"
     found = []
@@ -140,7 +140,8 @@ def unsteady_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by number of training patients and by image size"
-    table = summary(rows[rows.part == "size"], ["dataset", "varied", "patients", "size"], ["dice"])
+    varied = rows[rows.part == "size"].astype(dict(patients=int, size=int))
+    table = summary(varied, ["dataset", "varied", "patients", "size"], ["dice"])
     return table.sort_values(["varied", "patients", "size"], ignore_index=True)
 
 # %% ../nbs/37_ablations.ipynb #29f4816e

@@ -434,7 +434,7 @@ def draw_gallery(rows: pd.DataFrame, runs: dict[str, list[Config]]):  # of each 
     "Contours of the reference (white) and of both networks on the chosen cases, Dice above"
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
-    fig, axes = plt.subplots(4, len(runs), figsize=(.6 + .9 * len(runs), 5.4), squeeze=False)
+    fig, axes = plt.subplots(4, len(runs), figsize=(.4 + .65 * len(runs), 3.9), squeeze=False)
     for column, (dataset, configs) in zip(axes.T, runs.items()):
         said = [{c.id: mask for c, mask in segmented(config)} for config in configs]
         for ax, (rule, id) in zip(column, chosen_cases(rows, configs[0]).items()):
@@ -445,8 +445,8 @@ def draw_gallery(rows: pd.DataFrame, runs: dict[str, list[Config]]):  # of each 
                 ax.contour(np.pad(mask > 0, 1), [.5], colors=colour, linewidths=width, extent=(-1, mask.shape[1], -1, mask.shape[0]))
             scores = [float(np.nanmean([r["dice"] for r in overlap_rows(config, [(case, masks[id])])])) for config, masks in zip(configs, said)]
             said_by = ", ".join(f"{c.model} {v:.2f}" for c, v in zip(configs, scores))
-            ax.set_title("\n".join([dataset] * (ax is column[0]) + [rule, said_by]), fontsize=5); ax.axis("off")
+            ax.set_title("\n".join([dataset] * (ax is column[0]) + [rule, said_by]), fontsize=4); ax.axis("off")
     handles = [Line2D([], [], color=c, label=n) for n, c in (("reference", "white"), ("U-Net", "red"), ("best other", "cyan"))]
-    fig.legend(handles=handles, loc="lower center", ncol=3, fontsize=6, facecolor="0.3", labelcolor="white")
+    fig.legend(handles=handles, loc="lower center", ncol=3, fontsize=5, facecolor="0.3", labelcolor="white")
     fig.tight_layout(rect=(0, .04, 1, 1), h_pad=1.2)
     return fig

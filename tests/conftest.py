@@ -151,7 +151,8 @@ def new_project(root: Path) -> Project:
     write_notebook(nbs / "10_a.ipynb", section("a", FIRST))
     write_notebook(nbs / "20_b.ipynb", section("b", LATER.format(me="b", before="a", step=1)))
     write_notebook(nbs / "30_c.ipynb", section("c", LATER.format(me="c", before="b", step=1)))
-    plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"), seconds=.02, throughput=dict(unet=200), runs={})
+    plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"), seconds=.02, throughput=dict(unet=200), runs={},
+                search=dict(datasets=["phantom_skin"], trials=2, seconds=.02))
     (nbs / "grid.yaml").write_text(yaml.safe_dump(dict(smoke=plan, cpu=plan)), encoding="utf-8")
     shutil.copytree(REPO / "data_manifests" / "phantom_skin", root / "data_manifests" / "phantom_skin")
     return Project(root)
