@@ -192,8 +192,8 @@ def train(data: Annotated[str, typer.Option(help="id of a data set")], model: An
     choose(model, [*benchmark.models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
     if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
     available(data)
-    ours = (c for c in hybrid.grid(profile, [data]) if c.model == model)
-    config = replace(next(ours) if model == "hybrid" else benchmark.run(profile, data, model), seed=seed)
+    def of_hybrid(): return next(c for c in hybrid.grid(profile, [data]) if c.model == model)
+    config = replace(of_hybrid() if model == "hybrid" else benchmark.run(profile, data, model), seed=seed)
     work(config, weights=True)
     print(config.key)
 
