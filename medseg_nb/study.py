@@ -327,6 +327,8 @@ def run(section: str, profile: str, data: str | None = None) -> str:  # "current
             stage.mkdir(parents=True)
             record = record_of(section, profile, data)
             found = execute(section, record["parts"]["parameters"], stage)
+            parts_now = record["parts"] | dict(runs=digest([c.key for c in grid(section, record["parts"]["parameters"])]))  # a search knows its runs at its end
+            record |= dict(parts=parts_now, key=digest(parts_now))
             _finish(section, profile, stage, record, found)
         finally: shutil.rmtree(stage, ignore_errors=True)
         over_budget(section, profile, found)
