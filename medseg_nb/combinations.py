@@ -282,11 +282,7 @@ def rows_for(answers: Answers, recipes: dict[str, Recipe], on: str) -> pd.DataFr
     for name, recipe in ({config.model: Recipe()} | recipes).items():
         made = [(c, answers.label_map(k, recipe)) for k, c in enumerate(answers.cases)]
         found.append(rows_of(replace(config, model=name), made).assign(choice=said(recipe), chosen_on=on))
-    rows, spacing = pd.concat(found, ignore_index=True), answers.cases[0].image().spacing
-    far = {c.id: np.linalg.norm(np.multiply(t.shape, spacing or 1)) for c, t in zip(answers.cases, answers.truths)}
-    distance = rows["hd95_px" if spacing is None else "hd95_mm"]
-    rows = rows.assign(run=config.key, control=False, unit="px" if spacing is None else "mm", hd95=np.where(np.isinf(distance), rows.case.map(far), distance))
-    return rows[COLUMNS]
+    return benchmark.described(pd.concat(found, ignore_index=True)).assign(run=config.key, control=False)[COLUMNS]
 
 # %% ../nbs/37_combinations.ipynb #89ea7b1c
 NETWORK = "unet"

@@ -21,13 +21,12 @@ from .answers import (
 from .artefacts import levels
 from .claims import judge
 from .contours import BANDS, EDGES, LOOKS, step
-from .core import InputError, folder
 from .data import cases, manifest
 from .groups import FEWEST, QUARTERS, group_difference
 from .report import Report
 from .risk import auc
 from .splits import stratified
-from .statistics import CONTROL, again, compare, holm, mean_interval, mean_intervals, paired, patient_matrix, sign_flip, six_digits
+from .statistics import CONTROL, again, benchmark_rows, compare, holm, mean_interval, mean_intervals, paired, patient_matrix, sign_flip, six_digits
 from .training import Config
 
 # %% ../nbs/39_errors.ipynb #7e0b0c0d
@@ -46,12 +45,8 @@ def first_runs(configs: Sequence[Config]) -> list[Config]:
 
 def scored(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
     "The benchmark's rows with the scores that are looked at here; `balance` is (predicted - true) / (predicted + true) volume"
-    path = folder("reports") / profile / "benchmark" / "cases.csv"
-    remedy = f"run medseg run benchmark --profile {profile}"
-    if not path.is_file(): raise InputError(str(path), "does not exist", remedy)
-    rows = pd.read_csv(path, dtype=dict(case=str, patient=str, site=str, run=str))
-    if lacking := sorted(set(datasets) - set(rows.dataset)): raise InputError(str(path), f"holds no rows of {lacking[0]}", remedy)
-    rows = rows[rows.dataset.isin(list(datasets)) & rows.model.isin([*opened(profile), *BESIDE])].reset_index(drop=True)
+    rows = benchmark_rows(profile, datasets)
+    rows = rows[rows.model.isin([*opened(profile), *BESIDE])].reset_index(drop=True)
     surface = rows[[c for c in rows if c.startswith("nsd_")]].bfill(axis=1).iloc[:, 0]
     rows = rows.assign(part="score", surface=surface, balance=rows.volume_difference / (2 + rows.volume_difference))
     return rows[[*NAMES, "dice", "sensitivity", "surface", "balance"]]

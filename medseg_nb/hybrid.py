@@ -322,15 +322,10 @@ def ruggedness(mask: np.ndarray) -> float:  # bool; nan for an empty mask
 # %% ../nbs/50_hybrid.ipynb #938df199
 def described(rows: pd.DataFrame) -> pd.DataFrame:
     "Rows with a distance for every error, its unit, and the ruggedness of the true outline"
-    facts = {}
+    rugged = {}
     for dataset, names in rows.groupby("dataset").case.unique().items():
-        for c in cases(dataset):
-            if c.id not in set(names): continue
-            truth, spacing = c.semantic(), c.image().spacing
-            facts[dataset, c.id] = ("px" if spacing is None else "mm", np.linalg.norm(np.multiply(truth.shape, spacing or 1)), ruggedness(truth > 0))
-    unit, diagonal, rugged = zip(*[facts[k] for k in zip(rows.dataset, rows.case)])
-    distance = rows.reindex(columns=["hd95_mm", "hd95_px"]).bfill(axis=1).iloc[:, 0]
-    return rows.assign(unit=unit, hd95=np.where(np.isinf(distance), diagonal, distance), ruggedness=six_digits(np.array(rugged)))
+        rugged |= {(dataset, c.id): ruggedness(c.semantic() > 0) for c in cases(dataset) if c.id in set(names)}
+    return benchmark.described(rows).assign(ruggedness=six_digits(np.array([rugged[k] for k in zip(rows.dataset, rows.case)])))
 
 # %% ../nbs/50_hybrid.ipynb #4a476e9d
 METRICS = ["dice", "hd95", "sensitivity"]

@@ -7,7 +7,7 @@ __all__ = ['DRAWS', 'CONTROL', 'SHARES', 'LARGEST', 'six_digits', 'by_patient', 
            'draws_of_mean', 'acceleration', 'bca', 'standard_error', 'mean_intervals', 'mean_interval', 'summary',
            'sign_flip', 'wilcoxon', 'effects', 'paired', 'compare', 'relative', 'wilson', 'holm', 'again', 'together',
            'pairs_of', 'against', 'tests_of', 'rankings', 'kendall', 'ranks_of', 'stability_of', 'shares',
-           'variance_of', 'bootstrap_tasks', 'networks']
+           'variance_of', 'bootstrap_tasks', 'benchmark_rows', 'networks']
 
 # %% ../nbs/24_statistics.ipynb #56083aca
 import warnings
@@ -379,11 +379,18 @@ def bootstrap_tasks() -> Iterator:
     yield Task("the same, BCa", lambda: np.stack(mean_intervals((a - b)[:, :, None], 10_000)[1:3], 1), dict(scipy=lambda: theirs("BCa")))
 
 # %% ../nbs/24_statistics.ipynb #5f0b8c2e
+def benchmark_rows(profile: str, datasets: Sequence[str] = ()) -> pd.DataFrame:
+    "The benchmark's per-case rows, of some data sets or of all"
+    path = folder("reports") / profile / "benchmark" / "cases.csv"
+    remedy = f"run medseg run benchmark --profile {profile}"
+    if not path.is_file(): raise InputError(str(path), "does not exist", remedy)
+    rows = pd.read_csv(path, dtype=dict(case=str, patient=str, site=str, run=str))
+    if lacking := sorted(set(datasets) - set(rows.dataset)): raise InputError(str(path), f"holds no rows of {lacking[0]}", remedy)
+    return rows[rows.dataset.isin(list(datasets))] if datasets else rows
+
 def networks(profile: str) -> pd.DataFrame:
     "The benchmark's rows of trained networks, with the columns that are needed here"
-    path = folder("reports") / profile / "benchmark" / "cases.csv"
-    if not path.is_file(): raise InputError(str(path), "does not exist", f"run medseg run benchmark --profile {profile}")
-    rows = pd.read_csv(path, dtype=dict(case=str, patient=str, run=str))
+    rows = benchmark_rows(profile)
     rows = rows.loc[rows.run != rows.model, ["dataset", "model", "fold", "seed", "case", "patient", "dice"]]
     shared = {d: set.intersection(*(set(r.seed) for _, r in g.groupby("model"))) for d, g in rows.groupby("dataset")}
     return rows[[seed in shared[d] for d, seed in zip(rows.dataset, rows.seed)]].reset_index(drop=True)  # models are ranked on as many trainings each

@@ -42,7 +42,7 @@ class Section(BaseModel, extra="forbid", frozen=True):
     budget: dict[Name, dict[Literal["minutes", "gib"], float]] = {}
     parameters: dict[Name, dict[str, Any]] = {}  # values that replace those of the parameters cell
     profiles: list[Name] = list(PROFILES)        # where it takes part
-    files: list[str] = []            # below nbs/: tables that its code reads
+    files: list[str] = []            # from nbs/: tables, or folders of them, that its code reads
 
     def allowed(self, profile: str) -> dict: return self.budget.get("smoke" if profile == "own" else profile, {})  # a user's set has smoke's budgets
 
@@ -118,6 +118,7 @@ def grid(section: str, given: dict) -> list:
 def _hash(file: str) -> str:
     path = folder("nbs") / file
     if path.is_file(): return sha256(path)
+    if path.is_dir(): return digest({p.relative_to(path).as_posix(): sha256(p) for p in path.rglob("*") if p.is_file()})
     raise InputError(str(path), "does not exist", "mend `files` in study.yaml")
 
 def parts(section: str, profile: str, data: str | None = None) -> dict:
