@@ -53,7 +53,7 @@ class Plan(BaseModel, extra="forbid"):
     "What a profile trains, as it stands in `nbs/grid.yaml`"
     settings: dict[str, int | float | str]  # of every run: fields of `Config`
     seconds: float                          # of one processor thread, for each network
-    seconds_of: dict[str, float] = {}       # for networks that have another cost
+    seconds_of: dict[str, float] = {}       # for networks, or data sets of volumes, that have another cost
     throughput: dict[str, float]            # training images a second
     runs: dict[str, Runs]                   # by data set; fold 0 and seed 0 where it is not named
     search: Search                          # for the settings

@@ -68,7 +68,7 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
 
 def unfit(dataset: str) -> str:  # empty where it fits
     "Why a data set has no place here"
-    return "" if dataset in hybrid.VOLUMES else benchmark.unfit(dataset)
+    return "" if dataset in hybrid.volumes.VOLUMES else benchmark.unfit(dataset)
 
 # %% ../nbs/89_realtime.ipynb #b68f7eee
 @dataclass(frozen=True)

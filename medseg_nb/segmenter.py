@@ -40,6 +40,7 @@ class Segmenter:
     instances: bool
     segment: Callable               # (case, channel, *shape) and sizes, to label maps of these sizes
     probabilities: Callable | None  # (case, channel, *shape) to (case, class, *shape); None where a model has no classes alone
+    whole: bool = False             # it sees an image at the image's own size, through windows of its shape
 
     def prepared(self, image: Image, subject: str) -> np.ndarray:  # (1, channel, *shape)
         "What the model sees of an image"
@@ -48,7 +49,7 @@ class Segmenter:
         if (image.channels or 1) != len(self.channels):
             raise InputError(subject, f"{image.channels or 1} channels, the model takes {len(self.channels)} ({', '.join(self.channels)})",
                              "choose another model or image")
-        return network_input(image, self.shape, self.normalise)[None]
+        return network_input(image, image.shape if self.whole else self.shape, self.normalise)[None]
 
     def sliced(self, image: Image) -> bool:
         "Whether the model takes an image slice by slice"
@@ -88,7 +89,7 @@ def of_run(config: Config, net) -> Segmenter:
     if config.fields: raise InputError(config.key, "is a run that is told of the patient too", "name a run that takes images alone")
     m = manifest(config.dataset)
     return Segmenter(config.key, m.image.channels, config.shape, config.normalise, _named(m.labels), config.masks == "instances",
-                     partial(does.segment, config, net), None if config.task else partial(_of_classes, net))
+                     partial(does.segment, config, net), None if config.task else partial(_of_classes, net), getattr(does, "WHOLE", False))
 
 def of_artefact(place: Path,
                 threads: int | None = 1,  # None: all
