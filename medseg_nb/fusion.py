@@ -27,7 +27,7 @@ from .core import InputError, choose, digest, rng
 from .cues import TELLING
 from .data import Case, cases, manifest
 from .fields import Encoder, fit_fields
-from .hybrid import Hybrid, chance
+from .hybrid import Hybrid
 from .inference import label_map, probabilities
 from .keys import register, resolve
 from .preprocess import prepared
@@ -35,6 +35,7 @@ from .report import Estimate, Report
 from .splits import fold
 from .statistics import CONTROL, again, compare, holm, mean_interval, paired, patient_matrix, sign_flip, six_digits, summary
 from .training import Config, fit, training_cases
+from .volumes import chance
 
 # %% ../nbs/70_fusion.ipynb #8e4e4356
 OURS = "medseg_nb.fusion"

@@ -35,6 +35,7 @@ from .segmenter import Segmenter, of_artefact, segmenter
 from .splits import fold
 from .statistics import again, compare, holm, summary
 from .training import Config, fit, rows_of, work
+from .volumes import VOLUMES
 
 # %% ../nbs/89_realtime.ipynb #5fb2edb0
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
 
 def unfit(dataset: str) -> str:  # empty where it fits
     "Why a data set has no place here"
-    return "" if dataset in hybrid.volumes.VOLUMES else benchmark.unfit(dataset)
+    return "" if dataset in VOLUMES else benchmark.unfit(dataset)
 
 # %% ../nbs/89_realtime.ipynb #b68f7eee
 @dataclass(frozen=True)
