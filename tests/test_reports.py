@@ -9,8 +9,8 @@ import pytest
 
 from conftest import REPO
 from medseg_nb import (
-    ablations, benchmark, combinations, consensus, errors, fusion, generalization, hospital, hybrid, instances, leakage, outcomes, preparation, quality, readers, realtime, registration,
-    search, statistics, study, synthesis, xai)
+    ablations, benchmark, combinations, consensus, errors, fusion, generalization, hospital, hybrid, instances, leakage, outcomes, peers, preparation, quality, readers, realtime,
+    registration, search, statistics, study, synthesis, volumes, xai)
 from medseg_nb.benchmark import scores_of
 from medseg_nb.claims import counts_of, judged_of
 from medseg_nb.core import digest, rng, sha256
@@ -105,6 +105,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **{("benchmark", name): getattr(benchmark, f"{name}_of") for name in ("scores", "surfaces", "classes", "comparisons", "order", "reached")},
     ("search", "trials"): search.trials_of,
     **{("ablations", name): getattr(ablations, f"{name}_of") for name in ("changes", "scores", "where", "unsteady", "sizes")},
+    **{("peers", name): getattr(peers, f"{name}_of") for name in ("scores", "differences", "rising")},
+    **{("volumes", name): getattr(volumes, f"{name}_of") for name in ("scores", "differences")},
     ("claims", "verdicts"): counts_of,
     ("claims", "judged"): judged_of,
     **{("combinations", name): getattr(combinations, f"{name}_of") for name in ("gains", "choices", "scores")},
