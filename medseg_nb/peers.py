@@ -82,7 +82,7 @@ def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     return summary(rows, ["dataset", "model", "seconds"], ["dice"]).sort_values(["dataset", "model", "seconds"], ignore_index=True)
 
 def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "The kit's best network minus each peer at the same cost, on the same patients, and U-Net minus itself with another seed (A/A); `last` marks a peer's highest cost"
+    "The kit's best network minus each peer at the same cost, on the same patients, and U-Net minus itself with another seed (A/A)"
     found = []
     for dataset, group in rows.groupby("dataset", sort=False):
         kit = dict(iter(group[group.tool == "kit"].groupby("seconds")))
@@ -90,7 +90,8 @@ def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
             last = s == group.seconds[group.model == peer].max()
             found.append(dict(dataset=dataset, model=kit[s].model.iloc[0], against=peer, seconds=s, last=last, **compare(kit[s], theirs, "dice")))
         if pair := again(control := group[group.tool == "control"]):
-            found.append(dict(dataset=dataset, model=control.model.iloc[0], against=CONTROL, seconds=control.seconds.iloc[0], last=False, **compare(*pair, "dice")))
+            model, seconds = control[["model", "seconds"]].iloc[0]
+            found.append(dict(dataset=dataset, model=model, against=CONTROL, seconds=seconds, last=False, **compare(*pair, "dice")))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -119,7 +120,8 @@ def draw(scores: pd.DataFrame):
     for ax, dataset in zip(axes[0], datasets):
         for model, r in scores[scores.dataset == dataset].groupby("model", sort=False):
             if model == "chance": ax.axhline(r.dice.iloc[0], ls=":", color="0.4"); continue
-            ax.errorbar(r.seconds, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o-", ms=3, lw=.9, capsize=2, color=f"C{names.index(model)}", label=model)
+            bars = [r.dice - r.dice_low, r.dice_high - r.dice]
+            ax.errorbar(r.seconds, r.dice, bars, fmt="o-", ms=3, lw=.9, capsize=2, color=f"C{names.index(model)}", label=model)
         ax.set(title=dataset, xscale="log", ylim=(0, 1), xlabel="seconds of one thread")
     axes[0][0].set_ylabel("mean patient Dice")
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)

@@ -98,7 +98,9 @@ class Config:
 APART = (*UNFOLLOWED, *(f"medseg_nb.training.{name}" for name in ("Config", "work", "load_run")))  # a config counts by its values, a run by its key
 
 def task(config: Config) -> str: return config.task or "medseg_nb.training"
-def own(config: Config, name: str) -> str: return task(config) if name in module_definitions(task(config)).nodes else "medseg_nb.training"  # module of a task's function
+def own(config: Config, name: str) -> str:  # module
+    "Where a function of a run's task is defined: in its module, or here"
+    return task(config) if name in module_definitions(task(config)).nodes else "medseg_nb.training"
 def losses(config: Config) -> str: return task(config) if config.loss in registered(task(config)) else "medseg_nb.losses"
 
 def starting_points(config: Config) -> list[tuple[str, str]]:

@@ -56,7 +56,8 @@ def batches(config: Config) -> Iterator[tuple]:  # images (batch, channel, *wind
     chosen = [cases(config.dataset)[i] for i in training_cases(config)]
     volumes = [prepare(c, c.image().shape, config.normalise) for c in chosen]
     lesions = [np.argwhere(mask) for _, mask in volumes]
-    if not any(map(len, lesions)): raise InputError(f"{config.dataset}, fold {config.fold}", "no training case shows anything but background", "choose another fold")
+    if not any(map(len, lesions)):
+        raise InputError(f"{config.dataset}, fold {config.fold}", "no training case shows anything but background", "choose another fold")
     policy, sampling = resolve("medseg_nb.augment", config.augment, "augmentation policy"), resolve("medseg_nb.loop", config.sampling, "sampling")
     draws, generator = rng(config.seed, "windows"), torch.Generator().manual_seed(int(digest(["augment", config.seed])[:8], 16))
     for where in sampling([frozenset(np.unique(mask).tolist()) for _, mask in volumes], config.batch, config.steps, config.seed):
