@@ -35,7 +35,7 @@ from torchmetrics.functional import classification, segmentation
 from torchmetrics.functional.detection import panoptic_quality
 
 from medseg_nb.agreement import Pair, agree, ours, pairs
-from medseg_nb.core import folder, sha256, to_json, write
+from medseg_nb.core import folder, to_json, write
 from medseg_nb.distances import outline
 from medseg_nb.matching import stack
 from medseg_nb.metrics import BINS, TOLERANCE
@@ -240,7 +240,7 @@ def main() -> int:
     write(place / "cases.csv", to_csv(rows))
     write(place / "versions.json", to_json(dict(python=sys.version.split()[0]) | {p: importlib.metadata.version(p) for p in PACKAGES}))
     open_questions = rows[~rows.agrees & (rows.reason == "")]
-    print(f"{len(rows)} numbers, {int(rows.agrees.sum())} agree, {len(open_questions)} differ without a reason\ncases_sha256 = \"{sha256(place / 'cases.csv')}\"")
+    print(f"{len(rows)} numbers, {int(rows.agrees.sum())} agree, {len(open_questions)} differ without a reason")
     if len(open_questions): print(open_questions.to_string())
     return int(len(open_questions) > 0)
 
