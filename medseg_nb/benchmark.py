@@ -220,6 +220,7 @@ def draw(scores: pd.DataFrame):
 def draw_curves(histories: pd.DataFrame):  # dataset, model, share of the cost, loss
     "Loss by share of the cost, one panel a data set, of each model's first run"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
     datasets, names = list(dict.fromkeys(histories.dataset)), list(dict.fromkeys(histories.model))
     fig, axes = plt.subplots(1, len(datasets), figsize=(1.4 + 1.7 * len(datasets), 2.6), sharey=True, squeeze=False, layout="constrained")
     colours = plt.get_cmap("tab20").colors
@@ -227,7 +228,7 @@ def draw_curves(histories: pd.DataFrame):  # dataset, model, share of the cost, 
         for name, r in histories[histories.dataset == dataset].groupby("model", sort=False):
             ax.plot(r.share, r.loss, lw=.9, color=colours[names.index(name) % 20], label=name)
         ax.set(title=dataset, yscale="log", xlabel="share of the cost")
-        for which in ("major", "minor"): getattr(ax.yaxis, f"set_{which}_formatter")("{x:g}")
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
     axes[0][0].set_ylabel("training loss")
     fig.legend(*max((ax.get_legend_handles_labels() for ax in axes[0]), key=lambda found: len(found[1])), loc="outside right upper", frameon=False, fontsize=6)
     return fig
