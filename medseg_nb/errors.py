@@ -26,7 +26,8 @@ from .groups import FEWEST, QUARTERS, group_difference
 from .report import Report
 from .risk import auc
 from .splits import stratified
-from .statistics import CONTROL, again, benchmark_rows, compare, holm, mean_interval, mean_intervals, paired, patient_matrix, sign_flip, six_digits
+from .statistics import CONTROL, again, benchmark_rows, compare, holm, mean_interval, mean_intervals, paired, patient_matrix
+from .statistics import sign_flip, six_digits, together
 from .training import Config
 
 # %% ../nbs/39_errors.ipynb #7e0b0c0d
@@ -153,7 +154,7 @@ def leads_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for dataset, group in by_quarter(rows[rows.part.ne("score") | rows.model.isin(networks(rows))], "size").groupby("dataset", sort=False):
         mine = group[group.model == "unet"]
-        pairs = {name: (mine, other) for name, other in group.groupby("model", sort=False) if name != "unet" and len(mine)}
+        pairs = {name: together(mine, other) for name, other in group.groupby("model", sort=False) if name != "unet" and len(mine)}
         if pair := again(mine): pairs[CONTROL] = pair
         for name, pair in pairs.items():
             small, large = (paired(*(x[x.quarter == q] for x in pair), "dice") for q in (1, 4))
