@@ -28,7 +28,7 @@ from .classical import baselines
 from .core import InputError
 from .data import cases, manifest
 from .keys import register
-from .models import block, layer, upsample
+from .models import block, layer, strided, upsample
 from .report import Estimate, Report
 from .statistics import compare, holm, mean_interval, paired, six_digits, summary
 from .training import Config, fit, network
@@ -52,7 +52,7 @@ class Unit(nn.Module):
         project = [conv(channels, out, 1, bias=False), norm(out)]  # after the mean: a strided 1 × 1 convolution would skip pixels
         self.short = nn.Identity() if same else nn.Sequential(*[Halve()] * (stride - 1), *project)
 
-    def forward(self, x: Tensor) -> Tensor: return F.relu(self.body(x) + self.short(x), inplace=True)
+    def forward(self, x: Tensor) -> Tensor: return F.relu(self.body[1:](strided(self.body[0], x)) + self.short(x), inplace=True)
 
 class Up(nn.Module):
     "Go up one scale: interpolate, join the skip connection, convolve"
