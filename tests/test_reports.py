@@ -37,7 +37,7 @@ def none(faults: list) -> None: assert not faults, "\n" + "\n".join(map(str, fau
 
 def close(a, b, within: float) -> bool:
     "Equal numbers; undefined equals undefined"
-    a, b = (np.nan if v is None else float(v) for v in (a, b))
+    a, b = (np.nan if v is None or v is pd.NA else float(v) for v in (a, b))
     return bool(np.isnan(a) and np.isnan(b) or abs(a - b) <= within)
 
 
@@ -240,7 +240,7 @@ def test_every_network_takes_what_the_search_chose():
 
 def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv", dtype=TEXT)
-    trained = rows[rows.run.str.len() == 16].groupby("run") if reports.name != "smoke" else ()  # whose runs are not committed
+    trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby("run") if reports.name != "smoke" else ()  # whose runs are not committed
     for run, mine in trained:
         stored = pd.read_csv(reports / "runs" / run / "cases.csv", dtype=TEXT)
         pd.testing.assert_frame_equal(mine[stored.columns].reset_index(drop=True), stored, check_dtype=False)
