@@ -240,10 +240,10 @@ def test_every_network_takes_what_the_search_chose():
 
 def test_networks_had_the_cost_that_was_planned():
     "Processor time of training, per second that the plan gives, against that of U-Net on the same set: no opponent got more because its throughput was guessed too high"
-    found, ours = [], benchmark.plan("cpu")
-    for config in dict.fromkeys(c for s in (benchmark, hybrid) for c in s.grid("cpu", study.parameters(s.__name__.split(".")[-1], "cpu")["datasets"])):
-        place = REPO / "reports" / "cpu" / "runs" / config.key / "measured.json"
-        if place.is_file(): found.append((config.dataset, config.model, load(place)["train_cpu_seconds"] / ours.seconds_of.get(config.model, ours.seconds)))
+    ours, found = benchmark.plan("cpu"), []
+    for config in dict.fromkeys(c for name in ("benchmark", "hybrid") for c in study.grid(name, study.parameters(name, "cpu"))):
+        seconds = load(REPO / "reports" / "cpu" / "runs" / config.key / "measured.json")["train_cpu_seconds"]
+        found.append((config.dataset, config.model, seconds / ours.seconds_of.get(config.model, ours.seconds)))
     spent = pd.DataFrame(found, columns=["dataset", "model", "share"]).groupby(["dataset", "model"]).share.median()
     against = spent / spent.xs("unet", level="model").reindex(spent.index, level="dataset")
     none(list(against[(against > 1.25) | (against < .75)].items()))
