@@ -140,9 +140,12 @@ def unsteady_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by number of training patients and by image size"
-    varied = rows[rows.part == "size"].astype(dict(patients=int, size=int))
-    table = summary(varied, ["dataset", "varied", "patients", "size"], ["dice"])
-    return table.sort_values(["varied", "patients", "size"], ignore_index=True)
+    varied, by = rows[rows.part == "size"].astype(dict(patients=int, size=int)), ["dataset", "varied", "patients", "size"]
+    table, of = summary(varied, by, ["dice"]).sort_values(by[1:], ignore_index=True), dict(iter(varied.groupby(by)))
+    whole = [max(k for k in of if k[:2] == names[:2]) for names in table[by].itertuples(index=False, name=None)]
+    against = [compare(of[k], of[w], "dice") if k != w else {} for k, w in zip(table[by].itertuples(index=False, name=None), whole)]
+    table = table.join(pd.DataFrame(against)[["difference", "difference_low", "difference_high", "p"]])
+    return table.assign(p_holm=holm(table.p))
 
 # %% ../nbs/37_ablations.ipynb #29f4816e
 def claims_of(changes: pd.DataFrame, where: pd.DataFrame, unsteady: list[dict]) -> list[dict]:
@@ -155,7 +158,7 @@ def claims_of(changes: pd.DataFrame, where: pd.DataFrame, unsteady: list[dict]) 
                            int(r["n"]), r["dataset"], None))
     for r in changes[changes.part != CONTROL].to_dict("records"): add(r["part"], r, "gain")
     for r in where.to_dict("records"): add(dict(attention="attention_small", loss="loss_imbalance")[r["part"]], r, "difference")
-    for r in unsteady.to_dict("records"): add("normalization_stability", r, "difference")
+    for r in unsteady.to_dict("records"): add("normalization_stability", r | dict(difference_low=np.nan, difference_high=np.nan), "difference")
     return found
 
 def draw(changes: pd.DataFrame, sizes: pd.DataFrame):

@@ -272,14 +272,18 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
     if rejected: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
-def bench(what: Annotated[str, typer.Argument(help="metrics; train; or key of a run, or folder of an artefact")],
+def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or key of a run, or folder of an artefact")],
           limits: Annotated[Optional[str], typer.Option("--within", help="name a model's fastest variant within milliseconds, megabytes and loss")] = None):
-    "Metrics, or training and windows, side by side with other packages, in processor time; or a model's variants: times, sizes, memory, loss of Dice."
-    if limits and what in ("metrics", "train"): raise InputError("--within", "is for models", f"leave it out for {what}")
+    "Metrics, or training and windows, beside other packages, or networks beside each other, in processor time; or a model's variants: times, sizes, loss of Dice."
+    if limits and what in ("metrics", "train", "networks"): raise InputError("--within", "is for models", f"leave it out for {what}")
     if what == "train":
         from medseg_nb.throughput import benchmark_training, benchmark_windows
         benchmark_training()
         benchmark_windows()
+        return
+    if what == "networks":
+        from medseg_nb.throughput import benchmark_networks
+        benchmark_networks()
         return
     if what == "metrics":
         from medseg_nb.agreement import benchmark_metrics

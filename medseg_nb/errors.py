@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENED', 'BESIDE', 'NAMES', 'SIZES', 'ENDS', 'SPAN', 'EVEN', 'SIDES', 'VALUES', 'DROPS', 'ARTEFACT_COLUMNS', 'SHARE',
            'SIMPLE', 'RIVALS', 'COLOURS', 'opened', 'grid', 'first_runs', 'scored', 'leaders', 'gathered', 'by_quarter',
-           'sizes_of', 'small_of', 'imbalance_of', 'shapes_of', 'networks', 'closer', 'leads_of', 'boundary_of',
+           'shown', 'sizes_of', 'small_of', 'imbalance_of', 'shapes_of', 'closer', 'leads_of', 'boundary_of',
            'bands_of', 'artefacts_of', 'strength_of', 'subgroups_of', 'cross_validated', 'failures_of', 'claims_of',
            'draw_sizes', 'draw_bands', 'draw_artefacts', 'draw_failures', 'chosen_cases', 'draw_gallery']
 
@@ -31,7 +31,7 @@ from .statistics import sign_flip, six_digits, together
 from .training import Config
 
 # %% ../nbs/39_errors.ipynb #7e0b0c0d
-OPENED = ("unet", "fcn", "segformer", "unet_lite0")  # the reference, another of the source's, one of attention, and one that began with weights from elsewhere
+OPENED = ("unet", "fcn", "segformer", "residual_unet", "unet_lite0")  # the reference, one more of the source's, attention, two that stand for what can be reached
 BESIDE = ("chance", "otsu", "svm")
 
 def opened(profile: str) -> list[str]: return [m for m in benchmark.models(profile) if profile == "own" or m in OPENED]
@@ -45,9 +45,9 @@ def first_runs(configs: Sequence[Config]) -> list[Config]:
     return [c for c in configs if c in found.values()]
 
 def scored(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
-    "The benchmark's rows with the scores that are looked at here; `balance` is (predicted - true) / (predicted + true) volume"
+    "Rows of the benchmark's networks, and of what stands beside them; `balance` is (predicted - true) / (predicted + true) volume"
     rows = benchmark_rows(profile, datasets)
-    rows = rows[rows.model.isin([*opened(profile), *BESIDE])].reset_index(drop=True)
+    rows = rows[rows.model.isin([*benchmark.models(profile), *BESIDE])].reset_index(drop=True)
     surface = rows[[c for c in rows if c.startswith("nsd_")]].bfill(axis=1).iloc[:, 0]
     rows = rows.assign(part="score", surface=surface, balance=rows.volume_difference / (2 + rows.volume_difference))
     return rows[[*NAMES, "dice", "sensitivity", "surface", "balance"]]
@@ -88,6 +88,10 @@ def by_quarter(rows: pd.DataFrame, name: str) -> pd.DataFrame:  # scores with th
     lesions = rows.loc[rows.part == "reference", [*keys, f"{name}_quarter"]].rename(columns={f"{name}_quarter": "quarter"})
     return rows.loc[rows.part == "score", [*NAMES, "dice", "sensitivity", "surface", "balance"]].merge(lesions, on=keys)
 
+def shown(rows: pd.DataFrame) -> pd.DataFrame:
+    "Rows without the scores of networks that are not opened"
+    return rows[(rows.part != "score") | rows.model.isin([*BESIDE, *rows.model[rows.part == "contour"]])]
+
 ENDS = ("", "_low", "_high")
 
 def _named(name: str, found: Sequence[float]) -> dict:  # value, low, high, patients
@@ -108,7 +112,7 @@ def _models(rows: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
 def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by quarter of lesion size"
     found = []
-    for names, group in _models(by_quarter(rows, "size")):
+    for names, group in _models(by_quarter(shown(rows), "size")):
         for quarter, name in zip(QUARTERS, SIZES): names |= _mean(group[group.quarter == quarter], "dice", name)
         found.append(names)
     return pd.DataFrame(found)
@@ -116,7 +120,7 @@ def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
 def small_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Sensitivity of the largest quarter minus that of the smallest; `missed` counts lesions of which nothing was found, of all, smallest / largest"
     found = []
-    for names, group in _models(by_quarter(rows, "size")):
+    for names, group in _models(by_quarter(shown(rows), "size")):
         ends = [group[group.quarter == q] for q in (1, 4)]
         missed = " / ".join(f"{(e.sensitivity == 0).sum()} of {len(e)}" for e in ends)
         found.append(names | dict(missed=missed) | _mean(ends[0], "sensitivity", "smallest") | _mean(ends[1], "sensitivity", "largest")
@@ -127,7 +131,7 @@ def small_of(rows: pd.DataFrame) -> pd.DataFrame:
 def imbalance_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Balance of predicted and true volume: all lesions, quarters by their share of the image, and the largest minus the smallest quarter"
     found = []
-    for names, group in _models(by_quarter(rows, "share")):
+    for names, group in _models(by_quarter(shown(rows), "share")):
         by = {name: group[group.quarter == quarter] for quarter, name in zip(QUARTERS, SIZES)}
         for name, mine in dict(all=group, **by).items(): names |= _mean(mine, "balance", name)
         found.append(names | _apart(by["largest"], by["smallest"], "balance"))
@@ -137,14 +141,13 @@ def imbalance_of(rows: pd.DataFrame) -> pd.DataFrame:
 def shapes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Surface Dice of the quarter of the most regular lesions minus that of the most irregular"
     found = []
-    for names, group in _models(by_quarter(rows, "solidity")):
+    for names, group in _models(by_quarter(shown(rows), "solidity")):
         irregular, regular = (group[group.quarter == q] for q in (1, 4))
         found.append(names | _mean(irregular, "surface", "irregular") | _mean(regular, "surface", "regular") | _apart(regular, irregular, "surface"))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
 # %% ../nbs/39_errors.ipynb #000ee4d9
-def networks(rows: pd.DataFrame) -> list[str]: return [*dict.fromkeys(rows.model[rows.part == "contour"])]
 def closer(rows: pd.DataFrame) -> pd.DataFrame:  # dataset, model
     "U-Net and the best other network of each data set, which were looked at more closely"
     return rows.loc[rows.part == "look", ["dataset", "model"]].drop_duplicates()
@@ -152,7 +155,7 @@ def closer(rows: pd.DataFrame) -> pd.DataFrame:  # dataset, model
 def leads_of(rows: pd.DataFrame) -> pd.DataFrame:
     "U-Net minus each other network: Dice in the smallest and in the largest quarter, the first minus the second, and surface Dice of all lesions"
     found = []
-    for dataset, group in by_quarter(rows[rows.part.ne("score") | rows.model.isin(networks(rows))], "size").groupby("dataset", sort=False):
+    for dataset, group in by_quarter(rows[~rows.model.isin(BESIDE)], "size").groupby("dataset", sort=False):
         mine = group[group.model == "unet"]
         pairs = {name: together(mine, other) for name, other in group.groupby("model", sort=False) if name != "unet" and len(mine)}
         if pair := again(mine): pairs[CONTROL] = pair

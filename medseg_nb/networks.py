@@ -278,5 +278,6 @@ def criteria(models: Mapping[str, str],  # network: module that registers it
     for name, module in models.items():
         papers, network, encoder = INTRODUCED.get(name, ("", "", ""))
         net = resolve(module, name, "model")(channels=3, classes=2, width=width)
-        rows.append(dict(model=name, **complexity(net), papers=papers, network=network, encoder=encoder, **offers(network, encoder)))
+        introduced = "; ".join(f"{paper[:-4].capitalize()} {paper[-4:]}" for paper in papers.split("; ") if paper)
+        rows.append(dict(model=name, **complexity(net), introduced=introduced, **offers(network, encoder)))
     return pd.DataFrame(rows).join(reported, on="model")

@@ -24,7 +24,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from . import benchmark
-from .claims import STANDS_FOR, judge
+from .claims import judge
 from .classical import constant_mask
 from .core import InputError, rng
 from .data import cases, manifest
@@ -456,7 +456,7 @@ def draw_examples(found: list[Group], setting: str, n: int = 4):
     return fig
 
 # %% ../nbs/44_synthesis.ipynb #ee58212b
-def named(dataset: str) -> str | None: return STANDS_FOR.get(dataset) or ("images of patients" if manifest(dataset).synthetic else None)
+def named(dataset: str) -> str | None: return "images of patients" if manifest(dataset).synthetic else None  # no claim names a data set
 
 def claims_of(gains: pd.DataFrame, scarcity: pd.DataFrame, nearer: list[dict]) -> list[dict]:
     "The source's claims on augmentation, judged on each data set"

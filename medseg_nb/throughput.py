@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Loop', 'GRID', 'WINDOW', 'OVERLAP', 'plain_batches', 'plain_loop', 'timed', 'rounds', 'has_bf16',
-           'benchmark_training', 'volume_cost', 'benchmark_windows']
+           'benchmark_training', 'planned', 'in_turns', 'benchmark_networks', 'volume_cost', 'benchmark_windows']
 
 # %% ../nbs/36_throughput.ipynb #f719ed42
 import json
@@ -14,21 +14,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from . import study
+from .benchmark import plan
 from .inference import sliding_labels
-from .keys import resolve
+from .keys import load, resolve
 from .models import UNet
 from .statistics import mean_interval
-from .training import Config, losses, network, pool, train
+from .training import Config, losses, network, own, pool, train
 
 # %% ../nbs/36_throughput.ipynb #63a39b32
 Loop = Callable[[Iterable[tuple]], list[float]]  # takes a step on each batch that it is given, and tells their losses
@@ -116,6 +118,39 @@ def benchmark_training(config: Config | None = None,  # U-Net of half a million 
     if not known: print("monai is not installed here"); return found
     mean, low, high, _ = mean_interval((found.other_all / found["all"]).to_numpy()[:, None])
     print(f"{'times as fast':56} {mean:8.2f} [{low:.2f}, {high:.2f}]   wanted: {1.5 if config.precision == 'bf16' else 1.15}")
+    return found
+
+# %% ../nbs/36_throughput.ipynb #a6943f1d
+def planned(profile: str) -> dict[str, Config]:  # first run by name in `throughput` of nbs/grid.yaml
+    "A run of every network whose steps follow from a throughput"
+    known, found = plan(profile).throughput, {}
+    for section in ("benchmark", "volumes", "hybrid"):
+        for c in study.grid(section, study.parameters(section, profile)):
+            name = f"{c.model}_3d" if c.depth else c.model
+            found.setdefault(f"{name}.{c.dataset}" if f"{name}.{c.dataset}" in known else name, c)
+    return {name: c for name, c in found.items() if name in known}
+
+def in_turns(configs: dict[str, Config], n: int = 5, steps: int = 8) -> Iterator[dict]:  # round, name, images a second
+    "Throughput of each run in each round, after two steps that do not count"
+    def watch(batches):
+        yield from islice(batches := iter(batches), 2)
+        yield from timed(batches, steps, spent)
+    for k, (name, c) in ((k, item) for k in range(n) for item in configs.items()):
+        spent = dict(loading=0., all=0.)
+        load(own(c, "train")).train(replace(c, steps=steps + 2), watch)
+        yield dict(round=k, name=name, speed=c.batch * steps / spent["all"])
+
+def benchmark_networks(profile: str = "cpu", n: int = 5) -> pd.DataFrame:  # by name: images a second today, and ratios to U-Net
+    "Print the throughput of all networks, and which of them had more or less than its share by over a quarter"
+    configs, given = planned(profile), pd.Series(plan(profile).throughput)
+    print(f"Training {len(configs)} networks of profile {profile} in turns, {n} rounds; then images a second, their ratio to U-Net, and that of nbs/grid.yaml:")
+    speeds = pd.DataFrame(in_turns(configs, n)).pivot(index="round", columns="name", values="speed")[[*configs]]
+    ratio = speeds.div(speeds["unet"], axis=0).median()
+    found = pd.DataFrame(dict(speed=speeds.median(), ratio=ratio, given=given[ratio.index] / given["unet"]))
+    for name, r in found.iterrows():
+        wanted = float(f"{r.ratio * given['unet']:.3g}")
+        off = "" if 1 / 1.25 < r.ratio / r.given < 1.25 else f"   write {name}: {wanted:g}"
+        print(f"{name:32} {r.speed:8.1f} {r.ratio:8.2f} {r.given:8.2f}{off}")
     return found
 
 # %% ../nbs/36_throughput.ipynb #92f8b567

@@ -18,6 +18,7 @@ from .claims import judge
 from .classical import constant_mask
 from .core import InputError, digest, rng
 from .data import cases, manifest
+from .groups import FEWEST
 from .images import Image
 from .keys import resolve
 from .preprocess import prepare, prepared, scaled
@@ -97,9 +98,9 @@ def shrunk(profile: str, dataset: str) -> list[Config]:
     return [replace(first, fold=f, seed=s, steps=bought("unet", first, profile)) for f in runs.folds for s in runs.seeds]
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
-    "Both ways on the same folds, and beyond `smoke` windows with another seed, the control"
+    "Both ways on the same folds, beyond `smoke` with two seeds, which are each way's control"
     found = [replace(c, task=task) for d in datasets for c in shrunk(profile, d) for task in WAYS.values()]
-    return found + ([replace(c, seed=c.seed + 1) for c in found if c.task] if profile not in ("smoke", "own") else [])
+    return found + ([replace(c, seed=c.seed + 1) for c in found] if profile not in ("smoke", "own") else [])
 
 def unfit(dataset: str) -> str:  # empty where it fits
     return "" if dataset in VOLUMES else f"no window is set for {dataset}"
@@ -117,19 +118,25 @@ def chance(config: Config) -> pd.DataFrame:
 # %% ../nbs/38_volumes.ipynb #3b1e449e
 METRICS = ["dice", "hd95", "nsd"]
 
+def _honest(table: pd.DataFrame, estimates: Sequence[str]) -> pd.DataFrame:
+    "A table without the intervals of fewer patients than an interval needs"
+    return table.assign(**{f"{e}{end}": table[f"{e}{end}"].where(table.n >= FEWEST) for e in estimates for end in ("_low", "_high")})
+
 def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient scores by way"
-    return summary(rows[~rows.control], ["dataset", "region", "way", "unit"], METRICS)
+    return _honest(summary(rows, ["dataset", "region", "way", "unit"], METRICS), METRICS)
 
 def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Windows minus the whole volume shrunk, on the same patients; and windows with another seed (A/A)"
+    "Windows minus another way or chance, on the same patients; and each way minus itself with another seed (A/A)"
     found = []
     for dataset, group in rows.groupby("dataset", sort=False):
-        of = dict(iter(group[~group.control].groupby("way")))
-        found.append(dict(dataset=dataset, against="shrunk", **compare(of["windows"], of["shrunk"], "dice")))
-        if pair := again(group[group.way == "windows"]): found.append(dict(dataset=dataset, against=f"windows, {CONTROL}", **compare(*pair, "dice")))
+        of = dict(iter(group.groupby("way", sort=False)))
+        of["chance"] = pd.concat([of["chance"].assign(seed=s) for s in sorted(set(of["windows"].seed))])  # it has no seed, and stands beside each
+        pairs = [("windows", "shrunk"), ("windows", "chance"), ("shrunk", "chance")]
+        found += [dict(dataset=dataset, way=way, against=other, **compare(of[way], of[other], "dice")) for way, other in pairs]
+        found += [dict(dataset=dataset, way=way, against=CONTROL, **compare(*pair, "dice")) for way in WAYS if (pair := again(of[way]))]
     table = pd.DataFrame(found)
-    return table.assign(p_holm=holm(table.p))
+    return _honest(table.assign(p_holm=holm(table.p)), ["difference"])
 
 def claims_of(table: pd.DataFrame) -> list[dict]:
     return [judge(f"volumes.{r.dataset}", "Windows at a volume's own resolution are above the whole volume shrunk, in Dice", "ours", "difference", (0, 0),
@@ -145,7 +152,8 @@ def draw(scores: pd.DataFrame):
         names = list(dict.fromkeys(own.region))
         for k, (way, r) in enumerate(own.groupby("way", sort=False)):
             at = [names.index(name) + .2 * (k - 1) for name in r.region]
-            ax.errorbar(r.dice, at, xerr=[r.dice - r.dice_low, r.dice_high - r.dice], fmt="o", ms=3, lw=.9, label=way, color="0.5" if way == "chance" else None)
+            reach = np.nan_to_num([r.dice - r.dice_low, r.dice_high - r.dice])
+            ax.errorbar(r.dice, at, xerr=reach, fmt="o", ms=3, lw=.9, label=way, color="0.5" if way == "chance" else None)
         ax.set(title=dataset, xlim=(0, 1), yticks=range(len(names)), yticklabels=names, xlabel="mean patient Dice"); ax.invert_yaxis()
     axes[0][0].legend(frameon=False)
     return fig
