@@ -188,14 +188,14 @@ def train(data: Annotated[str, typer.Option(help="id of a data set")], model: An
     from medseg_nb import benchmark, hybrid
     from medseg_nb.core import PROFILES, choose
     from medseg_nb.data import available, manifest
-    from medseg_nb.training import work
+    from medseg_nb.training import processes, work
     choose(model, [*benchmark.models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
     if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
     available(data)
     def of_hybrid(): return next(c for c in hybrid.grid(profile, [data]) if c.model == model)
     config = replace(of_hybrid() if model == "hybrid" else benchmark.run(profile, data, model), seed=seed)
     work(config, weights=True)
-    print(config.key)
+    if processes()[0] == 0: print(config.key)
 
 # %% ../nbs/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")
@@ -274,7 +274,7 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
 @app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
 def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or key of a run, or folder of an artefact")],
           limits: Annotated[Optional[str], typer.Option("--within", help="name a model's fastest variant within milliseconds, megabytes and loss")] = None):
-    "Metrics, or training and windows, beside other packages, or networks beside each other, in processor time; or a model's variants: times, sizes, loss of Dice."
+    "Metrics, or training and windows, beside other packages, or networks side by side, in processor time; or a model's variants: times, sizes, loss of Dice."
     if limits and what in ("metrics", "train", "networks"): raise InputError("--within", "is for models", f"leave it out for {what}")
     if what == "train":
         from medseg_nb.throughput import benchmark_training, benchmark_windows

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOOP', 'SAME', 'APART', 'KEPT', 'COST', 'PRELOADED', 'Config', 'task', 'own', 'losses', 'starting_points', 'run_key',
            'scoring_key', 'network', 'objective', 'begun', 'train', 'label', 'training_cases', 'pool', 'known',
-           'beside', 'batches', 'segment', 'evaluate', 'rows_of', 'stored', 'diverged', 'rows', 'meter', 'work',
-           'load_run', 'train_missing', 'fit', 'publish']
+           'beside', 'batches', 'segment', 'evaluate', 'rows_of', 'stored', 'diverged', 'rows', 'meter', 'processes',
+           'share', 'sound', 'work', 'load_run', 'train_missing', 'fit', 'publish']
 
 # %% ../nbs/35_training.ipynb #7755a34f
 import json
@@ -16,7 +16,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
@@ -302,13 +302,43 @@ def meter() -> Callable[[], dict]:
                     joules=None if energy is None else _joules() - energy)
     return spent
 
+def processes() -> tuple[int, int]:
+    "Which of the processes that train one run together this is, and their number, as `torchrun` or `accelerate launch` tells"
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+def share(batches: Iterable[tuple]) -> Iterator[tuple]:
+    "This process's part of each batch; gradients are then averaged over the processes"
+    rank, many = processes()
+    for batch in batches:
+        if len(batch[0]) % many: raise InputError("processes", f"{many} cannot share a batch of {len(batch[0])}", "choose a divisor of it")
+        yield tuple(part.tensor_split(many)[rank] for part in batch)
+
+@contextmanager
+def sound(config: Config) -> Iterator[None]:
+    "Refuses what torch computes wrongly on a processor: a convolution with a stride, in bfloat16, whose answer is one wide"
+    from torch import bfloat16
+    from torch.nn.modules import conv, module
+    def check(net, given, answer):
+        if not isinstance(net, (conv.Conv1d, conv.Conv2d, conv.Conv3d)) or max(net.stride) == 1 or net.groups > 1: return
+        if answer.dtype == bfloat16 and answer.shape[-1] == 1 and answer.device.type == "cpu":
+            raise InputError(label(config), "has a convolution with a stride whose answer is one wide, which torch gets wrong in bfloat16",
+                             "set `precision` to fp32, or call the convolution by `medseg_nb.models.strided`")
+    hook = module.register_module_forward_hook(check)
+    try: yield
+    finally: hook.remove()
+
+def _learn(config: Config):  # as `train`
+    "Train a run, alone or together with other processes"
+    need(config.device)
+    def watched(batches): return progress(share(batches), label(config), config.steps) if processes()[0] == 0 else share(batches)
+    with sound(config): return load(own(config, "train")).train(config, watched)
+
 def _train(config: Config, place: Path) -> None:
     "Train a run and store all but its rows; the weights are written last. A run that diverged is marked, and is not tried again"
     import safetensors.torch
     from medseg_nb.loop import Diverged
-    need(config.device)
     spent = meter()
-    try: net, history = load(own(config, "train")).train(config, lambda batches: progress(batches, label(config), config.steps))
+    try: net, history = _learn(config)
     except Diverged as e:
         write(place / "failed.json", to_json(dict(why=e.fault)))
         raise
@@ -323,6 +353,9 @@ def work(config: Config, weights: bool = False) -> Path:  # the run's folder
     place = folder("runs") / config.key
     if not weights and (found := stored(config)): return found
     prepared(config.dataset, config.shape, config.normalise, config.masks)  # refuses what cannot be trained on before the run has a folder
+    if processes()[0]:  # the first one locks and writes
+        if not (place / "weights.safetensors").is_file(): _learn(config)
+        return place
     code = scoring_key(config)  # of the files as they were imported, not as they are when training ends
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
@@ -407,6 +440,7 @@ def _setting(name: str, default: float, lowest: float) -> float:
 
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     "Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all others are done"
+    if processes()[1] > 1: raise InputError("several processes", "train one run at a time", "launch `medseg train` with them")
     todo, running, failed = [c for c in dict.fromkeys(configs) if not stored(c)], {}, []
     workers, deadline = _setting("MEDSEG_WORKERS", min(2, os.cpu_count()), 1), _setting("MEDSEG_DEADLINE", float("inf"), 0)
     try:

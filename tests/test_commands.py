@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import typer
 from PIL import Image
+from safetensors.numpy import load_file
 
-from conftest import PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
+from conftest import COMMAND, PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
 from medseg_nb.benchmark import grid
 from medseg_nb.cli import app
 
@@ -336,6 +337,36 @@ report = Report("benchmark", profile)
 rows = fit(grid(profile, datasets), profile)
 report.cases(rows)
 report.numbers({"models.count": rows.model.nunique()})"""
+
+
+FLAT = """from torch import nn
+
+from medseg_nb.keys import register
+
+
+@register("flat")
+class Flat(nn.Module):
+    def __init__(self, channels: int, classes: int, ndim: int = 2, width: int = 16):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, classes, 3, padding=1))
+
+    def forward(self, x): return self.layers(x)
+"""
+
+
+def test_two_processes_train_one_run(fresh):
+    "Gradients of the halves of a batch, averaged, are those of the whole, where no layer looks at several cases; one process writes"
+    (fresh.root / "own").mkdir()
+    (fresh.root / "own" / "flat.py").write_text(FLAT)
+    words = ["train", "--data", "phantom_skin", "--model", "flat", "--profile", "own"]
+    alone = fresh.call(*words)
+    both = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", COMMAND, *words], capture_output=True, text=True, cwd=fresh.root, timeout=300,
+                          env=fresh.environment() | dict(MEDSEG_RUNS="two", OMP_NUM_THREADS="1"))
+    assert (alone.returncode, both.returncode) == (0, 0) and both.stdout.strip() == alone.stdout.strip(), both.stderr
+    ours, theirs = (fresh.root / runs / alone.stdout.strip() for runs in ("runs", "two"))
+    a, b = (load_file(place / "weights.safetensors") for place in (ours, theirs))
+    assert a.keys() == b.keys() and all(np.allclose(a[k], b[k], atol=1e-5) for k in a)
+    assert (ours / "history.csv").read_text() != (theirs / "history.csv").read_text(), "each process saw its part"
 
 
 def test_own_data_and_an_added_model(fresh):
