@@ -31,7 +31,7 @@ from .statistics import sign_flip, six_digits, together
 from .training import Config
 
 # %% ../nbs/39_errors.ipynb #7e0b0c0d
-OPENED = ("unet", "fcn", "segformer", "residual_unet", "unet_lite0")  # the reference, another of the source's, attention, two that stand for what can be reached
+OPENED = ("unet", "fcn", "segformer", "residual_unet", "unet_lite0")  # reference, another of the source's, attention, two that stand for what can be reached
 BESIDE = ("chance", "otsu", "svm")
 
 def opened(profile: str) -> list[str]: return [m for m in benchmark.models(profile) if profile == "own" or m in OPENED]
