@@ -66,7 +66,9 @@ def narrowed(base: Config,
     short = replace(base, width=width, start=base, task="medseg_nb.pruning", steps=1)
     return replace(base, width=width, start=short)
 
-def train(config: Config, watch: Callable) -> tuple:  # network in evaluation mode, and no losses
+def train(config: Config,
+          watch: Callable,  # of batches, of which there are none
+         ) -> tuple:        # network in evaluation mode, and no losses
     "Cut the run that a config starts from; nothing is learnt"
     base, net = load_run(work(config.start, weights=True).name)
     small, m = network(config), manifest(config.dataset)
@@ -75,5 +77,5 @@ def train(config: Config, watch: Callable) -> tuple:  # network in evaluation mo
     if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in fresh.items()}:
         raise InputError(base.key, f"a {base.model} whose channels are cut is no narrower {base.model}", "prune a convolutional network, such as unet")
     answers = tuple(f"{n}." for n, part in small.named_modules() if getattr(part, "out_channels", None) == classes)
-    for _ in watch(range(1)): small.load_state_dict({k: fresh[k] if k.startswith(answers) else v for k, v in found.items()})
+    small.load_state_dict({k: fresh[k] if k.startswith(answers) else v for k, v in found.items()})
     return small.eval(), np.zeros(0)
