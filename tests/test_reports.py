@@ -114,7 +114,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
     **{("realtime", name): getattr(realtime, f"{name}_of") for name in ("variants", "differences")},
     **{("errors", name): getattr(errors, f"{name}_of")
-       for name in ("sizes", "small", "leads", "imbalance", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups", "failures")},
+       for name in ("sizes", "small", "leads", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups", "failures")},
+    ("errors", "imbalance"): lambda rows: errors.imbalance_of(rows).drop(columns=[f"{q}{end}" for q in ("small", "large") for end in ("", "_low", "_high")]),
     **{("generalization", name): getattr(generalization, f"{name}_of") for name in ("zero_shot", "few_shot", "gains", "adaptation", "carried", "shift")},
     ("datasets", "sizes"): sizes_of,
     ("datasets", "prevalence"): prevalence_of,
