@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLD', 'COLUMNS', 'records', 'peer_rows', 'costs', 'best', 'run_at', 'raised', 'controls', 'grid', 'scores_of',
-           'differences_of', 'rising_of', 'claims_of', 'draw']
+           'differences_of', 'rising_of', 'taken', 'claims_of', 'draw']
 
 # %% ../nbs/38_peers.ipynb #8a7076d3
 import json
@@ -19,7 +19,7 @@ from .core import InputError, folder, sha256
 from .data import frozen
 from .report import Report
 from .statistics import CONTROL, again, benchmark_rows, compare, holm, summary
-from .training import Config, fit
+from .training import COST, Config, fit, stored
 
 # %% ../nbs/38_peers.ipynb #c10802cf
 def records(datasets: Sequence[str]) -> list[dict]:  # what stands in `peer.json`
@@ -105,6 +105,15 @@ def rising_of(rows: pd.DataFrame) -> pd.DataFrame:
         step = compare(after, before, "dice")
         found.append(dict(dataset=dataset, model=model, before=levels[0], after=levels[1], **step, rising="yes" if step["difference_low"] > 0 else "not shown"))
     return pd.DataFrame(found)
+
+# %% ../nbs/38_peers.ipynb #2ca1ba14
+def taken(cost: dict[Config, float], datasets: Sequence[str]) -> pd.DataFrame:  # dataset, model, seconds, cpu_seconds
+    "Processor seconds that training took, beside the cost that was planned"
+    ours = [dict(dataset=c.dataset, model=c.model, seconds=s, cpu_seconds=json.loads((stored(c) / COST).read_text())["train_cpu_seconds"])
+            for c, s in cost.items()]
+    theirs = [dict(dataset=f["dataset"], model=f["peer"], seconds=float(v["seconds"]), cpu_seconds=v["measured_cpu_seconds"])
+              for f in records(datasets) for v in f["levels"]]
+    return pd.DataFrame(ours + theirs).sort_values(["dataset", "model", "seconds"], ignore_index=True)
 
 # %% ../nbs/38_peers.ipynb #33b8c8d5
 def claims_of(table: pd.DataFrame) -> list[dict]:
