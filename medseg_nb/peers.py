@@ -19,7 +19,7 @@ from .core import InputError, folder, sha256
 from .data import frozen
 from .report import Report
 from .statistics import CONTROL, again, benchmark_rows, compare, holm, summary
-from .training import COST, Config, fit, stored
+from .training import Config, fit
 
 # %% ../nbs/38_peers.ipynb #c10802cf
 def records(datasets: Sequence[str]) -> list[dict]:  # what stands in `peer.json`
@@ -109,7 +109,7 @@ def rising_of(rows: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/38_peers.ipynb #2ca1ba14
 def taken(cost: dict[Config, float], datasets: Sequence[str]) -> pd.DataFrame:  # dataset, model, seconds, cpu_seconds
     "Processor seconds that training took, beside the cost that was planned"
-    ours = [dict(dataset=c.dataset, model=c.model, seconds=s, cpu_seconds=json.loads((stored(c) / COST).read_text())["train_cpu_seconds"])
+    ours = [dict(dataset=c.dataset, model=c.model, seconds=s, cpu_seconds=benchmark.spent([c]).train_cpu_seconds.item())
             for c, s in cost.items()]
     theirs = [dict(dataset=f["dataset"], model=f["peer"], seconds=float(v["seconds"]), cpu_seconds=v["measured_cpu_seconds"])
               for f in records(datasets) for v in f["levels"]]
