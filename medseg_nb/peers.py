@@ -93,6 +93,7 @@ def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
             model, seconds = control[["model", "seconds"]].iloc[0]
             found.append(dict(dataset=dataset, model=model, against=CONTROL, seconds=seconds, last=False, **compare(*pair, "dice")))
     table = pd.DataFrame(found)
+    table.insert(2, "begins", [benchmark.BEGINS.get(m, "at random") for m in table.model])
     return table.assign(p_holm=holm(table.p))
 
 def rising_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +126,7 @@ def draw(scores: pd.DataFrame):
     "Mean Dice by cost, one panel a data set; the best constant mask as a line"
     import matplotlib.pyplot as plt
     datasets, names = list(dict.fromkeys(scores.dataset)), [m for m in dict.fromkeys(scores.model) if m != "chance"]
-    fig, axes = plt.subplots(1, len(datasets), figsize=(2.2 * len(datasets) + 1, 2.6), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(datasets), figsize=(2.2 * len(datasets) + 1, 2.6), sharey=True, squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         for model, r in scores[scores.dataset == dataset].groupby("model", sort=False):
             if model == "chance": ax.axhline(r.dice.iloc[0], ls=":", color="0.4"); continue
