@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Name', 'Section', 'sections', 'notebook', 'read_notebook', 'code', 'defaults', 'parameters', 'grid', 'parts',
            'results_folder', 'provenance', 'stamp', 'changes', 'data_here', 'checkable', 'unfit', 'status',
-           'experiment', 'normalised', 'SectionError', 'reraised', 'environment', 'measuring', 'execute', 'record_of',
-           'run', 'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen',
-           'drop_other', 'run_all', 'on_cluster']
+           'experiment', 'normalised', 'SectionError', 'reraised', 'environment', 'measuring', 'with_kernel', 'execute',
+           'record_of', 'run', 'refresh', 'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream',
+           'chosen', 'drop_other', 'run_all', 'on_cluster']
 
 # %% ../nbs/03_study.ipynb #abd8468c
 import ast
@@ -268,19 +268,30 @@ def measuring() -> Iterator[dict]:  # filled at the end: seconds, peak_gib
     try: yield found
     finally: done.set(); thread.join(); found["seconds"] = time.monotonic() - start
 
+# %% ../nbs/03_study.ipynb #6f1eab42
+def with_kernel(nb: dict, executed: Path, given: dict) -> None:
+    "Execute a notebook with papermill; where a kernel dies before the first cell, another is started, three in all"
+    import nbformat
+    import papermill
+    for left in (2, 1, 0):
+        try:
+            papermill.execute_notebook(nbformat.from_dict(nb), executed, given, kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr,
+                                       extra_arguments=["--log-level=CRITICAL"])
+            return
+        except RuntimeError as e:
+            if not left or "died before replying" not in str(e): raise
+            print("the kernel did not start; trying another", file=sys.stderr)
+
 # %% ../nbs/03_study.ipynb #cc7ece6c
 def execute(section: str, given: dict, stage: Path) -> dict:  # what was measured
     "Execute a section's notebook with papermill; its results and its normalised notebook go to `stage`"
-    import nbformat
-    import papermill
     kept = folder("runs") / "failed" / f"{given['profile']}-{section}.ipynb"
     executed = stage / "notebook.ipynb"
     variables = dict(MEDSEG_STAGE=str(stage), PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYDEVD_DISABLE_FILE_VALIDATION="1")
     if given["profile"] == "smoke": variables["MEDSEG_DATA"] = None
     try:
         with environment(**variables), measuring() as found:
-            papermill.execute_notebook(nbformat.from_dict(experiment(read_notebook(notebook(section)))), executed, given, kernel_name="python3",
-                                       progress_bar=False, cwd=root(), stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
+            with_kernel(experiment(read_notebook(notebook(section))), executed, given)
     except Exception as e:
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
