@@ -222,11 +222,12 @@ def power_of(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for _, group in pd.DataFrame(spreads_of(rows)).groupby("dataset", sort=False):
         group = group.sort_values("sd", kind="stable")
-        for k in sorted({0, len(group) // 2, len(group) - 1}):
+        for k, spread in sorted({len(group) // 2: "middle", len(group) - 1: "largest", 0: "smallest"}.items()):
             row, needed = group.iloc[k], {f"n_{w:.2f}": patients_needed(w, group.sd.iloc[k]) for w in WANTED}
             planned = needed[f"n_{WANTED[1]:.2f}"]
             power = simulated_power(row.d, WANTED[1], int(planned)) if planned > 0 else (np.nan,) * 3
-            table.append(row.drop(["d", "difference"]).to_dict() | needed | dict(zip(("simulated", "simulated_low", "simulated_high"), power)))
+            found = dict(dataset=row.dataset, spread=spread) | row.drop(["d", "difference"]).to_dict() | needed
+            table.append(found | dict(zip(("simulated", "simulated_low", "simulated_high"), power)))
     return pd.DataFrame(table)
 
 # %% ../nbs/29_power.ipynb #8299198b
