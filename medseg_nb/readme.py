@@ -75,10 +75,11 @@ def compared(profile: str) -> str:  # empty where no other tool was run
     if not (place / "differences.csv").is_file(): return ""
     ends = pd.read_csv(place / "differences.csv").query("last")
     claims = json.loads((place / "results.json").read_text(encoding="utf-8"))["claims"]
-    explained = f"{sum(c['verdict'] == 'undecided' for c in claims)} of these {len(claims)} differences"
+    above, held = int((ends.difference_low > 0).sum()), sum(c["verdict"] == "supported" for c in claims)
     values = {f"dice{end}": ends[f"difference{end}"] for end in ("", "_low", "_high")}
     intro = (f"`{ends.model.iloc[0]}` ({ends.begins.iloc[0]}) minus other tools, which begin at random: the same patients of the first fold, as many seconds "
-             f"of one thread, one training each. Another seed could explain {explained}.")
+             f"of one thread, one training each. The interval over patients lies above zero for {above} of {len(ends)}; "
+             f"with allowance for another seed, for {held}.")
     return f"{intro}\n\n{scores(ends.assign(model=[f'{a}, {s} s' for a, s in zip(ends.against, ends.seconds)], **values))}"
 
 # %% ../nbs/95_readme.ipynb #cb072397
