@@ -1,4 +1,4 @@
-# Each target does the set-up it needs. README gives the commands behind them for machines without make.
+# Each target does the set-up it needs. docs/cluster.md gives the commands behind them for machines without make.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
@@ -24,7 +24,7 @@ paper: env  ## execute what is stale and rebuild the smoke paper (PROFILE=cpu fo
 
 test: env  ## export check, every notebook's tests, tests/
 	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 export: env  ## write the library from the notebooks, and clean them
 	@PATH="$(BIN):$$PATH" sh -c 'nbdev_export && nbdev_clean --fname nbs'
@@ -33,9 +33,9 @@ lab: env  ## open the notebooks
 	@$(BIN)/jupyter lab nbs
 
 app: env  ## bring NiiVue, the volume viewer of `medseg serve app`, and check its hash
-	@$(BIN)/python -c "from medseg_nb.app import bring_niivue; print(bring_niivue())"
+	@$(BIN)/python -c "from medseg_nb.deployment.app import bring_niivue; print(bring_niivue())"
 
-stress: env  ## long fuzzing, and kills on the real smoke paper
+stress: env  ## fuzz readers, scores and every command, and kill sections of the smoke paper; at most 40 minutes
 	@$(BIN)/python -m pytest -m stress
 
 lock: env  ## resolve the requirements of settings.ini anew, for all systems

@@ -53,7 +53,7 @@ def write_notebook(path: Path, cells: list[dict]) -> Path:
     return path
 
 
-IMPORTS = "import json\nimport time\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom medseg_nb.core import folder, rng\nfrom medseg_nb.report import Estimate, Report"
+IMPORTS = "import json\nimport time\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom medseg_nb.kit.core import folder, rng\nfrom medseg_nb.kit.report import Estimate, Report"
 FIRST = """#| study
 report = Report("a", profile)  # a comment of section a
 values = rng(seed, "a").normal(size=9).round(3)
@@ -74,7 +74,7 @@ report.numbers({{"value.mean": before + {step}}})"""
 
 def section(name: str, study: str) -> list[dict]:
     "Cells of a section of the fixture study"
-    return [cell(f"#| default_exp {name}"), cell(f"# Section {name}\n\n> What does section {name} say?"),
+    return [cell(f"#| default_exp study.{name}"), cell(f"# Section {name}\n\n> What does section {name} say?"),
             cell('profile = "smoke"\nseed = 1', "parameters"), cell(IMPORTS), cell(study),
             cell(f"## Findings\n\nThe mean of section {name} is {{value.mean}}.")]
 
@@ -90,7 +90,7 @@ class Project:
     @property
     def runs(self) -> Path: return self.root / "runs"
 
-    def notebook(self, name: str) -> Path: return next((self.root / "nbs").glob(f"[0-9][0-9]_{name}.ipynb"))
+    def notebook(self, name: str) -> Path: return next((self.root / "nbs" / "study").glob(f"[0-9][0-9]_{name}.ipynb"))
 
     def environment(self) -> dict:
         return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache") | self.env
@@ -147,10 +147,11 @@ def new_project(root: Path) -> Project:
     nbs = root / "nbs"
     shutil.copytree(REPO / "nbs" / "paper", nbs / "paper")
     rows = [dict(section="a"), dict(section="b", upstream=["a"]), dict(section="c", upstream=["b"])]
+    (nbs / "study").mkdir()
     (nbs / "study.yaml").write_text(yaml.safe_dump(dict(sections=rows)), encoding="utf-8")
-    write_notebook(nbs / "10_a.ipynb", section("a", FIRST))
-    write_notebook(nbs / "20_b.ipynb", section("b", LATER.format(me="b", before="a", step=1)))
-    write_notebook(nbs / "30_c.ipynb", section("c", LATER.format(me="c", before="b", step=1)))
+    write_notebook(nbs / "study" / "10_a.ipynb", section("a", FIRST))
+    write_notebook(nbs / "study" / "20_b.ipynb", section("b", LATER.format(me="b", before="a", step=1)))
+    write_notebook(nbs / "study" / "30_c.ipynb", section("c", LATER.format(me="c", before="b", step=1)))
     plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"), seconds=.02, throughput=dict(unet=200), runs={},
                 search=dict(datasets=["phantom_skin"], trials=2, seconds=.02))
     (nbs / "grid.yaml").write_text(yaml.safe_dump(dict(smoke=plan, cpu=plan)), encoding="utf-8")
@@ -247,8 +248,8 @@ def png(depth: int, kind: int, rows: bytes, size: tuple[int, int], *chunks) -> b
     return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in body)
 
 
-def dicom(pixels: np.ndarray, syntax: str = "", encoded: bytes | None = None, **tags) -> bytes:
-    "A DICOM file of one slice; with a transfer syntax compressed, by pydicom or by what is given as encoded"
+def dicom(pixels: np.ndarray, syntax: str = "", encoded: bytes | None = None, without: str = "", **tags) -> bytes:
+    "A DICOM file of one slice; with a transfer syntax compressed, by pydicom or by what is given as encoded; without some elements"
     import pydicom
     d = pydicom.Dataset()
     d.file_meta = pydicom.dataset.FileMetaDataset()
@@ -259,6 +260,7 @@ def dicom(pixels: np.ndarray, syntax: str = "", encoded: bytes | None = None, **
     d.PixelSpacing, d.ImageOrientationPatient, d.ImagePositionPatient = [1.5, 2], [1, 0, 0, 0, 1, 0], [0, 0, 0]
     d.RescaleSlope, d.RescaleIntercept, d.PixelData = 1, -1024, pixels.astype(np.uint16).tobytes()
     for name, value in tags.items(): setattr(d, name, value)
+    for name in without.split(): del d[name]
     if syntax and encoded is None: d.compress(syntax, generate_instance_uid=False)
     elif syntax: d.file_meta.TransferSyntaxUID, d.PixelData = syntax, pydicom.encaps.encapsulate([encoded]); d["PixelData"].is_undefined_length = True
     out = io.BytesIO(); d.save_as(out, enforce_file_format=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pydicom
 
-from medseg_nb.annotations import read_seg
-from medseg_nb.dicom import PASSWORD, USER, Queue, read_series, slice_files
+from medseg_nb.data.annotations import read_seg
+from medseg_nb.deployment.dicom import PASSWORD, USER, Queue, read_series, slice_files
 from test_dicom import Node, push, slices, wait
 
 HTTP, DICOM, NODE = 8042, 4242, 11112

@@ -18,15 +18,15 @@ from conftest import dicom, needs, png, refused
 from PIL import Image
 from pydicom.uid import CTImageStorage, JPEGLosslessSV1
 
-from medseg_nb import app
-from medseg_nb.annotations import read_seg
-from medseg_nb.data import cases
-from medseg_nb.dicom import read_series
-from medseg_nb.images import Encoding, read, read_mask
-from medseg_nb.segmenter import segmenter
-from medseg_nb.study import environment
-from medseg_nb.training import Config, work
-from medseg_nb.web import Guard, listen, server
+from medseg_nb.deployment import app
+from medseg_nb.data.annotations import read_seg
+from medseg_nb.data.manifest import cases
+from medseg_nb.deployment.dicom import read_series
+from medseg_nb.images.files import Encoding, read, read_mask
+from medseg_nb.deployment.segmenter import segmenter
+from medseg_nb.kit.execution import environment
+from medseg_nb.training.training import Config, work
+from medseg_nb.deployment.web import Guard, listen, server
 
 SKIN = Config("phantom_skin", "unet", steps=20, size=32, width=4)
 LUNG = Config("phantom_lung", "unet", steps=60, size=32, width=4)
@@ -155,6 +155,50 @@ def test_bad_uploads_are_one_line(skin, lung, tmp_path):
     assert alive(skin) and alive(lung) and skin.client.get("/api/cases").json() == lung.client.get("/api/cases").json() == []
 
 
+TAKEN_NAMES = ("mask", "uncertainty", "image0", "image", "upload-000000")
+
+
+@pytest.mark.parametrize("stem", TAKEN_NAMES)
+def test_an_upload_is_never_given_back_as_an_answer(models, stem, tmp_path):
+    "Whatever a file is called, alone or in a zip, the answers are those that it gets under another name, and its name leads nowhere on the disk"
+    picture, volume = cases("phantom_skin")[0].images[0], cases("phantom_mri_volumes")[0].images[0]
+    series = slices(tmp_path / "ct")
+    for path in series.iterdir(): path.rename(path.with_name(f"{stem}.dcm" if path.name == "IM3" else f"{path.name}.dcm"))
+    lone, ct = (series / f"{stem}.dcm").read_bytes(), [(p.name, p.read_bytes()) for p in sorted(series.iterdir())]
+    def answers(page, *files):
+        case = post(page, *files).json()
+        told = [page.client.get(f"/api/cases/{case['id']}/{a}") for a in ("mask.png", "mask.nii.gz", "mask.dcm", "image.nii.gz", "uncertainty.nii.gz", "mask/0.png")]
+        assert page.client.delete(f"/api/cases/{case['id']}").status_code == 200 and any(t.status_code == 200 for t in told)
+        return [pydicom.dcmread(io.BytesIO(t.content)).pixel_array.tobytes() if t.content[128:132] == b"DICM" else (t.status_code, t.content if t.status_code == 200 else b"") for t in told]
+    with served(models["phantom_skin"]) as page:
+        data = picture.read_bytes()
+        assert answers(page, (f"{stem}.png", data)) == answers(page, ("other.png", data)) == answers(page, ("z.zip", zipped(**{f"{stem}.png": data})))
+    with served(models["phantom_mri_volumes"], 2 ** 26) as page:
+        data, ending = volume.read_bytes(), "nii.gz" if volume.name.endswith(".gz") else "nii"
+        assert answers(page, (f"{stem}.{ending}", data)) == answers(page, (f"other.{ending}", data))
+    with served(models["phantom_lung"]) as page:
+        assert answers(page, (f"{stem}.dcm", lone)) == answers(page, ("other.dcm", lone)) and answers(page, ("mask.dcm", lone))[2] != lone
+        assert answers(page, *ct) == answers(page, *[(f"{k}.dcm", d) for k, (_, d) in enumerate(ct)])
+
+
+def test_a_refusal_names_what_was_sent(lung, tmp_path):
+    place = slices(tmp_path / "ct", change=lambda k: dict(PixelData=bytes(20)) if k == 2 else {})
+    packed = zipped(**{f"st/se/{p.name}": p.read_bytes() for p in place.iterdir()})
+    for files in ([f for _, f in sent(*place.iterdir())], [("ct.zip", packed)]):
+        answer = post(lung, *files)
+        line(answer, 400, "IM4")
+        assert "upload" not in answer.text, answer.text
+
+
+def test_more_files_than_an_upload_may_have(lung, tmp_path):
+    "The limit is told beforehand and is the one that holds; what is above it comes as a zip"
+    most = lung.client.get("/api/model").json()["limits"]["files"]
+    place = slices(tmp_path / "ct", most + 1)
+    line(lung.client.post("/api/cases", files=sent(*place.iterdir())), 400, f"{most:,} files", "zip")
+    case = post(lung, ("ct.zip", zipped(**{p.name: p.read_bytes() for p in place.iterdir()}))).json()
+    assert case["slices"] == most + 1 and lung.client.delete(f"/api/cases/{case['id']}").status_code == 200
+
+
 def test_a_fault_of_the_model_is_one_line(models):
     with served(models["phantom_skin"]) as page:
         with pytest.MonkeyPatch.context() as patch:
@@ -162,7 +206,8 @@ def test_a_fault_of_the_model_is_one_line(models):
             line(page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])), 500, "the server goes on")
         end = time.monotonic() + 10
         while not page.said and time.monotonic() < end: time.sleep(.02)
-        assert page.said == ["error: POST /api/cases: failed (ZeroDivisionError: division by zero)"] and alive(page)
+        said, = page.said
+        assert said.startswith("error: POST /api/cases: failed (ZeroDivisionError in app.py, line ") and "division by zero" not in said and alive(page)
         assert page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])).status_code == 201
 
 
@@ -341,3 +386,18 @@ def test_series_open_see_export_reopen(lung, models, desk, tmp_path):
     shown = np.asarray(Image.open(io.BytesIO(lung.client.get(f"/api/cases/{lung.client.get('/api/cases').json()[0]['id']}/mask/2.png").content)))
     assert (shown == mask[:, :, 2].T).all(), "the picture is the slice, rows first"
     for c in lung.client.get("/api/cases").json(): assert lung.client.delete(f"/api/cases/{c['id']}").status_code == 200
+
+
+def test_a_long_series_is_offered_as_a_zip(models, desk, tmp_path):
+    "More slices than one upload may have: the page says so, packs them, and sends the pack"
+    most = app.FILES
+    place = slices(tmp_path / "ct", most + 1)
+    with served(models["phantom_lung"], 2 ** 26) as page:
+        tab = desk(page)
+        tab.set_input_files("#file", [str(p) for p in place.iterdir()])
+        tab.wait_for_selector("body[data-state=error]", timeout=60000)
+        assert f"{most + 1:,} files" in tab.inner_text("#message") and f"{most:,}" in tab.inner_text("#message")
+        tab.click("#pack")
+        tab.wait_for_selector("body[data-state=shown]", timeout=120000)
+        case, = page.client.get("/api/cases").json()
+        assert case["slices"] == most + 1 and case["name"] == f"{most + 1} slices.zip"

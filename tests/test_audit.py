@@ -200,7 +200,7 @@ def test_rules_that_cannot_be(tiny_data, rule, fault):
 def test_split_by_site_keeps_sites_whole(tiny_data):
     tiny_data.table(lambda r: r | dict(site="ABC"[int(r["patient"][1]) // 2], grade="xy"[int(r["patient"][1]) % 2]))
     tiny_data.declare(site="site", split=dict(by="site"), columns=[dict(name="grade", column="grade", type="category", known="before")])
-    from medseg_nb import splits
+    from medseg_nb.data import splits
     with tiny_data.project.inside(): assert [f["test"] for f in splits.split("tiny")["folds"]] == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
     tiny_data.declare(split=dict(folds=3, stratify="grade"))
     with tiny_data.project.inside():

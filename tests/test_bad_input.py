@@ -1,8 +1,11 @@
 "Bad input gives one line with file, fault and remedy, exit code 2, and no result. Files that stock readers take in silence: test_corpus.py."
+import contextlib
 import io
 import json
+import os
 import shutil
 import socket
+import stat
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import Project, Tiny, add_tiny, dicom, refused
-from medseg_nb.segmenter import Segmenter
+from medseg_nb.deployment.segmenter import Segmenter
 
 
 def resize(path, size) -> None: Image.open(path).resize(size).save(path)
@@ -92,7 +95,7 @@ STUDIES = {
 
 # A plug-in, spoilt. name: (its code, file or name in the line, words of the fault)
 
-NET = "from torch import nn\nfrom medseg_nb.keys import register\n@register('{name}')\nclass Mine(nn.Module):\n    def __init__(self, channels, classes, width):\n        super().__init__()\n        self.layer = nn.Conv2d(channels, {classes}, 1)\n    def forward(self, x): return self.layer(x)\n"
+NET = "from torch import nn\nfrom medseg_nb.kit.keys import register\n@register('{name}')\nclass Mine(nn.Module):\n    def __init__(self, channels, classes, width):\n        super().__init__()\n        self.layer = nn.Conv2d(channels, {classes}, 1)\n    def forward(self, x): return self.layer(x)\n"
 PLUGINS = {
     "syntax error": ("class Mine(", "mine.py", "cannot be read as Python (line 1"), "missing import": ("import nosuch\n" + NET.format(name="mine", classes="classes"), "mine.py", "nosuch"),
     "name of the kit": (NET.format(name="unet", classes="classes"), "unet", "own.mine"), "too many classes": (NET.format(name="mine", classes="classes + 1"), "mine", "answers with (4, 3"),
@@ -205,7 +208,13 @@ def test_whole_set_passes(tiny_data):
     assert done.returncode == 0 and "6 cases" in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["data"], ["claims"], ["nosuch"], ["train"], ["paper", "--nosuch"], ["run", "a", "--limit", "soon"], ["run", "a", "--data", "tiny"]], ids=" ".join)
+ONE = ["train", "--data", "phantom_skin", "--model", "unet"]
+WRONG = [[], ["data"], ["claims"], ["nosuch"], ["train"], ["paper", "--nosuch"], ["run", "a", "--data", "tiny"], ["run", "a", "--limit", "soon"],
+         ["run", "a", "--limit", "9" * 400 + "h"], ["run", "a", "--limit", "9" * 5000 + "h"], [*ONE, "--limit", "1h"], [*ONE, "-j", "2"],
+         ["diff", "nbs"], ["serve", "dicom", "nosuch", "--allow", "CT", "--to", "http://["]]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=lambda w: " ".join(w)[:60])
 def test_bad_call(fresh, words):
     done = fresh.call(*words)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout and not fresh.files()
@@ -217,7 +226,7 @@ def test_section_refuses_a_spoilt_set(tiny_data):
     cut(tiny_data.data / "images" / "p0.png")
     (project.root / "nbs" / "study.yaml").write_text("sections: [{section: a, parameters: {cpu: {datasets: [tiny]}}}]")
     project.edit("a", "seed = 1", "seed = 1\ndatasets = []")
-    project.edit("a", "values = rng(seed, ", "from medseg_nb.data import cases\nfor d in datasets: [c.image() for c in cases(d)]\nvalues = rng(seed, ")
+    project.edit("a", "values = rng(seed, ", "from medseg_nb.data.manifest import cases\nfor d in datasets: [c.image() for c in cases(d)]\nvalues = rng(seed, ")
     done = project.medseg("paper", "--profile", "cpu")
     line, = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr and "p0.png" in line and "cut short" in line and "; copy it again" in line
@@ -257,6 +266,85 @@ def test_predict_refuses_a_damaged_run(trained, photographs, name):
     assert not (photographs / "masks").exists()
 
 
+# What is no regular file and no folder of the command's own is neither replaced nor written into
+
+WRITING = {"evaluate": "evaluate masks truth --out", "claims audit": "claims audit table.csv --out", "predict": "predict {key} masks/m.png --out", "explain": "explain {key} masks/m.png --target class:1 --out",
+           "export": "export {key} --out", "readers new": "readers new --data phantom_skin --readers 2 --cases 6 --repeats 1 --out", "readers analyse": "readers analyse filled.csv --key key.csv --out",
+           "serve dicom": "serve dicom {key} --allow CT --to PACS@127.0.0.1:104 --queue"}
+PLACES = ("device", "pipe", "socket", "link to a file", "link to a folder", "dangling link", "foreign folder", "", ".", "/", "../..")
+
+
+@pytest.fixture(scope="module")
+def odd_places(trained, tmp_path_factory) -> Project:
+    "A trained project with one of each kind of place, whose folders none of the commands has written; devices are its own"
+    project = trained.copy(tmp_path_factory.mktemp("odd") / "a" / "b" / "project")
+    root, project.key = project.root, trained.key
+    label_maps(project)
+    (root / "table.csv").write_text("model,dataset,dice,jaccard,accuracy,sensitivity,specificity\nA,B,0.8,0.667,,,\n")
+    for name in ("filled.csv", "key.csv", "scores.csv"): (root / name).write_text("study,code\n")
+    (root / "foreign folder").mkdir(); (root / "foreign folder" / "letter.txt").write_text("kept")
+    for name, to in (("link to a file", "scores.csv"), ("link to a folder", "foreign folder"), ("dangling link", "nowhere")): (root / name).symlink_to(to)
+    os.mkfifo(root / "pipe")
+    with contextlib.chdir(root), socket.socket(socket.AF_UNIX) as s: s.bind("socket")
+    with contextlib.suppress(PermissionError): os.mknod(root / "device", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    return project
+
+
+def everything(root) -> dict: return {p.relative_to(root): (os.lstat(p).st_mode, os.lstat(p).st_ino, os.lstat(p).st_rdev) for p in root.rglob("*") if "cache" not in p.parts}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="these kinds are POSIX's")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", WRITING)
+def test_nothing_but_files_and_own_folders_is_written(odd_places, name, place):
+    if place == "device" and not (odd_places.root / "device").exists(): pytest.skip("only root makes devices")
+    before = everything(odd_places.root.parents[1])
+    done = odd_places.call(*WRITING[name].format(key=odd_places.key).split(), place)
+    line, = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: ") and any(w in line for w in ("cannot be written", "is not empty", "that you are in")) and not done.stdout, line
+    assert everything(odd_places.root.parents[1]) == before
+
+
+def test_tables_for_people_hold_no_formulas(fresh):
+    "Names of files, models and comments come from others; numbers stay numbers"
+    label_maps(fresh)
+    for name in ("masks", "truth"): (fresh.root / name / "m.png").rename(fresh.root / name / "=1+cmd|' 'C'!A0.png")
+    (fresh.root / "table.csv").write_text("model,dataset,dice,jaccard,accuracy,sensitivity,specificity,=note\n=1+1,@A,0.8,0.667,,,,-1.5\n-B,+C,0.8,0.667,,,,x\n")
+    assert fresh.call("evaluate", "masks", "truth", "--out", "scores.csv").returncode == 0 and fresh.call("claims", "audit", "table.csv", "--out", "verdicts.csv").returncode == 0
+    import csv
+    cells = [c for name in ("scores.csv", "verdicts.csv") for row in csv.reader((fresh.root / name).read_text().splitlines()) for c in row]
+    assert not [c for c in cells if c.startswith(("=", "+", "-", "@")) and c != "-1.5"] and {"'=1+1", "'@A", "'-B", "'+C", "'=note", "-1.5", "'=1+cmd|' 'C'!A0"} <= set(cells)
+
+
+# What hangs or exhausts a reader is refused at once
+
+def header(text: str, voxels: int = 120) -> bytes: return f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 5 6\nencoding: raw\n{text}\n\n".encode() + bytes(voxels)
+
+
+ENDLESS = {"a photograph as a label map": (lambda p: [Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)).save(p.root / n / "m.png") for n in ("masks", "truth")], "m.png", "no label map"),
+           "a spacing of 1e30": (lambda p: [(p.root / n / "m.png").unlink() or (p.root / n / "m.nrrd").write_bytes(header("spacings: 1e30 1 1")) for n in ("masks", "truth")], "m.nrrd", "not from 1e-07 to 10000")}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_evaluate_refuses_what_misleads(fresh, name):
+    prepare, subject, fault = ENDLESS[name]
+    label_maps(fresh); prepare(fresh)
+    assert refused(fresh.call(*SCORE.split()), subject, fault) and not (fresh.root / "scores.csv").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")
+@pytest.mark.parametrize("name, words", {"endless table": "claims audit /dev/zero", "many lines": "evaluate lines.nrrd lines.nrrd --out s.csv", "deep JSON": "data add nested --id deep"}.items())
+def test_what_never_ends_is_refused_at_once(fresh, name, words):
+    "In a process of its own, so that a reader that hangs or fills the memory can be ended"
+    (fresh.root / "lines.nrrd").write_bytes(header("line skip: 999999999"))
+    nested = fresh.root.parent / "nested"; nested.mkdir(); (nested / "dataset.json").write_text("[" * 10 ** 6)
+    process = fresh.start(*words.replace("nested", str(nested)).split())
+    try: out, err = process.communicate(timeout=90)
+    finally: process.kill()
+    line, = err.splitlines()
+    assert process.returncode == 2 and line.startswith("error: ") and any(w in line for w in ("no regular file", "line skip is 999999999", "is not JSON")) and not out, err
+
+
 # serve dicom
 
 def test_serve_refuses_an_occupied_port_and_bad_names(trained, tmp_path):
@@ -266,6 +354,7 @@ def test_serve_refuses_an_occupied_port_and_bad_names(trained, tmp_path):
         busy = s.getsockname()[1]
         assert refused(serve("--allow", "CT", "--port", busy), f"127.0.0.1:{busy}", "cannot be listened on")
     assert refused(serve("--allow", "A" * 17, "--port", 0), "A" * 17, "is no AE title")
+    assert refused(serve("--allow", "CT", "--port", 0, "--bind", "n" * 300), "n" * 300, "is no address")
     assert refused(serve("--allow", "CT", "--port", 0, "--bind", "192.0.2.1"), "192.0.2.1", "cannot be listened on")
 
 
@@ -276,7 +365,7 @@ def grey(fresh, monkeypatch) -> Project:
     "A project in which a model of one grey channel answers what is brighter than 1000; its answer follows the picture, which that of a network after few steps does not"
     def segment(x, sizes): return [x[0, 0][np.ix_(*[np.arange(n) * 32 // n for n in size])] * 255 > 1000 for size in sizes]
     model = Segmenter("grey", ["grey"], (32, 32), "none", {1: "bright"}, False, lambda x, sizes: [m.astype(np.int32) for m in segment(x, sizes)], None)
-    monkeypatch.setattr("medseg_nb.predict.segmenter", lambda name: model)
+    monkeypatch.setattr("medseg_nb.deployment.predict.segmenter", lambda name: model)
     fresh.key = "grey"
     return fresh
 
@@ -314,13 +403,13 @@ REFUSED = {  # how it is put, file that the line names, words of its fault, and 
     "28 missing slice": (stack(lambda k: at(30 + 2.5 * (k + (k > 1)))), "scan", "a slice is missing", "whole series"),
     "29 tilted gantry": (stack(lambda k: at(30 + 2.5 * k, 20 + .5 * k)), "scan", "tilted gantry", "resample"),
     "30 position twice": (stack(lambda k: at(30 + 2.5 * max(k, 1))), "scan", "at the same position", "keep one"),
-    "32 two series": (stack(lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}")), "scan", "1.2.0 (3 files), 1.2.1 (1 files)", "folder of its own"),
+    "32 two series": (stack(lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}")), "scan", "s2.dcm and 2 more, s1.dcm and 0 more", "folder of its own"),
     "32 two patients": (stack(lambda k: dict(PatientID=f"p{k // 3}")), "scan", "several patients", ""),
     "32 two studies": (stack(lambda k: dict(StudyInstanceUID=f"1.2.{k // 3}")), "scan", "StudyInstanceUID", ""),
     "32 two orientations": (stack(lambda k: dict(ImageOrientationPatient=[1, 0, 0, 0, 0, 1]) if k == 1 else {}), "s3.dcm", "ImageOrientationPatient differs", ""),
     "several frames": (file(NumberOfFrames=2), "scan.dcm", "several frames", "single frames"), "several frames in a series": (stack(lambda k: dict(NumberOfFrames=2)), "scan", "several frames", "single frames"),
     "no position in a series": (stack(lambda k: dict(ImagePositionPatient=None) if k == 2 else {}), "s2.dcm", "ImagePositionPatient", "geometry"),
-    "no frame of reference in a series": (stack(lambda k: dict(FrameOfReferenceUID="")), "1.2.3", "has no FrameOfReferenceUID", "header"),
+    "no frame of reference in a series": (stack(lambda k: dict(FrameOfReferenceUID="")), "s4.dcm", "has no FrameOfReferenceUID", "header"),
 }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import COMMAND, PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
-from medseg_nb.benchmark import grid
+from medseg_nb.study.benchmark import grid
 from medseg_nb.cli import app
 
 HEAVY = {"torch", "torchvision", "monai", "accelerate", "matplotlib", "seaborn", "pandas", "scipy", "skimage", "SimpleITK", "pydicom", "nibabel", "pydantic", "papermill", "nbdev", "IPython", "typst"}
@@ -38,11 +38,12 @@ def modules_after(code: str) -> set[str]:
 def test_command_line_imports_nothing_heavy(): assert modules_after("import medseg_nb.cli") & HEAVY == set()
 
 
-def test_metrics_import_no_torch(): assert "torch" not in modules_after("import medseg_nb.metrics")
+def test_metrics_import_no_torch(): assert "torch" not in modules_after("import medseg_nb.study.metrics")
 
 
 def test_kit_data_and_evaluation_import_no_torch():
-    names = [p.stem[3:] for p in sorted((REPO / "nbs").glob("[0-2][0-9]_*.ipynb"))]
+    chapters = ("kit", "images", "data", "preparation", "evaluation")
+    names = [f"{c}.{p.stem}" for c in chapters for p in sorted((REPO / "medseg_nb" / c).glob("[a-z]*.py"))]
     assert len(names) > 10 and {"torch", "monai", "matplotlib", "skimage", "SimpleITK"} & modules_after("; ".join(f"import medseg_nb.{n}" for n in names)) == set()
 
 
@@ -107,7 +108,7 @@ def test_phantom_that_was_changed_is_seen(trained, tmp_path):
 def test_train_leaves_a_whole_run(trained):
     assert re.fullmatch("[0-9a-f]{16}", trained.key)
     place = trained.runs / trained.key
-    config, rows = json.loads((place / "config.json").read_text()), pd.read_csv(place / "cases.csv")
+    config, rows = json.loads((place / "config.json").read_text()), pd.read_csv(place / "cases.csv.gz")
     assert (config["model"], config["dataset"], config["precision"]) == ("unet", "phantom_skin", "fp32")
     split = json.loads((REPO / "data_manifests" / "phantom_skin" / "splits.json").read_text())["folds"][0]
     assert set(rows.patient) == set(split["test"]) and rows.dice.between(0, 1).all()
@@ -121,7 +122,7 @@ def test_train_again_trains_nothing(trained):
 
 def test_training_is_reproduced_to_the_byte(trained, fresh):
     assert fresh.call("train", "--data", "phantom_skin", "--model", "unet").stdout.strip() == trained.key
-    for name in ("weights.safetensors", "history.csv", "cases.csv", "config.json"):
+    for name in ("weights.safetensors", "history.csv", "cases.csv.gz", "config.json"):
         assert (fresh.runs / trained.key / name).read_bytes() == (trained.runs / trained.key / name).read_bytes(), name
 
 
@@ -273,7 +274,7 @@ def test_number_edited_by_hand_moves_diff(committed, tolerance):
     assert done.returncode == 1 and (row["place"], row["what"], row["counts"]) == ("smoke/b", "value.mean", True)
 
 
-@pytest.mark.parametrize("name", ["a/cases.csv", "a/values.csv", "a/curve.svg", "c/notebook.ipynb", "paper.html"])
+@pytest.mark.parametrize("name", ["a/cases.csv.gz", "a/values.csv", "a/curve.svg", "c/notebook.ipynb", "paper.html"])
 def test_file_edited_by_hand_moves_diff(committed, name):
     with open(committed.reports / "smoke" / name, "a", encoding="utf-8") as f: f.write(" ")
     done = committed.call("diff", "--tolerance")
@@ -301,7 +302,7 @@ def test_doctor_sees_another_version(fresh):
 
 PLUGIN = """from torch import nn
 
-from medseg_nb.keys import register
+from medseg_nb.kit.keys import register
 
 
 @register("mine")
@@ -341,7 +342,7 @@ report.numbers({"models.count": rows.model.nunique()})"""
 
 FLAT = """from torch import nn
 
-from medseg_nb.keys import register
+from medseg_nb.kit.keys import register
 
 
 @register("flat")
@@ -373,15 +374,15 @@ def test_own_data_and_an_added_model(fresh):
     "A user's data set is benchmarked; a model added later is the only one that is trained"
     tiny = add_tiny(fresh)
     shutil.move(tiny.manifest.parent, fresh.root / "own" / "data" / "tiny")
-    imports = cell("from medseg_nb.benchmark import grid\nfrom medseg_nb.report import Report\nfrom medseg_nb.training import fit")
-    write_notebook(fresh.root / "nbs" / "36_benchmark.ipynb", [cell("# Benchmark\n\n> Which model?"), cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
+    imports = cell("from medseg_nb.study.benchmark import grid\nfrom medseg_nb.kit.report import Report\nfrom medseg_nb.training.training import fit")
+    write_notebook(fresh.root / "nbs" / "study" / "01_benchmark.ipynb", [cell("# Benchmark\n\n> Which model?"), cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
     (fresh.root / "nbs" / "study.yaml").write_text("sections: [{section: benchmark}]")
-    def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv")}
+    def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv.gz")}
     for model in ("cnn", "fcn", "unet"): assert fresh.call("train", "--data", "tiny", "--model", model, "--profile", "own").returncode == 0
     first = trained()
     (fresh.root / "own" / "mine.py").write_text(PLUGIN)
     done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
     assert done.returncode == 0, done.stderr
     assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
-    assert set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv").model) == {"cnn", "fcn", "unet", "mine"}
+    assert set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model) == {"cnn", "fcn", "unet", "mine"}
     assert "own profile" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")

@@ -20,10 +20,10 @@ import SimpleITK
 from PIL import Image
 
 from conftest import Tiny, add_tiny, dicom, new_project, png, refused
-from medseg_nb.data import cases
+from medseg_nb.data.manifest import cases
 from test_bad_input import cut, first, label_maps, relabel, resize, results, splits
 
-DEMANDED = {*range(1, 35), *range(36, 43), 44, 45, 46, 48, 49}
+DEMANDED = {*range(1, 35), *range(36, 43), 44, 45, 46, 48, 49, *range(50, 54)}
 VERIFY = "data verify tiny"
 
 
@@ -295,12 +295,19 @@ ROWS = [
     Row(30, "slice position twice", series(lambda k: at(30 + 2.5 * max(k, 1))), "s3.dcm and s4.dcm are at the same position", "series"),
     Row(31, "another intercept in each slice", series(lambda k: dict(RescaleIntercept=-1024 - k), mask_affine=LPS),
         check=pixels(np.stack([np.arange(12).reshape(3, 4).T + 99 * k - 1024 for k in range(4)], -1), (2, 1.5, 2.5))),
-    Row(32, "two series in a folder", series(lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}")), "1.2.0 (3 files), 1.2.1 (1 files)", "series", "folder of its own"),
+    Row(32, "two series in a folder", series(lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}")), "s2.dcm and 2 more, s1.dcm and 0 more", "series", "folder of its own"),
     Row(32, "two patients in a folder", series(lambda k: dict(PatientID=f"p{k // 3}")), "several patients", "series"),
     Row(32, "two orientations in a folder", series(lambda k: dict(ImageOrientationPatient=[1, 0, 0, 0, 0, 1]) if k == 1 else {}), "ImageOrientationPatient differs", "s3.dcm"),
     Row(33, "oblique volume of unequal steps", volumes(CUBE, OBLIQUE, affine=OBLIQUE), check=together(pixels(VOLUME, (2, 1.5, 3)), labels(CUBE))),
     Row(33, "DICOM image and NIfTI mask on one grid", series(mask_affine=LPS), check=together(labels(np.ones((4, 3, 4))), lambda t: np.testing.assert_allclose(cases("tiny")[0].image().affine, LPS))),
     Row(33, "the same mask as if its file pointed left", series(mask_affine=np.diag([-1, -1, 1, 1]) @ LPS), "affines of mask and image differ by", "m.nii"),
+    Row(50, "slope of zero", slice_(RescaleSlope=0), "its RescaleSlope is 0", "d.dcm", "source"),
+    Row(50, "slope without intercept", slice_(RescaleSlope=2, without="RescaleIntercept"), "has RescaleSlope alone", "d.dcm", "RescaleIntercept"),
+    Row(50, "rescale elements on some slices only", series(lambda k: {} if k else dict(without="RescaleSlope RescaleIntercept")), "in whether it has RescaleSlope", "s4.dcm", "one way"),
+    Row(51, "one SOPInstanceUID for all slices", series(lambda k: dict(SOPInstanceUID="1.2.3.4")), "has the SOPInstanceUID of s1.dcm", "s2.dcm", "UID of its own"),
+    Row(52, "orientation of zeros", series(lambda k: dict(ImageOrientationPatient=[0] * 6)), "no pair of unit vectors at right angles", "s1.dcm", "source"),
+    Row(52, "position of two numbers", series(lambda k: dict(ImagePositionPatient=[10, 20 + k])), "its ImagePositionPatient is not 3 finite numbers", "s1.dcm", "source"),
+    Row(53, "MHD that names itself", image("v.mhd", b"ObjectType = Image\nNDims = 2\nDimSize = 4 4\nElementType = MET_UCHAR\nElementDataFile = v.mhd\n"), "names itself", "v.mhd", ".raw"),
     Row(34, "MONOCHROME1", slice_(PhotometricInterpretation="MONOCHROME1", RescaleIntercept=0), check=pixels(4095 - GREY.astype(int))),
     Row(36, "patient on both sides of a split", lambda t: splits(t, ["p0", "p1", "p2", "p3"], ["p3", "p4", "p5"]), "patient p3 is in train and in test", "splits.json"),
     Row(36, "image under two patients", lambda t: first(t, image="images/p1.png"), "p1.png is listed under p0 and p1", "table.csv"),

@@ -12,21 +12,23 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from conftest import PLAIN, REPO, needs
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, SegmentationStorage
 from pynetdicom import AE, build_context, evt
 
-from medseg_nb.annotations import read_seg
-from medseg_nb.core import InputError, ResourceError
-from medseg_nb.dicom import Peer, Queue, Web, read_series, serve, slice_files
+from medseg_nb.data.annotations import read_seg
+from medseg_nb.kit.core import InputError, ResourceError
+from medseg_nb.deployment.dicom import Peer, Queue, Web, read_series, serve, slice_files
 
 SERIES = "1.2.826.0.1.3680043.10.77"
 NODE = """import os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from medseg_nb import dicom, images
+from medseg_nb.deployment import dicom
+from medseg_nb.images import files as images
 _, place, port, to, mode, allow = sys.argv
 def bright(image, subject):
     if mode == "blocks": Path(place, "blocked").touch(); time.sleep(600)
@@ -46,7 +48,7 @@ if mode == "full":  # while the file `full` is there, so is the disk
         flush(handle)
     os.fsync = fsync
 if mode == "small": dicom.LIMIT, images.PIXELS = 20_000, 400
-dicom.serve(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), [allow], dicom.archive(to), port=int(port), quiet=1.)
+dicom.serve(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), [allow], dicom.archive(to), port=int(port), quiet=3. if mode == "waits" else 1.)
 """
 
 
@@ -263,7 +265,7 @@ def test_occupied_port_second_node_and_odd_names(tmp_path):
 
 def test_archive_that_refuses(tmp_path):
     import highdicom
-    from medseg_nb.dicom import to_bytes, to_seg
+    from medseg_nb.deployment.dicom import to_bytes, to_seg
     image, heads = read_series(slices(tmp_path / "ct"))
     (tmp_path / "s.dcm").write_bytes(to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
     assert highdicom.seg.segread(tmp_path / "s.dcm").number_of_segments == 1
@@ -276,7 +278,7 @@ def test_archive_that_refuses(tmp_path):
 
 
 def test_validator_finds_no_error_in_what_is_written(tmp_path):
-    from medseg_nb.dicom import deidentify, seg_of, to_bytes, to_seg
+    from medseg_nb.deployment.dicom import deidentify, seg_of, to_bytes, to_seg
     validator = needs("dciodvfy")
     full = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator",
                           "KVP", "AcquisitionNumber", "Laterality"], "") | dict(InstanceNumber=1, SeriesNumber=1, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5,
@@ -348,6 +350,152 @@ def test_series_that_takes_the_node_down_is_refused_in_the_end(node, tmp_path):
         assert right(got[0], good, tmp_path)
 
 
+def test_damaged_files_of_the_queue_cost_themselves_alone(node, tmp_path):
+    "The node ends before anything is sent; then each kind of its files is damaged"
+    places, to = [slices(tmp_path / f"ct{k}", series=f"1.2.7.{k}") for k in range(3)], free_port()
+    first = node(to)
+    for folder in places: assert push(folder, first.port) == [0] * 6
+    wait(lambda: first.said().count(": answered") == 3); first.kill()
+    queue = Queue(tmp_path / "queue")
+    segs = queue.unsent()
+    uids = {p.stem for p in segs}
+    segs[0].write_bytes(b""); segs[1].write_bytes(segs[1].read_bytes()[:-40])
+    (segs[2].parent / "answer.json").write_bytes(b""); (segs[2].parent / "released").write_bytes(b"\xff")
+    with archive(to) as (got, _):
+        n = node(to)
+        wait(lambda: len({uid(g) for g in got}) == 3)
+        assert {uid(g) for g in got} == uids and all(any(right(g, f, tmp_path) for g in got if of(g) == f"1.2.7.{k}") for k, f in enumerate(places))
+        assert n.said().count("is damaged or lost, and is made again") == 2 and "Traceback" not in n.said()
+
+
+def test_silent_connections_cost_an_allowed_sender_nothing(node, tmp_path):
+    folder = slices(tmp_path / "ct")
+    with archive() as (got, to), contextlib.ExitStack() as stack:
+        n = node(to)
+        ae = AE(ae_title="SCANNER")
+        ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+        early = ae.associate("127.0.0.1", n.port, ae_title="MEDSEG")
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", n.port))) for _ in range(100)]
+        for s in silent[::2]: s.sendall(b"\1\0\0\0\1\0")  # the beginning of a request, and no more
+        time.sleep(.5)
+        assert push(folder, n.port) == [0] * 6, "who is allowed is heard at once"
+        assert early.send_c_store(pydicom.dcmread(slice_files(folder)[0])).Status == 0, "and who was heard is not cut off"
+        early.release()
+        for s in silent:
+            s.settimeout(15)
+            with contextlib.suppress(ConnectionResetError): assert s.recv(100)[:1] in (b"", b"\7"), "closed, or aborted"
+        wait(lambda: got)
+        assert right(got[0], folder, tmp_path) and "Traceback" not in n.said()
+
+
+def test_series_over_two_associations_gets_one_answer_and_a_grown_one_replaces_it(node, tmp_path):
+    whole, part, later = slices(tmp_path / "ct"), slices(tmp_path / "part"), slices(tmp_path / "later", n=8)
+    for p in slice_files(part)[3:]: p.unlink()
+    with archive() as (got, to):
+        n = node(to, "waits")
+        push(slices(tmp_path / "first", series="1.2.7"), n.port); wait(lambda: got); got.clear()  # what is slow the first time is done
+        assert push(part, n.port) == [0] * 3
+        time.sleep(1)
+        assert push(whole, n.port) == [0] * 6
+        wait(lambda: got); time.sleep(1)
+        assert len(got) == 1 and right(got[0], whole, tmp_path)
+        assert push(later, n.port) == [0] * 8
+        wait(lambda: len(got) == 2)
+        again = pydicom.dcmread(pydicom.filebase.DicomBytesIO(got[1]))
+        assert right(got[1], later, tmp_path) and uid(got[0]) in again.DerivationDescription and "replaces an earlier answer" in again.ContentDescription
+        assert f"answered; replaces {uid(got[0])}" in n.said() and uid(got[0]) != uid(got[1])
+
+
+# Headers that the standard does not allow
+
+ODD = dict(StudyDate="00000000", PatientBirthDate="unknown ", StudyTime="99:99 ", PatientSex="Q ", SpecificCharacterSet="UTF-8 ", PatientName="A^B\r\nerror: forged\x1b[31m ",
+           AccessionNumber="A" * 40, SeriesNumber="abc ", PatientAge="old ", StudyID="S" * 20)
+GRAVE = dict(SOPClassUID="1.2.3.999 ", SliceThickness="Name", ImagePositionPatient="1\\2 ", PatientID="7" * 80, StudyInstanceUID="Planted^Name", RescaleSlope="Name", PixelSpacing="a\\b ")
+
+
+def spoil(path, name: str, text: str):
+    "Write a text into an element, whatever the standard says of it"
+    d = pydicom.dcmread(path)
+    d[name] = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(name), pydicom.datadict.dictionary_VR(name), len(text), text.encode(), 0, False, True)
+    d.save_as(path)
+    return path
+
+
+FULL = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator"], "") \
+    | dict(SliceThickness=2.5, RescaleSlope=1, RescaleIntercept=0)
+
+
+def test_odd_headers_give_a_valid_seg_and_grave_ones_a_refusal(tmp_path):
+    from medseg_nb.deployment.dicom import seg_of, to_bytes
+    validator = needs("dciodvfy")
+    model = fake(lambda image: (image.array > 150).astype(np.int32))
+    for name, text in ODD.items():
+        folder = slices(tmp_path / name, change=lambda k: FULL)
+        for p in slice_files(folder): spoil(p, name, text)
+        for place in (folder, slice_files(folder)[0]):
+            (tmp_path / "seg.dcm").write_bytes(to_bytes(seg_of(model, place)[0]))
+            done = subprocess.run([validator, tmp_path / "seg.dcm"], capture_output=True, text=True)
+            assert not [x for x in done.stderr.splitlines() if x.startswith("Error") and "Laterality" not in x], (name, done.stderr)
+    for name, text in GRAVE.items():
+        folder = slices(tmp_path / name, change=lambda k: FULL)
+        for p in slice_files(folder): spoil(p, name, text)
+        for place in (folder, slice_files(folder)[2]):
+            with pytest.raises(InputError, match="/[1-6].dcm: ") as e: seg_of(model, place)
+            assert "\n" not in str(e.value) and not [w for w in ("Name", "7777", "a\\", "999") if w in str(e.value).replace(str(folder), "")], e.value
+
+
+def test_predict_outlives_every_header(tmp_path, monkeypatch, fresh):
+    "The batch goes on, predict.csv is written, and the code is 3"
+    from medseg_nb.deployment.segmenter import Segmenter
+    model = Segmenter("grey", ["grey"], (8, 8), "none", {1: "bright"}, False, lambda x, sizes: [np.ones(s, np.int32) for s in sizes], None)
+    monkeypatch.setattr("medseg_nb.deployment.predict.segmenter", lambda name: model)
+    (tmp_path / "in").mkdir()
+    for name, text in (ODD | GRAVE).items():
+        one = slices(tmp_path / name, 1, change=lambda k: FULL) / "1.dcm"
+        spoil(one, name, text).rename(tmp_path / "in" / f"{name}.dcm")
+    (slices(tmp_path / "good", 1, change=lambda k: FULL) / "1.dcm").rename(tmp_path / "in" / "good.dcm")
+    (tmp_path / "in" / "self.mhd").write_text("ObjectType = Image\nNDims = 2\nDimSize = 4 4\nElementType = MET_UCHAR\nElementDataFile = self.mhd\n")
+    (tmp_path / "in" / "caf\udce9.dcm").write_bytes((tmp_path / "in" / "good.dcm").read_bytes())
+    done = fresh.call("predict", "grey", tmp_path / "in", "--out", tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "predict.csv").set_index("file")
+    assert done.returncode == 3 and "Traceback" not in done.stderr and len(table) == len(ODD) + len(GRAVE) + 3
+    assert (table.status[[f"{n}.dcm" for n in (*ODD, "good")]] == "done").all() and (table.status == "done").sum() == len(ODD) + 1
+    reasons = table.reason[table.status != "done"]
+    assert all(name in reason and "; " in reason for name, reason in reasons.items()) and "is not UTF-8; rename it" in reasons["caf\\udce9.dcm"] and "names itself" in reasons["self.mhd"]
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == len(ODD) + 1
+
+
+def test_page_answers_every_header(tmp_path):
+    from test_app import served
+    from medseg_nb.deployment.segmenter import Segmenter
+    model = Segmenter("grey", ["grey"], (8, 8), "none", {1: "bright"}, False, lambda x, sizes: [np.ones(s, np.int32) for s in sizes], None)
+    with served(model) as page:
+        for name, text in (ODD | GRAVE).items():
+            files = slice_files(slices(tmp_path / name, 3, change=lambda k: FULL))
+            for p in files: spoil(p, name, text)
+            for some in (files, files[:1]):
+                answer = page.client.post("/api/cases", files=[("files", (p.name, p.read_bytes())) for p in some])
+                assert answer.status_code in ((201,) if name in ODD else (201, 400)), (name, answer.text)
+                if answer.status_code == 400: assert answer.json()["error"].split(":")[0] in {p.name for p in files} | {"slice.dcm"}, answer.text
+                else:
+                    seg = page.client.get(f"/api/cases/{answer.json()['id']}/mask.dcm")
+                    assert seg.status_code == (200 if name in ODD else 400), (name, seg.text)
+                    page.client.delete(f"/api/cases/{answer.json()['id']}")
+        assert not page.said
+
+
+def test_no_name_reaches_a_log(tmp_path):
+    "Prediction, explanation, page and node on good and bad files with unique values in every text element; all that was said is searched"
+    paths = os.pathsep.join([str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-W", "always", str(REPO / "tests" / "planted.py"), str(tmp_path)], env=PLAIN | dict(PYTHONPATH=paths), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = "\n".join([done.stdout, done.stderr, (tmp_path / "said.txt").read_text(encoding="utf-8")]).lower()
+    planted = (tmp_path / "planted.txt").read_text(encoding="utf-8").lower().splitlines()
+    assert len(planted) > 10_000 and not [p for p in planted if p in said]
+    assert "zq" not in said and "77777" not in said and "forged line" not in said and "\x1b" not in said and "traceback" not in said
+    assert said.count("error: ") > 10 and ": refused: " in said and "segmented" in said
+
+
 # Series that must be refused, and what the node's one line says. Each reader's rows through a data set: test_corpus.py; through predict: test_bad_input.py.
 
 FAULTY = {  # row of the list of bad inputs, and its number
@@ -359,6 +507,10 @@ FAULTY = {  # row of the list of bad inputs, and its number
     "32 two orientations": (lambda k: dict(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]) if k else {}, "ImageOrientationPatient differs"),
     "several frames": (lambda k: dict(NumberOfFrames=2), "several frames"),
     "no position": (lambda k: dict(ImagePositionPatient=None) if k == 2 else {}, "has no ImagePositionPatient"),
+    "rescale on some slices": (lambda k: dict(RescaleSlope=1, RescaleIntercept=-1024) if k < 3 else {}, "in whether it has RescaleSlope"),
+    "slope of zero": (lambda k: dict(RescaleSlope=0, RescaleIntercept=5), "its RescaleSlope is 0"),
+    "orientation of zeros": (lambda k: dict(ImageOrientationPatient=[0] * 6), "no pair of unit vectors"),
+    "long id": (lambda k: dict(PatientID="7" * 80), "its PatientID has a value that the standard does not allow"),
 }
 
 
@@ -405,7 +557,7 @@ FAILED = {"00081198": dict(vr="SQ", Value=[{"00081197": dict(vr="US", Value=[0xA
     (200, {}, "application/dicom+json", "does not answer as DICOMweb does", ResourceError), (200, FAILED, "application/dicom+json", "did not store the SEG .reason A900", InputError)],
     ids=["password", "conflict", "busy", "redirection", "page", "broken", "silent", "failed"])
 def test_web_archive_that_refuses(tmp_path, status, answer, kind, fault, error):
-    from medseg_nb.dicom import to_bytes, to_seg
+    from medseg_nb.deployment.dicom import to_bytes, to_seg
     image, heads = read_series(slices(tmp_path / "ct"))
     (tmp_path / "s.dcm").write_bytes(to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
     with web(status, lambda uid: answer, kind) as url:

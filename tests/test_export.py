@@ -13,9 +13,9 @@ from PIL import Image
 
 from conftest import PLAIN, refused
 
-from medseg_nb.realtime import WHOLE, Variant, differences_of, make, rows_of_variants, variants_of
-from medseg_nb.study import environment
-from medseg_nb.training import Config
+from medseg_nb.study.realtime import WHOLE, Variant, differences_of, make, rows_of_variants, variants_of
+from medseg_nb.kit.execution import environment
+from medseg_nb.training.training import Config
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +113,7 @@ def test_export_refuses(exported, tmp_path, words, subject, fault, code):
 
 
 def test_tensorrt_is_not_run_where_it_cannot_be(exported, tmp_path):
-    from medseg_nb.export import tensorrt
+    from medseg_nb.deployment.export import tensorrt
     done = exported.call("export", exported.key, "--to", "tensorrt", "--out", tmp_path / "new")
     assert tensorrt()["ok"] or refused(done, "tensorrt", "not run: ", 4) and not (tmp_path / "new").exists()
 

@@ -13,13 +13,13 @@ import SimpleITK as sitk
 from highdicom.sr.coding import CodedConcept
 from PIL import Image
 
-import medseg_nb.intake as intake
+import medseg_nb.data.intake as intake
 from conftest import REPO
-from medseg_nb.core import InputError, manifest_folders, sha256
-from medseg_nb.croissant import croissant, write_croissant
-from medseg_nb.data import cases, manifest
-from medseg_nb.splits import split
-from medseg_nb.study import drop_other, results_folder, unfit
+from medseg_nb.kit.core import InputError, manifest_folders, sha256
+from medseg_nb.data.croissant import croissant, write_croissant
+from medseg_nb.data.manifest import cases, manifest
+from medseg_nb.data.splits import split
+from medseg_nb.kit.execution import drop_other, results_folder, unfit
 
 DRAWS = np.random.default_rng(7)
 AFFINE = np.diag([2., 1.5, 3, 1]) + np.eye(4, k=1) * 0

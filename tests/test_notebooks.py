@@ -16,13 +16,13 @@ from execnb.nbio import dict2nb, nb2str
 from nbdev.clean import clean_nb
 from packaging.requirements import Requirement
 
-from medseg_nb.study import code, experiment, read_notebook
+from medseg_nb.kit.execution import code, experiment, read_notebook
 
 from conftest import REPO, cell, write_notebook
 
 NBS = REPO / "nbs"
 NOTEBOOKS = sorted(NBS.rglob("*.ipynb"))
-CODE = sorted([*(REPO / "medseg_nb").glob("*.py"), *(REPO / "tests").rglob("*.py"), REPO / "setup.py"])
+CODE = sorted([*(REPO / "medseg_nb").rglob("*.py"), *(REPO / "tests").rglob("*.py"), REPO / "setup.py"])
 
 
 def cells(path: Path, kind: str = "code") -> list[str]:
@@ -38,7 +38,13 @@ def trees(path: Path) -> list[ast.Module]:
 def nodes(path: Path, *kinds: type) -> list[ast.AST]: return [n for t in trees(path) for n in ast.walk(t) if isinstance(n, kinds)]
 def directives(source: str) -> list[str]: return [d.strip() for d in re.findall(r"^#\|(.+)$", source, re.M)]
 def name_of(path: Path) -> str: return path.stem.split("_", 1)[1]
-def is_section(path: Path) -> bool: return name_of(path) in {s["section"] for s in yaml.safe_load((path.parent / "study.yaml").read_text(encoding="utf-8"))["sections"]}
+def is_section(path: Path) -> bool: return path.parent.name == "study"
+
+
+def exported_name(path: Path) -> str:
+    "Module below medseg_nb that a notebook exports, by its place"
+    folder = path.parent.name if is_section(path) else re.sub(r"^\d+_", "", path.parent.name)
+    return name_of(path) if folder == "library" else f"{folder}.{name_of(path)}"
 
 
 # Rules over notebooks
@@ -69,28 +75,10 @@ def valid(path: Path) -> list[str]:
 
 
 def stem(path: Path) -> list[str]:
-    "NN_<module>.ipynb exports <module>"
+    "study/NN_<section>.ipynb exports study.<section>, library/<n>_<chapter>/NN_<module>.ipynb exports <chapter>.<module>"
     if not re.fullmatch(r"\d\d_[a-z]\w*", path.stem): return ["is not called NN_module.ipynb"]
-    return [] if directives(cells(path)[0]) == [f"default_exp {name_of(path)}"] else ["its first code cell does not say `#| default_exp` with its own stem"]
-
-
-def imported(path: Path) -> set[str]:
-    "Modules of the kit that a notebook imports, inside functions too"
-    found = set()
-    for n in nodes(path, ast.Import, ast.ImportFrom):
-        names = [a.name for a in n.names]
-        if isinstance(n, ast.Import): found |= {x.split(".")[1] for x in names if x.startswith("medseg_nb.")}
-        elif (n.module or "").startswith("medseg_nb."): found.add(n.module.split(".")[1])
-        elif n.module == "medseg_nb" or n.level and not n.module: found |= set(names)
-        elif n.level: found.add(n.module.split(".")[0])
-    return found
-
-
-def rank(path: Path) -> list[str]:
-    "Only modules of a lower number are imported"
-    ranks = {name_of(p): int(p.stem[:2]) for p in path.parent.glob("[0-9][0-9]_*.ipynb")}
-    wrong = [m for m in imported(path) if m not in ranks or ranks[m] >= ranks[name_of(path)]]
-    return [f"imports {m}, which is not of a lower rank" for m in sorted(wrong)]
+    fault = f"its first code cell does not say `#| default_exp {exported_name(path)}`"
+    return [] if directives(cells(path)[0]) == [f"default_exp {exported_name(path)}"] else [fault]
 
 
 def section_form(path: Path) -> list[str]:
@@ -187,22 +175,83 @@ def nothing_unsafe(path: Path) -> list[str]:
     return faults
 
 
+# Prose: no sentence states an outcome that is not computed
+
+REVIEWED = {tuple(line.split(": ", 1)) for line in (REPO / "tests" / "reviewed_prose.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+TYPED = re.compile(r"\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|both|half|twice|none|neither)\b", re.I)
+
+
+def findings(path: Path) -> list[str]:
+    "The clauses below `## Findings`, without floats that have a line for themselves and without references to floats in parentheses"
+    text = re.search(r"^## Findings\n(.*?)(?=^## |\Z)", "\n\n".join(cells(path, "markdown")), re.S | re.M)
+    text = " ".join(re.sub(r"^\{(?:table|figure):\w+\}$", "", text[1], flags=re.M).split()) if text else ""
+    text = re.sub(r"\s*\((?:\{(?:table|figure):\w+\}(?:, )?)+\)", "", text)
+    return [c.strip() for c in re.split(r"(?<=[.?!])\s+(?=[A-Z*{])|[:;]\s+", text) if c.strip()]
+
+
+def is_bound(clause: str) -> bool:
+    "Whether a clause quotes a number or a sentence that a number chose, and types no number beside it"
+    quoted = re.search(r"\{(?!table:|figure:)[^}]*\}", clause)
+    return bool(quoted) and not TYPED.search(re.sub(r"\{[^}]*\}|\[@[^\]]*\]|`[^`]*`|\*\*[^*]*\*\*", "", clause))
+
+
+def bound_prose(path: Path) -> list[str]:
+    "Every clause of a section's findings quotes what was computed, or was reviewed: a definition, a setting, a limit of the design"
+    if not is_section(path): return []
+    return [f"states `{c}`, which quotes nothing that was computed; quote a number or a `sentence`, or have it reviewed in tests/reviewed_prose.txt"
+            for c in findings(path) if not is_bound(c) and (name_of(path), c) not in REVIEWED]
+
+
+UNIT = re.compile(r"patient is (?:always |the only )?the unit|\b(?:all|every|each|other)\b[^.]*\bsplits? by patient", re.I)
+
+
+def unit_by_manifest(text: str) -> list[str]:
+    "A sentence on the unit of splits says that it is the patient only where a set names its patients"
+    sentences = re.split(r"(?<=[.?!])\s+(?=[A-Z*{])", " ".join(text.split()))
+    return [f"says `{s}`, and some manifests say `patient: unknown`" for s in sentences if UNIT.search(s) and not re.search(r"\bwhere(?:ver)?\b", s)]
+
+
+def unit_of_prose(path: Path) -> list[str]:
+    if not is_section(path): return []
+    return unit_by_manifest("\n\n".join(cells(path, "markdown")))
+
+
+CONTRADICTED = {  # what prose said once, and why it is not so
+    r"\btests? flips? (?:the )?signs|\bsign[- ]flip": "p values come from the draws that make the interval",
+    r"\bnetworks? (?:is|are) compared at equal (?:cost|time)|\b(?:all|every) networks? (?:(?:is|are) )?train(?:s|ed)? "
+    r"for (?:the same|equal) time": "budgets differ, as nbs/grid.yaml says",
+    r"\bno ranking rests on one training": "some networks have one training on a fold",
+    r"\bno number of the text was typed": "settings are typed",
+    r"\beverything beats\b": "which networks lie below the constant mask is counted"}
+
+
+def contradicted(text: str) -> list[str]:
+    "Sentences on the method that the code contradicts"
+    text = " ".join(text.split())
+    return [f"says `{m[0]}`: {why}" for said, why in CONTRADICTED.items() for m in re.finditer(said, text, re.I)]
+
+
+def prose_of_the_method(path: Path) -> list[str]: return contradicted("\n\n".join(cells(path, "markdown")))
+
+
 def none(faults: list[str]) -> None: assert not faults, "\n" + "\n".join(faults)
 
 
-RULES = [normal_form, no_output, valid, stem, rank, section_form, title, no_star, apart_from_tests, imports_alone, skips_have_reasons, short_lines, few_cells, no_machine_path, nothing_unsafe]
+RULES = [normal_form, no_output, valid, stem, section_form, title, no_star, apart_from_tests, imports_alone, skips_have_reasons, short_lines, few_cells, no_machine_path, nothing_unsafe,
+         bound_prose, unit_of_prose, prose_of_the_method]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
 def test_rule(rule):
-    own = [p for p in NOTEBOOKS if p.parent == NBS or rule not in (stem, rank, section_form, apart_from_tests)]  # tutorials export nothing
+    lessons_too = rule not in (stem, section_form, apart_from_tests, bound_prose, unit_of_prose)  # lessons export nothing
+    own = [p for p in NOTEBOOKS if p.parent.name != "course" or lessons_too]
     assert len(own) >= 20
     none([f"{p.name}: {fault}" for p in own for fault in rule(p)])
 
 
 # Each rule can fail
 
-GOOD = [cell("#| default_exp b"), cell("# Title\n\n> Which question?"), cell('profile = "smoke"', "parameters"), cell("#| export\nimport math\n\nfrom medseg_nb.a import x"),
+GOOD = [cell("#| default_exp study.b"), cell("# Title\n\n> Which question?"), cell('profile = "smoke"', "parameters"), cell("#| export\nimport math\n\nfrom medseg_nb.kit.a import x"),
         cell("#| export\ndef f(): return math.pi"), cell("#| study\nf()")]
 
 
@@ -224,12 +273,7 @@ SPOILT = {
     "output": (no_output, changed(4, outputs=[dict(output_type="stream", name="stdout", text="x")])),
     "count": (no_output, changed(4, execution_count=3)),
     "id twice": (valid, changed(4, id=GOOD[3]["id"])),
-    "unlike stem": (stem, changed(0, "#| default_exp c")),
-    "higher rank": (rank, added("from medseg_nb.c import y")),
-    "higher rank within a function": (rank, added("#| export\ndef g():\n    from medseg_nb import c\n    return c")),
-    "higher rank as a whole": (rank, added("import medseg_nb.c as c")),
-    "itself": (rank, added("import medseg_nb.b")),
-    "unknown module": (rank, added("import medseg_nb.zzz")),
+    "unlike stem": (stem, changed(0, "#| default_exp b")),
     "no parameters": (section_form, changed(2, "profile = 1")),
     "two parameters cells": (section_form, lambda: [*GOOD, cell("seed = 1", "parameters")]),
     "code among the parameters": (section_form, lambda: [*GOOD[:2], cell("print(1)", "parameters"), *GOOD[3:]]),
@@ -253,15 +297,23 @@ SPOILT = {
     "weights": (nothing_unsafe, added("torch.load(f, weights_only=False)")),
     "allow pickle": (nothing_unsafe, added("np.load(f, allow_pickle=True)")),
     "no certificate": (nothing_unsafe, added("requests.get(u, verify=False)")),
+    "typed outcome": (bound_prose, added("## Findings\n\nU-Net was best ({table:scores}).")),
+    "typed conclusion before a number": (bound_prose, added("## Findings\n\nNothing is promised: it was at or below in {kept.count} of {asked.count}.")),
+    "typed count": (bound_prose, added("## Findings\n\nOf 12 comparisons {kept.count} held.")),
+    "typed count in words": (bound_prose, added("## Findings\n\nU-Net gained {gain.largest} on both sets.")),
+    "typed example": (bound_prose, added("## Findings\n\nSpeed alone gains {gain.largest}: the fully convolutional network shows it.")),
+    "another test": (prose_of_the_method, added("## Method\n\nIntervals are over patients, tests\nflip signs.")),
+    "equal budgets": (prose_of_the_method, added("## Method\n\nNetworks are compared at equal cost.")),
+    "patient throughout": (unit_of_prose, added("## Method\n\nThe patient is the unit of splits.")),
+    "split by patient": (unit_of_prose, added("## Findings\n\nAll other sections of this study\nsplit by patient.")),
 }
 
 
 @pytest.fixture
 def book(tmp_path):
-    "Writes cells as notebook 20_b beside 10_a and 30_c, where b is a section"
-    (tmp_path / "study.yaml").write_text("sections: [{section: b}]")
-    for other in ("10_a", "30_c"): (tmp_path / f"{other}.ipynb").touch()
-    return lambda found: write_notebook(tmp_path / "20_b.ipynb", found)
+    "Writes cells as the section 20_b"
+    (tmp_path / "study").mkdir()
+    return lambda found: write_notebook(tmp_path / "study" / "20_b.ipynb", found)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -289,13 +341,50 @@ def test_other_kernel_is_seen(book):
     assert valid(path) != []
 
 
+def test_prose_that_quotes_its_numbers_passes(book):
+    text = "## Findings\n\nOf {all.count} comparisons {kept.count} held ({table:scores}). {kept.sentence} It was lower by {gain.largest} [@a2020].\n\n{table:scores}"
+    assert bound_prose(book([*GOOD, cell(text), cell("## Method\n\nThe patient is the unit where a set names its patients.")])) == []
+
+
+def test_reviewed_prose_is_that_of_the_notebooks():
+    "No line is left of a clause that was changed"
+    held = {(name_of(p), c) for p in NOTEBOOKS if is_section(p) for c in findings(p) if not is_bound(c)}
+    none([f"tests/reviewed_prose.txt: no notebook says `{section}: {clause}`; take the line out" for section, clause in sorted(REVIEWED - held)])
+
+
+SHORT = dict(skin_isic2017="ISIC 2017", skin_ph2="PH2", polyp_kvasir="Kvasir polyps", nuclei_dsb2018="nuclei of the Data Science Bowl 2018", luna16_annotations="annotations of LUNA16")
+
+
+PAGES = ["nbs/paper/front.md", "nbs/grid.yaml", "README.md", "CONTRIBUTING.md",
+         *sorted(p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_say_what_the_code_does(page):
+    text = (REPO / page).read_text(encoding="utf-8")
+    none([*contradicted(text), *unit_by_manifest(text)])
+
+
+@pytest.mark.parametrize("page", ["nbs/paper/front.md", "docs/trust.md"])
+def test_pages_name_the_sets_without_patients_by_their_manifests(page):
+    "The sets of the study whose manifest says `patient: unknown` are named, and no other"
+    text = " ".join((REPO / page).read_text(encoding="utf-8").split())
+    parameters = [v for s in yaml.safe_load((NBS / "study.yaml").read_text(encoding="utf-8"))["sections"] for p in s.get("parameters", {}).values() for v in p.get("datasets", [])]
+    facts = {d: yaml.safe_load((REPO / "data_manifests" / d / "dataset.yaml").read_text(encoding="utf-8")) for d in {*parameters}}
+    unknown = {d for d, m in facts.items() if m["patient"] == "unknown"}
+    said = next(s for s in re.split(r"(?<=[.?!])\s+(?=[A-Z*{])", text) if "name none" in s)
+    assert {d for d, name in SHORT.items() if name in said} == unknown == set(SHORT)
+
+
 # The library, the tests, the repository
 
 def test_modules_are_what_nbdev_exports(tmp_path):
     shutil.copytree(NBS, tmp_path / "nbs")
     for name in ("settings.ini", "pyproject.toml"): shutil.copy(REPO / name, tmp_path / name)
     subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
-    def content(root): return {p.name: p.read_bytes() for p in (root / "medseg_nb").glob("*.py")}
+    def content(root):
+        library = root / "medseg_nb"
+        return {p.relative_to(library).as_posix(): p.read_bytes() for p in library.rglob("*.py")}
     wanted, found = content(tmp_path), content(REPO)
     assert set(wanted) == set(found)
     assert len(wanted) > 20
@@ -304,7 +393,7 @@ def test_modules_are_what_nbdev_exports(tmp_path):
 
 def test_each_section_has_its_notebook():
     order = [s["section"] for s in yaml.safe_load((NBS / "study.yaml").read_text(encoding="utf-8"))["sections"]]
-    assert order and all(len(list(NBS.glob(f"[0-9][0-9]_{s}.ipynb"))) == 1 for s in order) and len(set(order)) == len(order)
+    assert order and [name_of(p) for p in sorted((NBS / "study").glob("*.ipynb"))] == order
 
 
 def test_code_loads_nothing_unsafe(): none([f"{p.name}: {f}" for p in CODE for f in nothing_unsafe(p)])
@@ -312,8 +401,8 @@ def test_tests_skip_with_reasons(): none([f"{p.name}: {f}" for p in CODE for f i
 
 
 def test_library_imports_no_notebook_tool():
-    "nbdev, fastcore and papermill are imported by `study` alone"
-    wrong = [f"{p.name}: {m}" for p in (REPO / "medseg_nb").glob("*.py") if p.stem not in ("study", "_modidx") for n in nodes(p, ast.Import, ast.ImportFrom)
+    "nbdev, fastcore and papermill are imported by `kit.execution` alone"
+    wrong = [f"{p.name}: {m}" for p in (REPO / "medseg_nb").rglob("*.py") if p.stem not in ("execution", "_modidx") for n in nodes(p, ast.Import, ast.ImportFrom)
              for m in [*(a.name for a in n.names), getattr(n, "module", "") or ""] if m.split(".")[0] in ("nbdev", "fastcore", "papermill", "execnb")]
     assert wrong == []
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from conftest import REPO
-from medseg_nb import benchmark
-from medseg_nb.core import sha256
+from medseg_nb.study import benchmark
+from medseg_nb.kit.core import sha256
 
 SETTINGS = yaml.safe_load((REPO / "tests" / "peers" / "peers.yaml").read_text(encoding="utf-8"))
 TEXT = dict(case=str, patient=str, site=str)
@@ -25,7 +25,7 @@ def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv", d
 def ours(dataset: str) -> pd.DataFrame:
     "Rows of the benchmark's U-Net on the same fold; a peer is not asked how sure it was"
     [config] = [c for c in benchmark.standing("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
-    return pd.read_csv(REPO / "reports" / "cpu" / "runs" / config.key / "cases.csv", dtype=TEXT).drop(columns=["calibration_error", "brier"])
+    return pd.read_csv(REPO / "reports" / "cpu" / "runs" / config.key / "cases.csv.gz", dtype=TEXT).drop(columns=["calibration_error", "brier"])
 
 
 def test_each_folder_is_whole():

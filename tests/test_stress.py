@@ -1,50 +1,96 @@
-"Long tests on the real study, run by `make stress`; the long fuzzing of readers and scores is in test_properties.py."
+"""Long tests, run by `make stress`: kills on real sections, and every command with bad values; the long fuzzing of
+readers and scores is in test_properties.py.
+
+Each part is bounded, and all of them together stay below 40 minutes: fuzzing of readers and scores 6, of commands 14,
+kills 3, and 16 for the two projects that are brought up to date."""
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+import fuzz
 from conftest import PLAIN, REPO, Project
 
 pytestmark = pytest.mark.stress
+SECTIONS = ("phantoms", "metrics", "search", "statistics")  # of the smoke paper; `statistics` reads `benchmark`
+ONCE = 480                   # seconds to bring these up to date
+FUZZING, ENOUGH = 420, 840  # seconds after which bad calls end that are not needed, and all of them
 
 
 class Clone(Project):
     "The real study in a folder of its own"
-    def environment(self) -> dict: return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache")
+    def environment(self) -> dict:
+        return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache")
+
+    def paper(self) -> subprocess.Popen: return self.start("paper", *(w for name in SECTIONS for w in ("--only", name)))
 
 
-@pytest.fixture
-def clone(tmp_path) -> Clone:
-    for name in ("nbs", "data_manifests"): shutil.copytree(REPO / name, tmp_path / "clone" / name)
-    for name in ("README.md", "requirements.lock", "settings.ini"): shutil.copy(REPO / name, tmp_path / "clone" / name)
-    return Clone(tmp_path / "clone")
+def clone(root) -> Clone:
+    for name in ("nbs", "data_manifests"): shutil.copytree(REPO / name, root / name)
+    for name in ("README.md", "requirements.lock", "settings.ini"): shutil.copy(REPO / name, root / name)
+    return Clone(root)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
-def test_kill_the_smoke_paper_at_any_moment(clone, tmp_path):
-    "Ten kills, then one call; the results are those of an undisturbed project"
-    undisturbed = Clone(shutil.copytree(clone.root, tmp_path / "undisturbed"))
-    draws, kills = random.Random(5), 0
+def test_kill_the_smoke_paper_at_any_moment(tmp_path):
+    "Ten kills, then one call; the results are those of a project in which two calls went on at once, none killed"
+    killed, other, draws, kills = clone(tmp_path / "killed"), clone(tmp_path / "other"), random.Random(5), 0
     for _ in range(10):
-        process = clone.start("paper")
-        try: process.communicate(timeout=draws.uniform(2, 60))
+        process = killed.paper()
+        try: process.communicate(timeout=draws.uniform(2, 18))
         except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); kills += 1
         process.communicate()
     assert kills >= 5
-    for project in (clone, undisturbed):
-        process = project.start("paper")
-        _, err = process.communicate(timeout=1800)
-        assert process.returncode == 0, err
-    mine, other = clone.files(), undisturbed.files()
-    assert set(mine) == set(other) and [k for k in mine if mine[k] != other[k]] == []
+    for started in ([killed.paper()], [other.paper(), other.paper()]):
+        ends = [p.communicate(timeout=ONCE) for p in started]
+        assert [p.returncode for p in started] == [0] * len(started), ends
+    mine, theirs = killed.files(), other.files()
+    assert set(mine) == set(theirs) and [k for k in mine if mine[k] != theirs[k]] == []
 
 
-def test_two_smoke_papers_at_once(clone):
-    both = [clone.start("paper") for _ in range(2)]
-    ends = [p.communicate(timeout=3600) for p in both]
-    assert [p.returncode for p in both] == [0, 0], ends
+POSIX = pytest.mark.skipif(os.name != "posix", reason="users, devices and forks are POSIX's")
+
+
+@POSIX
+def test_every_command_with_bad_values(tmp_path):
+    "No traceback, one line an error, nothing hangs or is replaced; each parameter meets each class of bad value"
+    project = fuzz.prepare(tmp_path / "whole")
+    logs = [tmp_path / f"calls{k}.jsonl" for k in range(2)]
+    end = time.monotonic() + ENOUGH
+    started = [fuzz.start_calls(project, tmp_path / f"spoilt{k}", FUZZING, f"{k}/2", log) for k, log in enumerate(logs)]
+    try: errs = [p.communicate(timeout=end - time.monotonic())[1].decode()[-2000:] for p in started]
+    finally:
+        for p in started: p.kill()
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    ends = [t for t in lines if "words" in t]
+    assert [p.returncode for p in started] == [0, 0], errs
+    assert not [t for t in ends if t["fault"]], json.dumps([t for t in ends if t["fault"]], indent=1)
+    planned = {what for what, _ in fuzz.calls(project.key, fuzz.bad_names(tmp_path / "spoilt0"))}
+    assert {tuple(t["what"]) for t in ends} == planned and len(planned) > 3000
+
+
+PLANTED = {  # what a call does or answers, and the fault that is told
+    "sound": (lambda: (2, "", "error: a: is wrong; mend it\n"), ""), "no line": (lambda: (4, "", ""), "0 lines"),
+    "two lines": (lambda: (2, "", "error: a; b\n" * 2), "2 lines"),
+    "no remedy": (lambda: (2, "", "error: a: is wrong\n"), "an error without a remedy"),
+    "code": (lambda: (130, "", ""), "exit code 130"), "colour": (lambda: (0, "", "\x1b[31m"), "control"),
+    "raises": (lambda: 1 / 0, "exit code None"), "ends": (lambda: os.kill(os.getpid(), 9), "exit code None"),
+    "traceback of a worker": (lambda: (os.system(f"{sys.executable} -c 1/0"), (0, "", ""))[1], "traceback"),
+    "hangs": (lambda: re.match("(a+)+$", "a" * 60 + "b"), "hangs for 1 s")}  # without a look at signals
+
+
+@POSIX
+@pytest.mark.parametrize("name", PLANTED)
+def test_fuzzing_tells_a_planted_fault(tmp_path, name):
+    act, fault = PLANTED[name]
+    class Planted(Project):
+        def call(self, *words): return subprocess.CompletedProcess(words, *act())
+    found = fuzz.fuzz_call(Planted(tmp_path), ["status"], longest=1 if name == "hangs" else 60)["fault"]
+    assert found.startswith(fault) and bool(found) == bool(fault)

@@ -13,8 +13,8 @@ import time
 import pytest
 
 from conftest import REPO, Project, refused
-from medseg_nb.core import InputError
-from medseg_nb.paper import build
+from medseg_nb.kit.core import InputError
+from medseg_nb.paper.article import build
 
 
 def executed(done: subprocess.CompletedProcess) -> list[str]:
@@ -43,7 +43,7 @@ def failed(done: subprocess.CompletedProcess, code: int) -> str:
 
 def test_first_call_executes_all(built):
     assert executed(built.first) == ["a", "b", "c"]
-    assert {"reports/smoke/paper.pdf", "reports/smoke/paper.html", "reports/smoke/a/cases.csv", "reports/smoke/a/curve.svg"} <= set(built.files())
+    assert {"reports/smoke/paper.pdf", "reports/smoke/paper.html", "reports/smoke/a/cases.csv.gz", "reports/smoke/a/curve.svg"} <= set(built.files())
 
 
 def test_second_call_executes_nothing_and_changes_no_byte(project):
@@ -212,10 +212,12 @@ def test_file_in_the_way_of_a_folder(fresh, name):
 
 @pytest.mark.parametrize("words", [["paper"], ["run", "a"]], ids=" ".join)
 def test_module_that_differs_from_its_notebook(fresh, words):
-    text = (REPO / "nbs" / "00_core.ipynb").read_text(encoding="utf-8")
-    (fresh.root / "nbs" / "00_core.ipynb").write_text(text.replace('\\"smoke\\", \\"cpu\\"', '\\"smoke\\", \\"gpu\\"', 1), encoding="utf-8")
+    text = (REPO / "nbs" / "library" / "0_kit" / "00_core.ipynb").read_text(encoding="utf-8")
+    place = fresh.root / "nbs" / "library" / "0_kit"
+    place.mkdir(parents=True)
+    (place / "00_core.ipynb").write_text(text.replace('\\"smoke\\", \\"cpu\\"', '\\"smoke\\", \\"gpu\\"', 1), encoding="utf-8")
     done = fresh.medseg(*words)
-    assert refused(done, "core.py", "differs from nbs/00_core.ipynb") and "make export" in done.stderr and not fresh.reports.exists()
+    assert refused(done, "core.py", "differs from nbs/library/0_kit/00_core.ipynb") and "make export" in done.stderr and not fresh.reports.exists()
 
 
 @pytest.mark.parametrize("profile", ["cpu", "full"])

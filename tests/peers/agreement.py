@@ -34,12 +34,12 @@ from panoptica import InputType, Metric, NaiveThresholdMatching, Panoptica_Evalu
 from torchmetrics.functional import classification, segmentation
 from torchmetrics.functional.detection import panoptic_quality
 
-from medseg_nb.agreement import Pair, agree, ours, pairs
-from medseg_nb.core import folder, to_json, write
-from medseg_nb.distances import outline
-from medseg_nb.matching import stack
-from medseg_nb.metrics import BINS, TOLERANCE
-from medseg_nb.report import to_csv
+from medseg_nb.study.agreement import Pair, agree, ours, pairs
+from medseg_nb.kit.core import folder, to_json, write
+from medseg_nb.evaluation.distances import outline
+from medseg_nb.evaluation.matching import stack
+from medseg_nb.study.metrics import BINS, TOLERANCE
+from medseg_nb.kit.report import to_csv
 
 PACKAGES = ("monai", "torchmetrics", "pycocotools", "surface-distance", "panoptica", "medpy", "SimpleITK", "scikit-image", "torch", "numpy", "scipy")
 Calls = Iterator[tuple[str, str, Callable]]  # our metric, what is called there, the call

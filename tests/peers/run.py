@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medseg_nb.benchmark import plan
-from medseg_nb.core import folder, machine_class, read_yaml, sha256, to_json, write
-from medseg_nb.data import cases, frozen, manifest
-from medseg_nb.inference import label_map
-from medseg_nb.preprocess import prepared
-from medseg_nb.report import to_csv
-from medseg_nb.splits import fold
-from medseg_nb.statistics import summary
-from medseg_nb.training import Config, rows_of, train
+from medseg_nb.study.benchmark import plan
+from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json, write
+from medseg_nb.data.manifest import cases, frozen, manifest
+from medseg_nb.training.inference import label_map
+from medseg_nb.preparation.preprocess import prepared
+from medseg_nb.kit.report import to_csv
+from medseg_nb.data.splits import fold
+from medseg_nb.study.statistics import summary
+from medseg_nb.training.training import Config, rows_of, train
 
 SIZE, FOLD = 128, 0
 KEPT = dict(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="100000000000", MALLOC_TOP_PAD_="268435456")  # memory is kept between steps instead of being asked for anew

@@ -1,0 +1,610 @@
+"""Each kind of table, computed a second time from its committed rows in plain NumPy and pandas.
+
+`test_reports` asks whether a table is what the kit's code makes of its rows. Here the code itself is asked: nothing of
+the kit is imported, so that a fault in a function and in the table that it wrote cannot agree. Point values and counts
+must be equal to the stored digits. Intervals are held against plain ones: see `has_plain_width`."""
+import ast
+import functools
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.special import stdtrit
+from scipy.stats import rankdata, skew
+
+REPO = Path(__file__).resolve().parents[1]
+REPORTS = Path(os.environ.get("MEDSEG_REPORTS", REPO / "reports"))  # where the tables are that are looked at
+TEXT = dict(case=str, patient=str, site=str, run=str)
+DRAWS = 1000
+FLOOR = .7  # of Dice: what a human would have to mend, as `quality` has it
+CONTROL = "another seed (A/A)"
+
+
+@pytest.fixture(params=["smoke", "cpu"])
+def reports(request) -> Path:
+    place = REPORTS / request.param
+    if not place.is_dir(): pytest.skip(f"reports/{request.param} is not there yet")
+    return place
+
+
+def table(reports: Path, section: str, name: str) -> pd.DataFrame:
+    path = reports / section / f"{name}.csv"
+    if not path.is_file(): pytest.skip(f"{section} has no table {name} in this profile")
+    return pd.read_csv(path)
+
+
+def rows_of(reports: Path, section: str, query: str = "") -> pd.DataFrame:
+    rows = read(reports / section / "cases.csv.gz")
+    return rows.query(query) if query else rows
+
+
+@functools.lru_cache(maxsize=2)  # tests of a section follow each other
+def read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=TEXT, low_memory=False)
+
+
+def equal(a: float, b: float) -> bool:
+    "Equal to the six digits that are stored"
+    return math.isnan(a) and math.isnan(b) or abs(a - b) <= 1e-5 * max(.1, abs(b))
+
+
+def none(faults: list) -> None: assert not faults, "\n".join(map(str, faults[:20]))
+
+
+def numbers(rows: pd.DataFrame, value: str) -> pd.Series:
+    "A column as numbers; infinite distances count as undefined"
+    return rows[value].map({True: 1., False: 0., "True": 1., "False": 0.}).fillna(pd.to_numeric(rows[value],
+        errors="coerce")).astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def cells(rows: pd.DataFrame, value: str, training: tuple[str, ...] = ("fold", "seed")) -> pd.DataFrame:
+    "Patients × trainings: means over a patient's cases"
+    names = [rows[c].astype(str) for c in training if c in rows] or [pd.Series("-", rows.index)]
+    found = numbers(rows, value).groupby([rows.patient, *names]).mean()
+    return found.unstack(list(range(1, found.index.nlevels)))
+
+
+def spelled(frame: pd.DataFrame) -> pd.DataFrame:
+    "Columns as text; a number as `15`, in whatever form it was read, and no budget as `0`"
+    return frame.apply(lambda c: c.fillna(0).map("{:g}".format) if pd.api.types.is_numeric_dtype(c) else c.astype(str))
+
+
+def mean(matrix: np.ndarray) -> float: return float(np.nanmean(matrix)) if np.isfinite(matrix).any() else math.nan
+
+
+# Intervals
+
+def plain_width(matrix: np.ndarray, trainings: bool) -> float:
+    "Width of the percentile interval of a mean under draws of patients, or of patients and trainings"
+    random, (n, t), seen = np.random.default_rng(0), matrix.shape, np.isfinite(matrix)
+    patients = random.multinomial(n, np.full(n, 1 / n), DRAWS)
+    columns = random.multinomial(t, np.full(t, 1 / t), DRAWS) if trainings else np.ones((DRAWS, t))
+    totals, counts = ((patients @ part * columns).sum(1) for part in (np.where(seen, matrix, 0), seen * 1.))
+    low, high = np.nanpercentile(totals[counts > 0] / counts[counts > 0], [2.5, 97.5])
+    return high - low
+
+
+def student(n: int) -> float:
+    "By how much an interval of so few is wider than plain draws say: their spread is too small, and the normal quantile too"
+    return stdtrit(n - 1, .975) / 1.96 * math.sqrt(n / (n - 1)) if n > 1 else 1
+
+
+def has_plain_width(low: float, value: float, high: float, matrix: np.ndarray) -> bool:
+    """An interval must hold its value, be at least three quarters as wide as under draws of patients alone, and at most
+    half as wide again as under draws of patients and trainings, times Student's factors for so few patients and so few
+    trainings. Where patients are very skewed (one of them carries most of the spread), the stored limits are shifted on
+    purpose, and both bounds are half as strict. With less than five patients nothing is asked but the order."""
+    matrix = matrix[np.isfinite(matrix).any(1)][:, np.isfinite(matrix).any(0)]
+    if math.isnan(low) or math.isnan(high): return True  # stated as not estimable
+    if not low - 1e-9 <= value <= high + 1e-9: return False
+    if len(matrix) < 5 or np.ptp(matrix[np.isfinite(matrix)]) < 1e-9: return True
+    alone, both = plain_width(matrix, False), plain_width(matrix, True)
+    ease = 2 if abs(skew(np.nanmean(matrix, 1))) > 1.5 else 1
+    few = student(len(matrix)) * student(matrix.shape[1])
+    return .75 / ease * alone - 2e-6 <= high - low <= 1.5 * ease * max(alone, both) * few + 2e-6
+
+
+# Means over patients
+
+WHICH = {  # tables of means, by the rows that they are of
+    "": """ablations.scores benchmark.scores benchmark.surfaces benchmark.classes consensus.consensus
+           consensus.performance consensus.region consensus.repair peers.scores preparation.bias preparation.cropping
+           preparation.denoising preparation.resampling realtime.variants registration.recovery volumes.scores""",
+    "~control": "combinations.scores hybrid.scores",
+    "kind == 'agreement'": "datasets.agreement",
+    "kind == 'share'": "datasets.prevalence",
+    "condition == 'known'": "fusion.scores",
+    "seed == 0": "instances.scores",
+    "part == 'generator'": "synthesis.heeded",
+    "part == 'segmentation'": "synthesis.scores",
+    "part == 'cause'": "xai.causes",
+    "part == 'map'": "xai.faithfulness xai.randomised",
+    "part == 'map' and hit.notna()": "xai.pointing",
+    "part == 'instance' and found == 1": "xai.interventions",
+    "part == 'instance' and method == 'tipping'": "xai.sets",
+    "part == 'score'": "xai.learnt",
+}
+MEANS = {tuple(name.split(".")): query for query, names in WHICH.items() for name in names.split()}
+
+
+@pytest.mark.parametrize(("section", "name"), MEANS, ids=[f"{a}.{b}" for a, b in MEANS])
+def test_means_are_over_patients_and_trainings(reports, section, name):
+    "Each patient counts alike in each training, however many images there are"
+    stored, rows, faults = table(reports, section, name), rows_of(reports, section, MEANS[section, name]), []
+    by = json.loads((reports / section / "results.json").read_text())["tables"][name]["by"]
+    for key, mine in rows.groupby([spelled(rows[by])[b] for b in by], sort=False):
+        row, = stored[(spelled(stored[by]) == list(key)).all(axis=1)].to_dict("records") or [None]
+        if row is None: continue  # a mark of rows of another part
+        for value in [c for c in stored if f"{c}_low" in stored and c in mine]:
+            matrix = cells(mine, value).to_numpy()
+            if not equal(row[value], mean(matrix)):
+                faults.append(f"{key} {value} is {row[value]}, recomputed {mean(matrix)}")
+            elif not has_plain_width(row[f"{value}_low"], row[value], row[f"{value}_high"],
+                matrix): faults.append(f"{key} {value}: interval {row[f'{value}_low'], row[f'{value}_high']}")
+    none(faults)
+
+
+@pytest.mark.parametrize(("section", "name"), MEANS, ids=[f"{a}.{b}" for a, b in MEANS])
+def test_patients_cases_and_edges_are_counted(reports, section, name):
+    stored, rows, faults = table(reports, section, name), rows_of(reports, section, MEANS[section, name]), []
+    by = json.loads((reports / section / "results.json").read_text())["tables"][name]["by"]
+    named = spelled(rows[by])
+    for key, row in zip(spelled(stored[by]).to_numpy().tolist(), stored.to_dict("records")):
+        mine = rows[(named == key).all(axis=1)]
+        found = dict(n=mine.patient.nunique(), cases=len(mine[["dataset", "case"]].drop_duplicates()))
+        if "outcome" in mine: found["edges"] = " / ".join(str((mine.outcome == k).sum())
+            for k in ("missed", "false alarm", "empty"))
+        faults += [f"{[row[b] for b in by]} {k} is {row[k]}, counted {v}" for k,
+            v in found.items() if k in row and row[k] != v]
+    none(faults)
+
+
+# Differences
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, value: str, once: bool = False) -> pd.DataFrame:
+    """Patients × trainings: differences within a patient and a training, of the seeds that both have; what has no seed
+    (`once`) stands beside every seed of the other"""
+    shared = set(a.seed.astype(str)) & set(b.seed.astype(str)) if "seed" in a else set()
+    if not once and shared: a, b = (x[x.seed.astype(str).isin(shared)] for x in (a, b))
+    left, right = cells(a, value), cells(b, value, ("fold",) if once else ("fold", "seed"))
+    return left - (pd.DataFrame({c: right[c[0]] for c in left}) if once else right)
+
+
+def again(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "The same model with its first and its second seed, each as one training a fold"
+    first, second = sorted(rows.seed.unique())[:2]
+    return rows[rows.seed == first].assign(seed=0), rows[rows.seed == second].assign(seed=0)
+
+
+DIFFERENCES = {  # (section, table): which rows, column of what is compared, score, columns that are shared
+    ("benchmark", "comparisons"): ("", "model", "dice", ["dataset"]),
+    ("combinations", "gains"): ("~control", "model", "dice", ["dataset"]),
+    ("consensus", "differences"): ("part == 'consensus'", "method", "dice", ["dataset", "panel"]),
+    ("consensus", "left_out"): ("part == 'left out'", "method", "dice", ["dataset", "readers"]),
+    ("fusion", "comparisons"): ("condition == 'known'", "variant", "dice", ["dataset"]),
+    ("hybrid", "comparisons"): ("~control", "model", "dice", ["dataset"]),
+    ("instances", "comparisons"): ("seed == 0", "method", "pq", ["dataset"]),
+    ("peers", "differences"): ("tool != 'control'", "model", "dice", ["dataset", "budget_s"]),
+    ("preparation", "gains"): ("", "method", "measure", ["step", "dataset"]),
+    ("statistics", "tests"): ("", "model", "dice", ["dataset"]),
+    ("synthesis", "gain"): ("part == 'segmentation'", "training", "dice", ["dataset", "setting"]),
+    ("volumes", "differences"): ("", "way", "dice", ["dataset"]),
+    ("xai", "differences"): ("part == 'map' or found == 1", "method", "score", ["dataset", "event"]),
+}
+AGAINST = {("consensus", "differences"): ("staple", "majority"), ("consensus", "left_out"): ("staple", "majority")}
+WITHOUT = dict(bias="before", denoising="noisy")  # what `preparation` compares with
+
+
+def sides(reports: Path, section: str, name: str, row: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Rows of the two sides of a comparison"
+    query, way, _, shared = DIFFERENCES[section, name]
+    rows = rows_of(reports, section)
+    if section == "xai" and row["event"] == "region": shared = ["dataset"]
+    mine = rows[np.logical_and.reduce([rows[c] == row[c] for c in shared])]
+    if row.get("against") == CONTROL:
+        mine = rows[(rows.dataset == row["dataset"]) & (rows[way] == row[way])]
+        return again(mine.query("tool == 'control'") if "tool" in mine else mine)
+    if section == "xai": query = "part == 'map'" if row["event"] == "region" else "part == 'instance' and found == 1"
+    if query: mine = mine.query(query)
+    a, b = AGAINST.get((section, name)) or (row[way],
+        WITHOUT[row["step"]] if section == "preparation" else row["against"])
+    return mine[mine[way] == a], mine[mine[way] == b]
+
+
+@pytest.mark.parametrize(("section", "name"), DIFFERENCES, ids=[f"{a}.{b}" for a, b in DIFFERENCES])
+def test_differences_are_within_patients_and_trainings(reports, section, name):
+    "Also of the A/A rows: a model minus itself with another seed"
+    faults, (_, way, value, _) = [], DIFFERENCES[section, name]
+    for row in table(reports, section, name).to_dict("records"):
+        if isinstance(row.get("collapsed"), str):  # nothing is compared with a training that collapsed
+            if not math.isnan(row["difference"]): faults.append(f"{row} compares a collapsed training")
+            continue
+        d = paired(*sides(reports, section, name, row), row.get(value, value),
+            (section, row.get("against")) == ("volumes", "chance"))
+        patients, what = d.mean(axis=1).dropna(), f"{[v for v in row.values() if isinstance(v, str)]}"
+        expected = dict(difference=mean(d.to_numpy()), n=len(patients))
+        spread = patients.std(ddof=1)
+        if spread > 1e-9: expected["effect"] = patients.mean() / spread
+        faults += [f"{what} {k} is {row[k]}, recomputed {v}" for k, v in expected.items() if not equal(row[k], v)]
+        if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"],
+            d.to_numpy()): faults.append(f"{what}: interval")
+    none(faults)
+
+
+def test_leakage_compares_the_same_images(reports):
+    """The split by image minus the split by patient; folds are no trainings of a patient here, since a split by image
+    tests one patient in several. A patient's mean is over its images and then over seeds, or over both at once: the two
+    differ where an image is empty and Dice undefined for one seed alone."""
+    rows, faults = rows_of(reports, "leakage"), []
+    def parts(model, unit): return rows[(rows.dataset == row["dataset"]) & (rows.model == model) & (rows.unit == unit)]
+    for row in table(reports, "leakage", "leak").to_dict("records"):
+        mine = parts(row["model"], row["unit"])
+        values = mean(cells(mine, "dice", ("seed",)).to_numpy()), mine.groupby("patient").dice.mean().mean()
+        if not any(equal(row["dice"], v)
+            for v in values) or row["n"] != mine.dropna(subset="dice").patient.nunique(): faults.append((row, values))
+    for row in table(reports, "leakage", "gain").to_dict("records"):
+        model, _, control = row["model"].partition(", by patient, ")
+        a, b = again(parts(model, "patient")) if control else (parts(model, u) for u in ("image", "patient"))
+        d, both = cells(a, "dice", ("seed",)) - cells(b, "dice", ("seed",)), a.merge(b,
+            on=["patient", "case", "region", "seed"], validate="1:1")
+        whole = d.mean(axis=1).dropna()
+        paired_images = (both.dice_x - both.dice_y).groupby(both.patient).mean().dropna()
+        ways = [(mean(d.to_numpy()), whole), (paired_images.mean(), paired_images)]
+        right = [equal(row["difference"], v) and row["n"] == len(x) and equal(row["effect"], x.mean() / x.std(ddof=1))
+            for v, x in ways]
+        if not any(right): faults.append((row, [v for v, _ in ways]))
+    none(faults)
+
+
+def test_readers_and_a_model_are_compared_on_the_same_cases(reports):
+    stored, faults = table(reports, "readers", "non_inferiority"), []
+    rows = rows_of(reports, "readers", "part == 'agreement'")
+    columns = {"a reader": ("model_reader", "reader"), "others' STAPLE": ("model_others", "reader_others"),
+        "a reader, blank counts": ("model_blank", "reader_blank")}
+    for row in stored.to_dict("records"):
+        mine = rows[(rows.dataset == row["dataset"]) & (rows.model == row["model"])]
+        if row["against"] == CONTROL: d = paired(*again(mine), "model_reader")
+        else: d = cells(mine, columns[row["against"]][0]) - cells(mine, columns[row["against"]][1])
+        low, high, margin = row["difference_low"], row["difference_high"], .05
+        above = "superior" if low > 0 else "non-inferior" if low > -margin else ""
+        said, value = above or ("inferior" if high < -margin else "inconclusive"), mean(d.to_numpy())
+        if not equal(row["difference"], value) or row["n"] != d.notna().any(axis=1).sum(): faults.append((row, value))
+        if row.get("trainings") == 1: said = "one training"  # which decides nothing, whatever the patients say
+        if row["against"] != CONTROL and low <= high and row["verdict"] != said: faults.append((row, said))
+        if not equal(row["within_low"], low + margin): faults.append((row, "within"))
+        if not has_plain_width(low, row["difference"], high, d.to_numpy()): faults.append((row, "interval"))
+    none(faults)
+
+
+def test_p_values_are_adjusted_over_their_table(reports):
+    "Holm's steps one after the other, of every table that prints them; what is undefined does not count"
+    faults, tables = [], 0
+    for path in sorted(reports.glob("[a-z]*/*.csv")):
+        stored = pd.read_csv(path, low_memory=False)
+        if not {"p", "p_holm"} <= set(stored): continue
+        tables, least = tables + 1, 0.
+        known = stored[stored.p.notna()].sort_values("p")
+        if not known.p.between(0, 1).all(): faults.append(f"{path}: p")
+        for k, (p, adjusted) in enumerate(zip(known.p, known.p_holm)):
+            least = max(least, min(1, p * (len(known) - k)))
+            if not equal(adjusted, least): faults.append(f"{path}: {p} to {adjusted}, not {least}")
+    none(faults)
+    assert tables > 10
+
+
+# Shares
+
+def wilson(hits: float, n: int) -> tuple[float, float, float]:
+    "The shares that a count does not refute at 5 %, by the score test; a unit may count in part"
+    if not n: return math.nan, math.nan, math.nan
+    p, z = hits / n, 1.959963984540054
+    ends = np.roots([1 + z * z / n, -2 * p - z * z / n, p * p]).real
+    return p, max(0, ends.min()), min(1, ends.max())
+
+
+def test_shares_have_the_intervals_of_the_score_test(reports):
+    faults = []
+    def look(what, row, name, hits, n):
+        if not all(equal(a, b) for a, b in zip((row[name], row[f"{name}_low"], row[f"{name}_high"]),
+            wilson(hits, n))): faults.append((what, row, name, hits, n))
+    rows = rows_of(reports, "hospital")
+    for row in table(reports, "hospital", "reading").to_dict("records"):
+        mine = rows[(rows.part == "reading") & (rows.defect == row["defect"]) & (rows.reader == row["reader"])]
+        for name in ("refused", "wrong", "right"): look("reading", row, name, numbers(mine, name).sum(), row["n"])
+        assert row["n"] == len(mine)
+    for row in table(reports, "hospital", "round_trip").to_dict("records"):
+        turned = str(row["series"].startswith("oblique"))
+        mine = rows[(rows.part == "round trip") & (rows.kind == row["kind"]) & (rows.turned.astype(str) == turned)]
+        look("round trip", row, "equal", numbers(mine, "equal").sum(), len(mine))
+    for row in table(reports, "synthesis", "copying").to_dict("records"): look("copying", row, "share",
+        row["share"] * row["n"], row["n"])
+    study = rows_of(reports, "readers", "part == 'study'")
+    for row in table(reports, "readers", "simulated_within").to_dict("records"):
+        mine = study if row["reader"] == "all" else study[study.reader == row["reader"]]
+        ratings = [mine[mine["repeat"].astype(float) == k].set_index(["reader", "session", "arm", "dataset",
+            "case"]).rating.astype(float) for k in (0, 1)]
+        both = pd.concat(ratings, axis=1, join="inner").dropna()
+        look("within", row, "equal", (both.iloc[:, 0] == both.iloc[:, 1]).sum(), len(both))
+    none(faults)
+
+
+# Ranks
+
+def test_ranks_follow_the_means_and_their_draws(reports):
+    "Mean rank, and how often a model is first, under draws of patients and trainings that all models share"
+    stored, rows, faults = table(reports, "statistics", "ranks"), rows_of(reports, "statistics"), []
+    for (dataset, _), mine in stored.groupby(["dataset", "group"], sort=False):  # networks of one budget and start rank each other
+        own = {m: cells(g, "dice") for m, g in rows[rows.dataset == dataset].groupby("model")}
+        patients, columns = sorted(set().union(*(t.index for t in own.values()))), sorted(set().union(*(t.columns
+            for t in own.values())))
+        x = np.stack([own[m].reindex(patients, columns=columns).to_numpy() for m in mine.model])
+        random, draws = np.random.default_rng(1), []
+        for _ in range(600):
+            i, j = random.integers(0, len(patients), len(patients)), random.integers(0, len(columns), len(columns))
+            drawn = x[:, i][:, :, j]
+            if np.isfinite(drawn).any((1, 2)).all(): draws.append(rankdata(-np.nanmean(drawn, (1, 2))))
+        means, draws = np.nanmean(x, (1, 2)), np.array(draws)
+        for k, row in enumerate(mine.to_dict("records")):
+            right = equal(row["dice"], means[k]) and row["rank"] == rankdata(-np.round(means,
+                9))[k] and row["n"] == len(patients)
+            near = abs(row["mean_rank"] - draws[:,
+                k].mean()) < .25 + .05 * len(mine) / 10 and abs(row["first"] - (draws[:, k] == 1).mean()) < .1
+            if not (right and near and row["rank_low"] <= row["rank"] <= row["rank_high"]): faults.append((row,
+                means[k], draws[:, k].mean()))
+    none(faults)
+
+
+# Counts
+
+VERDICTS = dict(supported="supported", refuted="refuted", undecided="undecided", one_training="undecided: one training",
+                not_comparable="not comparable", waiting="waiting", beyond="not testable here")  # by column
+
+
+def test_counts_are_counted(reports):
+    faults = []
+    def look(what, found, expected):
+        if found != expected and not (isinstance(expected, float)
+            and equal(found, expected)): faults.append((what, found, expected))
+    rows = rows_of(reports, "datasets")
+    shares = rows[rows.kind == "share"]
+    for row in table(reports, "datasets", "prevalence").to_dict("records"):
+        x = shares[(shares.dataset == row["dataset"]) & (shares.label == row["label"])].share
+        for name, value in dict(smallest=float(x.min()), largest=float(x.max()),
+            empty=int((x == 0).sum())).items(): look(("prevalence", row["dataset"], name), row[name], value)
+    for row in table(reports, "datasets", "sizes").to_dict("records"):
+        x = shares[shares.dataset == row["dataset"]].groupby("case").pixels.first()
+        for name, value in dict(n=len(x), smallest=float(x.min()), median=float(x.median()),
+            largest=float(x.max())).items(): look(("sizes", row["dataset"], name), row[name], value)
+    if (reports / "datasets" / "copies.csv").is_file():
+        for row in table(reports, "datasets", "copies").to_dict("records"):
+            x = rows[(rows.kind == "copy") & (rows.change == row["change"])].likeness
+            look(("copies", row["change"]), (row["copies"], round(row["near"] * len(x))),
+                (len(x), int(x.notna().sum())))
+    ledger = rows_of(reports, "claims")
+    for row in table(reports, "claims", "verdicts").to_dict("records"):
+        mine = ledger[(ledger.claims_of == row["claims_of"]) & (ledger.group == row["group"])].verdict
+        for name, verdict in VERDICTS.items(): look(("claims", row["group"], name), row[name], int((mine == verdict).sum()))
+        look(("claims", row["group"]), row["claims"], len(mine))
+    trials, chosen = rows_of(reports, "search"), table(reports, "search", "trials")
+    people = trials.groupby(["trial", "dataset", "patient"]).dice.mean().groupby(["trial",
+        "dataset"]).mean().unstack()  # each data set counts alike
+    for row in chosen[chosen.dice.notna()].to_dict("records"): look(("trial", row["trial"]), row["dice"],
+        float(people.loc[row["trial"]].mean()))
+    look("chosen", chosen.trial[chosen.chosen].tolist(), [chosen.trial[chosen.dice.idxmax()]])
+    choices = rows_of(reports, "combinations", "~control")
+    for row in table(reports, "combinations", "choices").to_dict("records"):
+        mine = choices[(choices.dataset == row["dataset"]) & (choices.model == row["model"])]
+        look(("choices", row["model"]), row["trainings"], len(mine[["fold", "seed"]].drop_duplicates()))
+    none(faults)
+
+
+# Discrimination and calibration
+
+def order(risk: np.ndarray, event: np.ndarray) -> np.ndarray:  # patients with the event × patients without
+    "Whether each pair is ranked rightly; ties count half"
+    return (np.sign(risk[event][:, None] - risk[~event]) + 1) / 2
+
+
+def by_pairs(kernel: np.ndarray) -> float:
+    "Standard error of a mean over pairs, by leaving out one patient after the other"
+    m, n = kernel.shape
+    rows = [np.delete(kernel, i, 0).mean() for i in range(m)], [np.delete(kernel, j, 1).mean() for j in range(n)]
+    return math.sqrt(sum((k - 1) / k * np.square(np.array(x) - np.mean(x)).sum() for k, x in zip((m, n), rows)))
+
+
+def patients_of(reports: Path, row: dict) -> pd.DataFrame:
+    rows = rows_of(reports, "outcomes", "fold.notna()")
+    return rows[(rows.study == row["study"]) & (rows.model == row["model"])].sort_values("patient")
+
+
+def test_discrimination_counts_pairs_of_patients(reports):
+    faults = []
+    for row in table(reports, "outcomes", "discrimination").to_dict("records"):
+        mine = patients_of(reports, row)
+        event, called = mine.event.astype(float).to_numpy() > 0, (mine.risk - mine.level >= 0).to_numpy()
+        kernel = order(mine.risk.to_numpy(), event)
+        area, logit = kernel.mean(), lambda p: math.log(p / (1 - p))
+        shares = dict(accuracy=(called == event, event | True), precision=(event, called), recall=(called, event),
+            specificity=(~called, ~event))
+        right = equal(row["auc"], area) and (row["n"], row["events"]) == (len(mine), event.sum())
+        right &= all(equal(row[f"{k}{end}"], v) for k, (hit, among) in shares.items() for end,
+            v in zip(("", "_low", "_high"), wilson((hit & among).sum(), among.sum())))
+        if 0 < area < 1:
+            reach = 1.96 * by_pairs(kernel) / (area * (1 - area))
+            ends = dict(low=logit(area) - reach, high=logit(area) + reach)
+            right &= all(abs(logit(row[f"auc_{end}"]) - at) < .02 for end, at in ends.items())
+        if not right: faults.append((row, area))
+    for row in table(reports, "outcomes", "differences").to_dict("records"):
+        mine, other = patients_of(reports, row), patients_of(reports, row | dict(model=row["against"]))
+        event = mine.event.astype(float).to_numpy() > 0
+        kernel = order(mine.risk.to_numpy(), event) - order(other.risk.to_numpy(), event)
+        assert list(mine.patient) == list(other.patient)
+        right = equal(row["difference"], kernel.mean()) and row["n"] == len(mine)
+        error = by_pairs(kernel)
+        ends = row["difference_low"], row["difference_high"]  # over patients and the folds' trainings: wider than patients alone
+        right &= row["trainings"] == mine.fold.nunique() and ends[1] - ends[0] > .9 * 3.92 * error
+        right &= (row["p"] < .05) == (ends[0] > 0 or ends[1] < 0)
+        if not right: faults.append((row, kernel.mean()))
+    none(faults)
+
+
+def test_calibration_is_a_logistic_fit(reports):
+    "Intercept with the logit as offset, then intercept and slope, by Newton's method; Brier score as a mean square"
+    def fitted(design, offset, y):
+        beta = np.zeros(design.shape[1])
+        for _ in range(50):
+            p = 1 / (1 + np.exp(-(design @ beta + offset)))
+            beta = beta + np.linalg.solve(design.T * (p * (1 - p)) @ design, design.T @ (y - p))
+        return beta
+    faults = []
+    for row in table(reports, "outcomes", "calibration").to_dict("records"):
+        mine = patients_of(reports, row)
+        y, risk = mine.event.astype(float).to_numpy(), np.clip(mine.risk.to_numpy(), 1e-6, 1 - 1e-6)
+        logit, one = np.log(risk / (1 - risk)), np.ones((len(y), 1))
+        expected = dict(intercept=fitted(one, logit, y)[0], slope=fitted(np.column_stack([one, logit]), 0, y)[1],
+            brier=np.mean((mine.risk - y)**2))
+        faults += [(row["study"], row["model"], k, row[k], v) for k,
+            v in expected.items() if abs(row[k] - v) > 1e-4 * max(1, abs(v))]
+    none(faults)
+
+
+@pytest.mark.parametrize("section", ["benchmark", "ablations", "search", "runs/*"])
+def test_calibration_of_masks_is_bounded(reports, section):
+    """A Brier score is a mean square over pixels and classes: at most two wrong classes a pixel. For two classes it is
+    that of the chosen one, and no mean square is below the square of a mean gap between frequency and probability."""
+    found = [pd.read_csv(p, dtype=TEXT, low_memory=False) for p in sorted(reports.glob(f"{section}/cases.csv.gz"))]
+    found = [r[r.brier.notna()] for r in found if "brier" in r]
+    if not found: pytest.skip(f"{section} has no probabilities in this profile")
+    rows = pd.concat(found)
+    assert rows.brier.between(0, 1).all() and rows.calibration_error.between(0, 1).all()
+    two = rows[~rows.dataset.isin([d for d in rows.dataset.unique() if classes(d) > 2])]
+    assert (two.brier >= two.calibration_error**2 - 1e-6).all() and all((r.brier <= 2 / classes(d)).all() for d,
+        r in rows.groupby("dataset"))
+
+
+def classes(dataset: str) -> int:
+    "The background, and every label up to the highest"
+    facts = yaml.safe_load((REPO / "data_manifests" / dataset / "dataset.yaml").read_text(encoding="utf-8"))
+    return max(facts["labels"].values()) + 1
+
+
+def test_estimators_of_quality_rank_answers(reports):
+    "Spearman's coefficient, AUC for bad answers and the area under risk over coverage: the mean over seeds"
+    rows, faults = rows_of(reports, "quality"), []
+    names = dict(together="predicted_together", oracle="dice")
+    for row in table(reports, "quality", "estimators").to_dict("records"):
+        mine, found = rows[rows.dataset == row["dataset"]], []
+        if names.get(row["estimator"], row["estimator"]) not in mine: continue
+        for _, own in mine.groupby("seed"):
+            score, dice = own[names.get(row["estimator"], row["estimator"])].to_numpy(float), own.dice.to_numpy(float)
+            bad = dice < FLOOR
+            a, b = rankdata(score), rankdata(dice)
+            found.append((np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else math.nan,
+                order(-score, bad).mean() if bad.any() and not bad.all() else math.nan, bad.mean()))
+        expected = dict(zip(("spearman", "auc", "bad"),
+            np.mean(found, 0))) | dict(error=mean(cells(mine, f"error_{row['estimator']}").to_numpy()))
+        faults += [(row["dataset"], row["estimator"], k, row[k], v) for k,
+            v in expected.items() if not equal(row[k], v)]
+    none(faults)
+
+
+# Instances
+
+def test_panoptic_quality_follows_from_the_counts(reports):
+    "Of every image, and of the patients' means"
+    rows, stored = rows_of(reports, "instances"), table(reports, "instances", "scores")
+    objects = rows.true + rows.predicted
+    rq = 2 * rows.matched / objects.where(objects > 0)
+    assert np.allclose(rows.rq, rq, atol=1e-5, equal_nan=True) and np.allclose(rows.ap50,
+        rows.matched / (objects - rows.matched).where(objects > 0), atol=1e-5, equal_nan=True)
+    hit = rows.matched > 0
+    assert np.allclose(rows.pq[hit], (rows.rq * rows.sq)[hit], atol=2e-5) and (rows.pq[~hit & (objects > 0)] == 0).all()
+    assert (rows.sq[hit] > .5).all() and rows.sq[~hit].isna().all()
+    first = rows.assign(pq=(rq * rows.sq).where(hit, rq))[rows.seed == 0]
+    none([r for r in stored.to_dict("records")
+        if not equal(r["pq"], mean(cells(first[(first.dataset == r["dataset"]) & (first.method == r["method"])],
+        "pq").to_numpy()))])
+
+
+# Agreement of readers
+
+def values_of(texts: pd.Series) -> np.ndarray:  # (unit, reader), nan where there are fewer
+    found = [[float(v) for v in str(t).split()] for t in texts]
+    return np.array([f + [math.nan] * (max(map(len, found)) - len(f)) for f in found])
+
+
+def krippendorff(values: np.ndarray, level: str) -> float:
+    "Alpha from all pairs of values: within units, and of all values together"
+    units = [u[np.isfinite(u)] for u in values]
+    units = [u for u in units if len(u) > 1]
+    pooled = np.concatenate(units)
+    names, counts = np.unique(pooled, return_counts=True)
+    place = pooled if level == "interval" else (np.cumsum(counts) - counts / 2)[np.searchsorted(names, pooled)]
+    def apart(x): return np.not_equal.outer(x, x) * 1. if level == "nominal" else np.subtract.outer(x, x)**2
+    at = np.split(place, np.cumsum([len(u) for u in units])[:-1])
+    if level == "nominal": expected = len(place)**2 - (counts.astype(float)**2).sum()
+    else: expected = 2 * len(place) * np.square(place - place.mean()).sum()
+    return 1 - (len(place) - 1) * sum(apart(u).sum() / (len(u) - 1) for u in at) / expected
+
+
+def intraclass(x: np.ndarray, form: str) -> float:
+    "ICC from the mean squares of subjects, readers and the rest"
+    x = x[np.isfinite(x).all(1)]
+    n, k = x.shape
+    between = k * np.square(x.mean(1) - x.mean()).sum() / (n - 1)
+    within = np.square(x - x.mean(1, keepdims=True)).sum() / (n * (k - 1))
+    if form == "ICC(1,1)": return (between - within) / (between + (k - 1) * within)
+    readers = n * np.square(x.mean(0) - x.mean()).sum() / (k - 1)
+    rest = (within * n * (k - 1) - readers * (k - 1)) / ((n - 1) * (k - 1))
+    return (between - rest) / (between + (k - 1) * rest + k / n * (readers - rest))
+
+
+def test_reliability_of_readers(reports):
+    rows, faults = rows_of(reports, "readers", "part in ('size', 'annotation')"), []
+    for row in table(reports, "readers", "reliability").to_dict("records"):
+        mine, logs = rows[rows.dataset == row["dataset"]], row["what"].startswith("log ")
+        x = values_of(mine[row["what"].removeprefix("log ")])
+        if logs: x = np.log(x)
+        expected = dict(alpha=krippendorff(x, row["level"]), n=mine.patient.nunique(),
+            units=int((np.isfinite(x).sum(1) > 1).sum()))
+        if isinstance(row["form"], str) and row["form"]: expected |= dict(icc=intraclass(x, row["form"]),
+            subjects=int(np.isfinite(x).all(1).sum()))
+        faults += [(row["dataset"], row["what"], k, row[k], v) for k, v in expected.items() if not equal(row[k], v)]
+    none(faults)
+
+
+def test_limits_of_agreement(reports):
+    "Bias and limits of a model's sizes against the mean of the readers but one, lesion by lesion"
+    rows, faults, looked = rows_of(reports, "readers", "part in ('size', 'annotation')"), [], 0
+    for row in table(reports, "readers", "sizes").to_dict("records"):
+        mine = rows[rows.dataset == row["dataset"]]
+        if f"size_{row['who']}" not in mine: continue
+        f = np.log if row["scale"] == "ratio" else lambda x: x
+        x, model = values_of(mine["size"]), mine[f"size_{row['who']}"].to_numpy(float)
+        with np.errstate(divide="ignore",
+            invalid="ignore"): x, model = (f(np.where(v > 0, v, np.nan)) if row["scale"] == "ratio" else v
+            for v in (x, model))
+        others = np.array([[np.nanmean(np.delete(u, j)) if np.isfinite(np.delete(u, j)).any() and np.isfinite(u[j])
+            else math.nan for j in range(len(u))] for u in x])
+        d = (model[:, None] - others)[np.isfinite(model[:, None] - others)]
+        found = np.array([d.mean(), d.mean() - 1.96 * d.std(ddof=1), d.mean() + 1.96 * d.std(ddof=1)])
+        looked += 1
+        expected = dict(zip(("bias", "lower", "upper"),
+            np.exp(found) if row["scale"] == "ratio" else found)) | dict(cases=len(d))
+        faults += [(row["dataset"], row["who"], row["scale"], k, row[k], v) for k,
+            v in expected.items() if not equal(row[k], v)]
+    none(faults)
+    assert looked
+
+
+# The recomputations themselves
+
+def test_nothing_of_the_kit_is_imported():
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names} | {n.module
+        for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not [n for n in names if n.split(".")[0] in ("medseg_nb", "conftest")]
