@@ -103,7 +103,7 @@ class Project:
     def medseg(self, *words: str, **env: str) -> subprocess.CompletedProcess:
         "The command, with exit code, standard output and standard error"
         process = self.start(*words, **env)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     @contextlib.contextmanager
@@ -170,7 +170,7 @@ def twins(tmp_path_factory) -> list[Project]:
     "Two fixture studies after one undisturbed `medseg paper` each; only to be read"
     found = [new_project(tmp_path_factory.mktemp("built")) for _ in range(2)]
     for project, process in [(p, p.start("paper")) for p in found]:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         project.first = subprocess.CompletedProcess(["paper"], process.returncode, out, err)
     return found
 
