@@ -32,6 +32,7 @@ def published(project: Project) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
+@pytest.mark.stress  # minutes of training between kills
 def test_a_killed_plan_ends_with_the_same_rows(fresh, tmp_path):
     "The rows of a plan that was killed three times are those of one that was left alone; each network has the rate that did best on validation patients"
     add_plan(fresh)
