@@ -20,7 +20,7 @@ $(STAMP): requirements.lock settings.ini setup.py
 	@touch $(STAMP)
 
 paper: env  ## execute what is stale and rebuild the smoke paper (PROFILE=cpu for the real data)
-	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke)
+	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke) -j 2
 
 test: env  ## export check, every notebook's tests, tests/
 	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 cfg = ConfigParser(delimiters=["="])
 cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("study", "deploy", "hospital", "app", "cluster", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split()
+          for name in ("study", "deploy", "hospital", "app", "cluster", "dev")}
 
 setup(
     name=cfg["lib_name"],

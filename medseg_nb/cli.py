@@ -22,7 +22,7 @@ import typer
 from .kit.core import InputError, MedsegError, one_line, refusal, to_json
 
 # %% ../nbs/library/99_cli.ipynb #7d9f79d2
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="A reproducible study of medical image segmentation. Research use only.")
 data_app = typer.Typer(help="Data sets and their manifests.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -35,7 +35,8 @@ app.add_typer(readers_app, name="readers")
 
 Profile = Annotated[str, typer.Option("--profile", help="smoke, cpu, own or full")]
 Data = Annotated[Optional[str], typer.Option("--data", help="id of your data set, for profile own")]
-Plugins = Annotated[Optional[Path], typer.Option("--plugins", help="folder of your own models, for profile own; default own/")]
+Plugins = Annotated[Optional[Path], typer.Option("--plugins",
+                                                 help="folder of your own models, for profile own; default own/")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 
 def plug(folder: Path | None) -> None:
@@ -56,11 +57,12 @@ def _deadline(limit: str | None) -> None:
     if not found: raise typer.BadParameter("write for example 90s, 30m or 2h", param_hint="--limit")
     os.environ["MEDSEG_DEADLINE"] = str(time.time() + int(found[1]) * dict(s=1, m=60, h=3600)[found[2]])
 
-def _bring(profile: str, data: str | None, only: list[str] | None, jobs: int | None, executor: str = "local") -> dict[str, str]:
+def _bring(profile: str, data: str | None, only: list[str] | None,
+           jobs: int | None, executor: str = "local") -> dict[str, str]:
     from medseg_nb.kit import execution as study
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     if executor != "local": study.on_cluster(profile, executor, jobs, data)
-    return study.run_all(profile, data, only)
+    return study.run_all(profile, data, only, jobs or 1)
 
 # %% ../nbs/library/99_cli.ipynb #e0d03a42
 def planned(profile: str, data: str | None, only: list[str] | None) -> None:
@@ -73,8 +75,10 @@ def planned(profile: str, data: str | None, only: list[str] | None) -> None:
 
 @app.command(epilog="Example: medseg paper --profile cpu")
 def paper(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None,
-          only: Annotated[Optional[list[str]], typer.Option(help="bring only this section up to date (repeatable)")] = None,
-          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once")] = None,
+          only: Annotated[Optional[list[str]],
+                          typer.Option(help="bring only this section up to date (repeatable)")] = None,
+          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="sections at once, and training processes "
+                                                                        "that they share")] = None,
           executor: Annotated[str, typer.Option(help="local, slurm or kubernetes")] = "local",
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False):
     "Bring all sections up to date and rebuild the paper (PDF and HTML)."
@@ -90,7 +94,8 @@ def paper(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None
 # %% ../nbs/library/99_cli.ipynb #9e50db83
 @app.command(epilog="Example: medseg run benchmark --profile cpu --limit 30m")
 def run(section: str, profile: Profile = "smoke", data: Data = None, plugins: Plugins = None,
-        limit: Annotated[Optional[str], typer.Option(help="start no new training run after this time, such as 30m")] = None):
+        limit: Annotated[Optional[str],
+                         typer.Option(help="start no new training run after this time, such as 30m")] = None):
     "Bring one section up to date."
     plug(plugins)
     _deadline(limit)
@@ -110,9 +115,11 @@ def status(profile: Profile = "smoke", data: Data = None, plugins: Plugins = Non
 @app.command(epilog="Example: medseg diff HEAD~1 HEAD")
 def diff(a: Annotated[str, typer.Argument(help="git revision or report folder")] = "HEAD",
          b: Annotated[str, typer.Argument(help="git revision or report folder; the working tree if left out")] = "",
-         tolerance: Annotated[bool, typer.Option("--tolerance", help="on another kind of machine, let a number move by its tolerance")] = False,
+         tolerance: Annotated[bool, typer.Option("--tolerance", help="on another kind of machine, let a number move "
+                                                                     "by its tolerance")] = False,
          as_json: Json = False):
-    "Which numbers, tables and verdicts moved between two states of the reports, by how much and why; exit code 1 if any did."
+    """Which numbers, tables and verdicts moved between two states of the reports, by how much and why; exit code 1 if
+    any did."""
     from medseg_nb.kit.drift import compare, lines
     moved = compare(a, b or None, tolerance)
     say(moved, as_json, lines(moved))
@@ -124,7 +131,9 @@ def data_list(as_json: Json = False):
     "Known data sets, and whether they are on this machine."
     from medseg_nb.data.manifest import known_sets
     rows = known_sets()
-    say(rows, as_json, [f"{r['id']:24} {'broken' if r['fault'] else 'here' if r['here'] else 'not here':9} {r['fault'] or r['name']}" for r in rows])
+    say(rows, as_json,
+        [f"{r['id']:24} {'broken' if r['fault'] else 'here' if r['here'] else 'not here':9} {r['fault'] or r['name']}"
+         for r in rows])
 
 @data_app.command("show", epilog="Example: medseg data show skin_isic2017")
 def data_show(id: str, as_json: Json = False):
@@ -141,7 +150,8 @@ def data_fetch(id: str):
 
 @data_app.command("verify", epilog="Example: medseg data verify lgg_kaggle3m")
 def data_verify(id: str):
-    "Hold every file of a data set against its manifest, read every case, and compare with what was read when its split was frozen."
+    """Hold every file of a data set against its manifest, read every case, and compare with what was read when its
+    split was frozen."""
     from medseg_nb.kit.core import progress
     from medseg_nb.data.manifest import cases, verify
     from medseg_nb.images.files import check_pair
@@ -160,13 +170,18 @@ def data_croissant(id: str):
     print(os.path.relpath(write_croissant(id)))
 
 @data_app.command("add", epilog="Example: medseg data add scans/ --id my_scans --yes")
-def data_add(folder: Annotated[Path, typer.Argument(help="folder of images and masks, or of one table; it stays where it is")],
+def data_add(folder: Annotated[Path, typer.Argument(help="folder of images and masks, or of one table; it stays where "
+                                                         "it is")],
              id: Annotated[str, typer.Option("--id", help="id of the new data set: small letters, digits and _")],
-             yes: Annotated[bool, typer.Option("--yes", help="accept the draft, without the cases that have problems")] = False,
-             settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) instead of a guess")] = None):
-    "Draft the manifest of your own data, say what was guessed, and list every problem at once; exit code 3 if cases are left out."
+             yes: Annotated[bool, typer.Option("--yes", help="accept the draft, without the cases that have "
+                                                             "problems")] = False,
+             settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) "
+                                                                                 "instead of a guess")] = None):
+    """Draft the manifest of your own data, say what was guessed, and list every problem at once; exit code 3 if cases
+    are left out."""
     from medseg_nb.data.intake import add
-    if code := add(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None): raise typer.Exit(code)
+    if code := add(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None):
+        raise typer.Exit(code)
 
 # %% ../nbs/library/99_cli.ipynb #01e1b242
 @data_app.command("audit", epilog="Example: medseg data audit skin_isic2017")
@@ -174,7 +189,8 @@ def data_audit(id: str, as_json: Json = False):
     "Look for patients, images and near-duplicates on both sides of a data set's split; exit code 2 if there are any."
     from medseg_nb.data.duplicates import audit, lines
     done = audit(id)
-    facts = dict(id=id, here=done.here, cases=done.cases, pairs=done.pairs, compared=len(done.looked_at), findings=done.findings, declared=done.declared)
+    facts = dict(id=id, here=done.here, cases=done.cases,
+                 pairs=done.pairs, compared=len(done.looked_at), findings=done.findings, declared=done.declared)
     if as_json or not done.findings: say(facts, as_json, lines(done))
     for f in done.findings: print(f"error: {InputError(f['subject'], f['fault'], f['remedy'])}", file=sys.stderr)
     if done.findings: raise typer.Exit(2)
@@ -194,25 +210,30 @@ def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
           model: Annotated[Optional[str], typer.Option(help="name of a model")] = None,
           seed: int = 0, profile: Profile = "smoke", plugins: Plugins = None,
-          missing: Annotated[bool, typer.Option("--missing", help="train instead all runs of nbs/plans.yaml that are not stored, at low priority")] = False,
-          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="with --missing: training processes at once")] = None,
-          limit: Annotated[Optional[str], typer.Option(help="with --missing: start no new run after this time, such as 30m")] = None):
+          missing: Annotated[bool, typer.Option("--missing", help="train instead all runs of nbs/plans.yaml that are "
+                                                                  "not stored, at low priority")] = False,
+          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="with --missing: training processes at "
+                                                                        "once")] = None,
+          limit: Annotated[Optional[str], typer.Option(help="with --missing: start no new run after this time, such "
+                                                            "as 30m")] = None):
     "Train one run with the profile's settings and print its key; or train what is missing."
     plug(plugins)
     if missing: return _train_plan(profile, jobs, limit)
     for name, value in (("-j", jobs), ("--limit", limit)):
-        if value is not None: raise typer.BadParameter("goes with --missing; one run has no use for it", param_hint=name)
+        if value is not None:
+            raise typer.BadParameter("goes with --missing; one run has no use for it", param_hint=name)
     if not (data and model): raise typer.BadParameter("give both, or --missing", param_hint="--data and --model")
     from dataclasses import replace
-    from medseg_nb.study import benchmark, hybrid
+    from medseg_nb.methods import hybrid_runs
+    from medseg_nb.training import default_runs
     from medseg_nb.kit.core import PROFILES, choose
     from medseg_nb.data.manifest import available, manifest
     from medseg_nb.training.training import processes, work
-    choose(model, [*benchmark.models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
+    choose(model, [*default_runs.models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
     if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
     available(data)
-    def of_hybrid(): return next(c for c in hybrid.grid(profile, [data]) if c.model == model)
-    config = replace(of_hybrid() if model == "hybrid" else benchmark.run(profile, data, model), seed=seed)
+    def of_hybrid(): return next(c for c in hybrid_runs.grid(profile, [data]) if c.model == model)
+    config = replace(of_hybrid() if model == "hybrid" else default_runs.run(profile, data, model), seed=seed)
     work(config, weights=True)
     if processes()[0] == 0: print(config.key)
 
@@ -221,8 +242,10 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
 def export(model: Annotated[str, typer.Argument(help="key of a run")],
            out: Annotated[Path, typer.Option(help="new folder for the artefact")],
            to: Annotated[str, typer.Option(help="onnx, openvino or tensorrt")] = "onnx",
-           int8: Annotated[bool, typer.Option("--int8", help="whole numbers of eight bits, calibrated on training patients")] = False,
-           prune: Annotated[float, typer.Option(help="share of the channels to take out, such as 0.5; what is left is trained on")] = 0.,
+           int8: Annotated[bool, typer.Option("--int8", help="whole numbers of eight bits, calibrated on training "
+                                                             "patients")] = False,
+           prune: Annotated[float, typer.Option(help="share of the channels to take out, such as 0.5; what is left is "
+                                                     "trained on")] = 0.,
            plugins: Plugins = None):
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
@@ -242,10 +265,13 @@ def predict(model: Annotated[str, typer.Argument(help="key of a run, or folder o
     if rejected: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
-def explain(model: Annotated[str, typer.Argument(help="key of a run")], image: Annotated[Path, typer.Argument(help="one image")],
-            target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N or instance:N")],
+def explain(model: Annotated[str, typer.Argument(help="key of a run")],
+            image: Annotated[Path, typer.Argument(help="one image")],
+            target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N or "
+                                                     "instance:N")],
             out: Annotated[Path, typer.Option(help="folder for the picture and the numbers")],
-            method: Annotated[Optional[str], typer.Option(help="explanation method; quadtree, or tipping for an instance, if left out")] = None,
+            method: Annotated[Optional[str], typer.Option(help="explanation method; quadtree, or tipping for an "
+                                                               "instance, if left out")] = None,
             plugins: Plugins = None):
     "Say what in an image made a model answer as it did; research use only."
     plug(plugins)
@@ -256,13 +282,17 @@ def explain(model: Annotated[str, typer.Argument(help="key of a run")], image: A
 @serve_app.command("dicom", epilog="Example: medseg serve dicom 0123456789abcdef --allow CT --to PACS@pacs:104")
 def serve_dicom(model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
                 allow: Annotated[list[str], typer.Option(help="AE title that may send (repeatable)")],
-                to: Annotated[str, typer.Option(help="archive that takes the SEG: TITLE@HOST:PORT, or https://HOST/dicom-web")],
-                queue: Annotated[Path, typer.Option(help="folder for what came and what was answered; it holds pictures of patients")] = Path("private/dicom"),
+                to: Annotated[str, typer.Option(help="archive that takes the SEG: TITLE@HOST:PORT, or "
+                                                     "https://HOST/dicom-web")],
+                queue: Annotated[Path, typer.Option(help="folder for what came and what was answered; it holds "
+                                                         "pictures of patients")] = Path("private/dicom"),
                 title: Annotated[str, typer.Option(help="AE title of this node")] = "MEDSEG",
                 bind: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
                 port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 11112,
-                quiet: Annotated[float, typer.Option(min=0, help="seconds after which a series whose sender was cut off counts as complete")] = 60,
-                keep: Annotated[float, typer.Option(min=0, help="days after which a series that is answered and sent is taken off the disk")] = 30):
+                quiet: Annotated[float, typer.Option(min=0, help="seconds after which a series whose sender was cut "
+                                                                 "off counts as complete")] = 60,
+                keep: Annotated[float, typer.Option(min=0, help="days after which a series that is answered and sent "
+                                                                "is taken off the disk")] = 30):
     """Take DICOM series over the network and answer each with a SEG; research use only.
 
     User and password of a web archive come from the environment: MEDSEG_DICOMWEB_USER, MEDSEG_DICOMWEB_PASSWORD."""
@@ -283,7 +313,8 @@ def serve_page(model: Annotated[str, typer.Argument(help="key of a run, or folde
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
-             spacing: Annotated[Optional[str], typer.Option(help="mm a step along each axis, such as 1,1,3, where files carry none")] = None):
+             spacing: Annotated[Optional[str], typer.Option(help="mm a step along each axis, such as 1,1,3, where "
+                                                                 "files carry none")] = None):
     "Score label maps against reference label maps, paired by file name."
     from medseg_nb.evaluation.evaluate import evaluate_folders
     table, rejected = evaluate_folders(predictions, truth, out, spacing)
@@ -292,10 +323,14 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
     if rejected: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
-def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or key of a run, or folder of an artefact")],
-          limits: Annotated[Optional[str], typer.Option("--within", help="name a model's fastest variant within milliseconds, megabytes and loss")] = None):
-    "Metrics, or training and windows, beside other packages, or networks side by side, in processor time; or a model's variants: times, sizes, loss of Dice."
-    if limits and what in ("metrics", "train", "networks"): raise InputError("--within", "is for models", f"leave it out for {what}")
+def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or key of a run, or folder of an "
+                                                   "artefact")],
+          limits: Annotated[Optional[str], typer.Option("--within", help="name a model's fastest variant within "
+                                                                         "milliseconds, megabytes and loss")] = None):
+    """Metrics, or training and windows, beside other packages, or networks side by side, in processor time; or a
+    model's variants: times, sizes, loss of Dice."""
+    if limits and what in ("metrics", "train", "networks"):
+        raise InputError("--within", "is for models", f"leave it out for {what}")
     if what == "train":
         from medseg_nb.training.throughput import benchmark_training, benchmark_windows
         benchmark_training()
@@ -306,29 +341,33 @@ def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or
         benchmark_networks()
         return
     if what == "metrics":
-        from medseg_nb.study.agreement import benchmark_metrics
-        from medseg_nb.study.statistics import bootstrap_tasks
+        from medseg_nb.evaluation.agreement import benchmark_metrics
+        from medseg_nb.evaluation.comparisons import bootstrap_tasks
         benchmark_metrics(bootstrap_tasks())
         return
-    from medseg_nb.study import realtime
-    if limits: realtime.limits(limits)  # refused before anything is measured
-    table = realtime.bench(what)
-    print(table[realtime.SHOWN].round(3).to_string(index=False))
-    if limits: print(realtime.within(table, limits))
+    from medseg_nb.deployment import speed
+    if limits: speed.limits(limits)  # refused before anything is measured
+    table = speed.bench(what)
+    print(table[speed.SHOWN].round(3).to_string(index=False))
+    if limits: print(speed.within(table, limits))
 
 # %% ../nbs/library/99_cli.ipynb #fd363cb5
 @claims_app.command("list", epilog="Example: medseg claims list --profile cpu")
 def claims_list(profile: Profile = "smoke", as_json: Json = False):
-    "Every claim of the source documents and of this study, with its verdict where a section of the profile has tested it."
-    from medseg_nb.study.claims import ledger, listed
+    """Every claim of the source documents and of this study, with its verdict where a section of the profile has tested
+    it."""
+    from medseg_nb.evaluation.claims import ledger, listed
     rows = ledger(profile)
     say([{k: None if v != v else v for k, v in r.items()} for r in rows.to_dict("records")], as_json, listed(rows))
 
 @claims_app.command("audit", epilog="Example: medseg claims audit table.csv --out verdicts.csv")
-def claims_audit(table: Annotated[Path, typer.Argument(help="CSV: model,dataset,dice,jaccard,accuracy,sensitivity,specificity and, if known, p,n")],
-                 out: Annotated[Optional[Path], typer.Option(help="CSV file to write; standard output if left out")] = None):
-    "Can each row of a published table come from one confusion matrix, or from means over images, and at what lesion prevalence?"
-    from medseg_nb.study.audit import audit_file
+def claims_audit(table: Annotated[Path, typer.Argument(help="CSV: model,dataset,dice,jaccard,accuracy,sensitivity,"
+                                                            "specificity and, if known, p,n")],
+                 out: Annotated[Optional[Path],
+                                typer.Option(help="CSV file to write; standard output if left out")] = None):
+    """Can each row of a published table come from one confusion matrix, or from means over images, and at what lesion
+    prevalence?"""
+    from medseg_nb.evaluation.table_audit import audit_file
     print(audit_file(table, out))
 
 # %% ../nbs/library/99_cli.ipynb #3f509c50
@@ -338,9 +377,11 @@ def readers_new(data: Annotated[list[str], typer.Option(help="id of a data set (
                 out: Annotated[Path, typer.Option(help="new folder for the study")],
                 cases: Annotated[int, typer.Option(help="cases of each data set, one a patient")] = 24,
                 repeats: Annotated[int, typer.Option(help="hidden repeats in each session of a reader")] = 4,
-                fold: Annotated[int, typer.Option(help="cases are of the patients that this fold tests, so that its runs never saw them")] = 0,
+                fold: Annotated[int, typer.Option(help="cases are of the patients that this fold tests, so that its "
+                                                       "runs never saw them")] = 0,
                 seed: int = 0):
-    "Draw a blinded, balanced study with hidden repeats; write its design, its key, and templates of protocol, consent and ethical review."
+    """Draw a blinded, balanced study with hidden repeats; write its design, its key, and templates of protocol, consent
+    and ethical review."""
     from medseg_nb.deployment.reading import new_study
     name = new_study(data, readers, cases, repeats, fold, seed, out)
     print(f"study {name} in {out}; keep key.csv from the readers; the forms are templates and need local approval")
@@ -376,7 +417,8 @@ def main() -> None:
     try: sys.exit(app(standalone_mode=False) or 0)
     except USAGE as e:
         command = e.ctx.command_path if e.ctx else "medseg"
-        print(f"error: {one_line(command)}: {one_line(e.format_message().rstrip('.'))}; see {one_line(command)} --help", file=sys.stderr)
+        print(f"error: {one_line(command)}: {one_line(e.format_message().rstrip('.'))}; see {one_line(command)} --help",
+              file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError: sys.exit(0)
     except (MedsegError, OSError, RuntimeError) as e:

@@ -31,16 +31,20 @@ if PLAIN.pop("PYTHONDONTWRITEBYTECODE", None):  # each of a hundred processes wo
 
 
 def needs(program: str, of: str = "", path: str = "") -> str:
-    "Path of an outside program (or of a file that belongs to one); without it the test is skipped, or fails where MEDSEG_REQUIRE names the program"
-    found = path if path and Path(path).exists() else shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    """Path of an outside program (or of a file that belongs to one); without it the test is skipped, or fails where
+    MEDSEG_REQUIRE names the program"""
+    found = (path if path and Path(path).exists()
+             else shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])))
     if found: return found
-    if (of or program).lower() in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","): pytest.fail(f"{program} is not installed, and MEDSEG_REQUIRE asks for {of or program}")
+    if (of or program).lower() in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","):
+        pytest.fail(f"{program} is not installed, and MEDSEG_REQUIRE asks for {of or program}")
     pytest.skip(f"{program} is not installed")
 
 
 def cell(source: str, tag: str | None = None) -> dict:
     "A notebook cell; text that begins with # and a blank is Markdown"
-    common = dict(id=hashlib.sha256(source.encode()).hexdigest()[:8], metadata=dict(tags=[tag]) if tag else {}, source=source.splitlines(keepends=True))
+    common = dict(id=hashlib.sha256(source.encode()).hexdigest()[:8],
+                  metadata=dict(tags=[tag]) if tag else {}, source=source.splitlines(keepends=True))
     if source.startswith(("# ", "## ")): return dict(cell_type="markdown", **common)
     return dict(cell_type="code", execution_count=None, outputs=[], **common)
 
@@ -53,7 +57,8 @@ def write_notebook(path: Path, cells: list[dict]) -> Path:
     return path
 
 
-IMPORTS = "import json\nimport time\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom medseg_nb.kit.core import folder, rng\nfrom medseg_nb.kit.report import Estimate, Report"
+IMPORTS = ("import json\nimport time\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom "
+           "medseg_nb.kit.core import folder, rng\nfrom medseg_nb.kit.report import Estimate, Report")
 FIRST = """#| study
 report = Report("a", profile)  # a comment of section a
 values = rng(seed, "a").normal(size=9).round(3)
@@ -97,8 +102,10 @@ class Project:
 
     def start(self, *words: str, **env: str) -> subprocess.Popen:
         "The command in a process group of its own"
-        return subprocess.Popen([COMMAND, *map(str, words)], env=self.environment() | env, cwd=self.root, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
+        return subprocess.Popen([COMMAND, *map(str, words)],
+                                env=self.environment() | env, cwd=self.root, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True, encoding="utf-8", start_new_session=True)
 
     def medseg(self, *words: str, **env: str) -> subprocess.CompletedProcess:
         "The command, with exit code, standard output and standard error"
@@ -108,9 +115,12 @@ class Project:
 
     @contextlib.contextmanager
     def inside(self):
-        "This process as if it had been started in the project: its environment and working folder, and nothing kept from elsewhere"
+        """This process as if it had been started in the project: its environment and working folder, and nothing kept
+        from elsewhere"""
         def forget():
-            for kept in [v for n, m in list(sys.modules.items()) if n.startswith(("medseg_nb", "own.")) for v in vars(m).values() if hasattr(v, "cache_clear")]: kept.cache_clear()
+            for kept in [v for n, m in list(sys.modules.items())
+                         if n.startswith(("medseg_nb", "own.")) for v in vars(m).values() if hasattr(v, "cache_clear")]:
+                kept.cache_clear()
         with patch.dict(os.environ, self.environment(), clear=True), contextlib.chdir(self.root):
             forget()
             yield
@@ -119,7 +129,10 @@ class Project:
     def call(self, *words: str) -> subprocess.CompletedProcess:
         "The same entry point within this process, which saves seconds of imports"
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with self.inside(), patch.object(sys, "argv", ["medseg", *map(str, words)]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with self.inside(), patch.object(sys, "argv",
+                                         ["medseg",
+                                          *map(str, words)]), contextlib.redirect_stdout(
+            out), contextlib.redirect_stderr(err):
             try: main()
             except SystemExit as e: code = e.code or 0
             except Exception: code = 1; traceback.print_exc()
@@ -135,7 +148,8 @@ class Project:
     def files(self, place: str = "reports") -> dict[str, bytes]:
         "Content of all files below a folder; unfinished ones have a name that begins with a dot"
         found = sorted(p for p in (self.root / place).rglob("*") if p.is_file())
-        return {p.relative_to(self.root).as_posix(): p.read_bytes() for p in found if not any(x.startswith(".") for x in p.relative_to(self.root).parts)}
+        return {p.relative_to(self.root).as_posix(): p.read_bytes()
+                for p in found if not any(x.startswith(".") for x in p.relative_to(self.root).parts)}
 
     def copy(self, root: Path) -> "Project":
         shutil.copytree(self.root, root, dirs_exist_ok=True)
@@ -152,7 +166,8 @@ def new_project(root: Path) -> Project:
     write_notebook(nbs / "study" / "10_a.ipynb", section("a", FIRST))
     write_notebook(nbs / "study" / "20_b.ipynb", section("b", LATER.format(me="b", before="a", step=1)))
     write_notebook(nbs / "study" / "30_c.ipynb", section("c", LATER.format(me="c", before="b", step=1)))
-    plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"), seconds=.02, throughput=dict(unet=200), runs={},
+    plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"),
+                seconds=.02, throughput=dict(unet=200), runs={},
                 search=dict(datasets=["phantom_skin"], trials=2, seconds=.02))
     (nbs / "grid.yaml").write_text(yaml.safe_dump(dict(smoke=plan, cpu=plan)), encoding="utf-8")
     shutil.copytree(REPO / "data_manifests" / "phantom_skin", root / "data_manifests" / "phantom_skin")
@@ -199,14 +214,18 @@ class Tiny:
 
     def table(self, change) -> None:
         "Pass each row of the table through `change`"
-        with open(self.data / "table.csv", encoding="utf-8", newline="") as f: rows = [change(r) for r in csv.DictReader(f)]
+        with open(self.data / "table.csv", encoding="utf-8", newline="") as f:
+            rows = [change(r) for r in csv.DictReader(f)]
         with open(self.data / "table.csv", "w", encoding="utf-8", newline="") as f:
             writer = csv.DictWriter(f, rows[0]); writer.writeheader(); writer.writerows(rows)
 
 
-TINY = dict(id="tiny", name="Tiny squares", modality="photograph", task="semantic", synthetic=True, licence=dict(name="Apache-2.0", status="verified"), access="generated",
-            home="tests/conftest.py", citation="none", table="table.csv", case="case", patient="patient", image=dict(columns=["image"], channels=["grey"]),
-            mask=dict(column="mask", kind="labels"), labels=dict(background=0, lesion=1), spacing="unknown", split=dict(folds=2, seed=0))
+TINY = dict(id="tiny", name="Tiny squares", modality="photograph",
+            task="semantic", synthetic=True, licence=dict(name="Apache-2.0", status="verified"), access="generated",
+            home="tests/conftest.py", citation="none",
+            table="table.csv", case="case", patient="patient", image=dict(columns=["image"], channels=["grey"]),
+            mask=dict(column="mask", kind="labels"),
+            labels=dict(background=0, lesion=1), spacing="unknown", split=dict(folds=2, seed=0))
 
 
 def add_tiny(project: Project) -> Tiny:
@@ -217,7 +236,8 @@ def add_tiny(project: Project) -> Tiny:
     for k in range(6):
         mask = np.zeros((24, 20), np.uint8); mask[4 + k:12 + k, 6:14] = 1
         Image.fromarray(mask).save(data / "masks" / f"p{k}.png")
-        Image.fromarray((100 * mask + draws.integers(0, 90, mask.shape)).astype(np.uint8)).save(data / "images" / f"p{k}.png")
+        Image.fromarray((100 * mask + draws.integers(0, 90, mask.shape)).astype(np.uint8)).save(
+            data / "images" / f"p{k}.png")
         rows.append(f"c{k},p{k},images/p{k}.png,masks/p{k}.png")
     (data / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     (folder / "dataset.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
@@ -245,11 +265,13 @@ def png(depth: int, kind: int, rows: bytes, size: tuple[int, int], *chunks) -> b
     "A PNG of raw rows"
     head = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0)
     body = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in body)
+    return (b"\x89PNG\r\n\x1a\n"
+            + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in body))
 
 
 def dicom(pixels: np.ndarray, syntax: str = "", encoded: bytes | None = None, without: str = "", **tags) -> bytes:
-    "A DICOM file of one slice; with a transfer syntax compressed, by pydicom or by what is given as encoded; without some elements"
+    """A DICOM file of one slice; with a transfer syntax compressed, by pydicom or by what is given as encoded; without
+    some elements"""
     import pydicom
     d = pydicom.Dataset()
     d.file_meta = pydicom.dataset.FileMetaDataset()
@@ -262,7 +284,9 @@ def dicom(pixels: np.ndarray, syntax: str = "", encoded: bytes | None = None, wi
     for name, value in tags.items(): setattr(d, name, value)
     for name in without.split(): del d[name]
     if syntax and encoded is None: d.compress(syntax, generate_instance_uid=False)
-    elif syntax: d.file_meta.TransferSyntaxUID, d.PixelData = syntax, pydicom.encaps.encapsulate([encoded]); d["PixelData"].is_undefined_length = True
+    elif syntax:
+        d.file_meta.TransferSyntaxUID, d.PixelData = syntax, pydicom.encaps.encapsulate(
+            [encoded]); d["PixelData"].is_undefined_length = True
     out = io.BytesIO(); d.save_as(out, enforce_file_format=True)
     return out.getvalue()
 

@@ -1,4 +1,5 @@
-"A round trip through Orthanc, by C-STORE and by STOW-RS, in a network namespace of its own; called by test_dicom.py as a program: ORTHANC PLUGIN FOLDER."
+("A round trip through Orthanc, by C-STORE and by STOW-RS, in a network namespace of its own; called by test_dicom.py "
+ "as a program: ORTHANC PLUGIN FOLDER.")
 import base64
 import fcntl
 import json
@@ -28,7 +29,8 @@ def up() -> None:
 
 def ask(path: str, body: bytes | None = None, password: str = "right", method: str | None = None) -> bytes:
     head = {"Authorization": "Basic " + base64.b64encode(f"kit:{password}".encode()).decode()}
-    opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(urllib.request.Request(f"http://127.0.0.1:{HTTP}{path}", body, head, method=method), timeout=30)
+    opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        urllib.request.Request(f"http://127.0.0.1:{HTTP}{path}", body, head, method=method), timeout=30)
     return opened.read()
 
 
@@ -43,7 +45,9 @@ def refused() -> int:
     return 200
 
 
-def segs() -> list[str]: return [i for i in json.loads(ask("/instances")) if json.loads(ask(f"/instances/{i}/simplified-tags"))["Modality"] == "SEG"]
+def segs() -> list[str]:
+    return [i for i in json.loads(ask("/instances"))
+            if json.loads(ask(f"/instances/{i}/simplified-tags"))["Modality"] == "SEG"]
 
 
 def route(series: str) -> None:
@@ -56,10 +60,14 @@ def route(series: str) -> None:
 
 def main(orthanc: str, plugin: str, place: Path) -> None:
     up()
-    known = dict(kit=dict(AET="MEDSEG", Host="127.0.0.1", Port=NODE), scanner=dict(AET="SCANNER", Host="127.0.0.1", Port=104))
-    config = dict(Name="test", StorageDirectory=str(place / "store"), IndexDirectory=str(place / "store"), HttpPort=HTTP, DicomPort=DICOM, DicomAet="PACS", RemoteAccessAllowed=False,
-                  AuthenticationEnabled=True, RegisteredUsers=dict(kit="right"), DicomCheckCalledAet=True, DicomAlwaysAllowStore=False, DicomAlwaysAllowEcho=False,
-                  DicomCheckModalityHost=True, DicomModalities=known, Plugins=[plugin], DicomWeb=dict(Enable=True, Root="/dicom-web/", Ssl=False))
+    known = dict(kit=dict(AET="MEDSEG", Host="127.0.0.1", Port=NODE),
+                 scanner=dict(AET="SCANNER", Host="127.0.0.1", Port=104))
+    config = dict(Name="test", StorageDirectory=str(place / "store"), IndexDirectory=str(place / "store"),
+                  HttpPort=HTTP, DicomPort=DICOM, DicomAet="PACS", RemoteAccessAllowed=False,
+                  AuthenticationEnabled=True, RegisteredUsers=dict(kit="right"),
+                  DicomCheckCalledAet=True, DicomAlwaysAllowStore=False, DicomAlwaysAllowEcho=False,
+                  DicomCheckModalityHost=True, DicomModalities=known,
+                  Plugins=[plugin], DicomWeb=dict(Enable=True, Root="/dicom-web/", Ssl=False))
     (place / "orthanc.json").write_text(json.dumps(config)); (place / "orthanc.json").chmod(0o600)
     series, log = slices(place / "ct"), open(place / "orthanc.log", "w")
     server = subprocess.Popen([orthanc, str(place / "orthanc.json")], stdout=log, stderr=log)
@@ -69,7 +77,9 @@ def main(orthanc: str, plugin: str, place: Path) -> None:
         assert push(series, DICOM, title="STRANGER", called="PACS") == [], "an unknown AE"
         assert push(series, DICOM, called="PACS") == [0] * 6
         came, = json.loads(ask("/series"))
-        made = [trip(place / way, to, series, came) for way, to in dict(c_store=f"PACS@127.0.0.1:{DICOM}", stow=f"http://127.0.0.1:{HTTP}/dicom-web").items()]
+        made = [trip(place / way, to, series, came)
+                for way, to in dict(c_store=f"PACS@127.0.0.1:{DICOM}",
+                                    stow=f"http://127.0.0.1:{HTTP}/dicom-web").items()]
         assert made[0] == made[1], "the same answer is the same object, whichever way it goes"
     finally: server.terminate(); server.wait(20)
 
@@ -77,10 +87,12 @@ def main(orthanc: str, plugin: str, place: Path) -> None:
 def trip(place: Path, to: str, series: Path, came: str) -> str:  # UID of the SEG
     "Orthanc routes the series, the node is killed before it answers and started again, and its SEG arrives once"
     place.mkdir()
-    def start(mode="answers", password="right"): return Node(place / "queue", to, mode, NODE, "PACS", **{USER: "kit", PASSWORD: password})
+    def start(mode="answers", password="right"):
+        return Node(place / "queue", to, mode, NODE, "PACS", **{USER: "kit", PASSWORD: password})
     first = start("blocks")
     route(came); wait((place / "queue" / "blocked").exists); first.kill()
-    assert not segs() and len(slice_files(Queue(place / "queue").folders()[0] / "slices")) == 6, "all slices are kept, nothing is answered"
+    assert not segs() and len(slice_files(Queue(place / "queue").folders()[0] / "slices")) == 6, (
+        "all slices are kept, nothing is answered")
     if to.startswith("http"):
         wrong = start(password="wrong")
         wait(lambda: "refuses user or password (status 401)" in wrong.said()); wrong.kill()
@@ -95,7 +107,8 @@ def trip(place: Path, to: str, series: Path, came: str) -> str:  # UID of the SE
     image, _ = read_series(series)
     (place / "seg.dcm").write_bytes(ask(f"/instances/{made}/file"))
     assert (read_seg(place / "seg.dcm", image, dict(bright=1))[0] == (image.array > 150)).all()
-    kept = {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in (place / "queue").rglob("slices/*.dcm")}
+    kept = {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData
+            for p in (place / "queue").rglob("slices/*.dcm")}
     assert kept == {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in slice_files(series)}
     ask(f"/instances/{made}", method="DELETE")
     return pydicom.dcmread(place / "seg.dcm").SOPInstanceUID

@@ -1,4 +1,5 @@
-"Names, ids and dates planted in every text element of good and bad files, through prediction, explanation, the page and the node; called by test_dicom.py as a program: FOLDER."
+("Names, ids and dates planted in every text element of good and bad files, through prediction, explanation, the page "
+ "and the node; called by test_dicom.py as a program: FOLDER.")
 import datetime
 import io
 import itertools
@@ -25,7 +26,8 @@ from test_dicom import archive, fake, free_port, push, slice_files, slices, wait
 
 TEXT = ("LO", "SH", "LT", "ST", "UT", "UC", "PN", "AE", "CS", "DA", "TM", "DT", "UI", "UR")
 GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040)
-NEEDED = """SOPClassUID Modality ImageType PhotometricInterpretation SpecificCharacterSet FrameOfReferenceUID StudyInstanceUID SeriesInstanceUID SOPInstanceUID PatientSex
+NEEDED = """SOPClassUID Modality ImageType PhotometricInterpretation SpecificCharacterSet FrameOfReferenceUID \
+StudyInstanceUID SeriesInstanceUID SOPInstanceUID PatientSex
 LossyImageCompression""".split()
 COUNT = itertools.count(1)
 PLANTED = []
@@ -34,8 +36,10 @@ PLANTED = []
 def plant(vr: str) -> str:
     "A value that no other element has"
     n = next(COUNT)
-    value = dict(DA=(datetime.date(1861, 1, 1) + datetime.timedelta(n)).strftime("%Y%m%d"), TM=f"2359{n % 60:02}.{n:06}", UI=f"1.3.77777.{n}",
-                 DT=f"{datetime.date(1861, 1, 1) + datetime.timedelta(n):%Y%m%d}2359", CS=f"ZQ{n}X", UR=f"http://zq{n}x", PN=f"Zq{n}x").get(vr, f"Zq{n}x")
+    value = dict(DA=(datetime.date(1861, 1, 1) + datetime.timedelta(n)).strftime("%Y%m%d"),
+                 TM=f"2359{n % 60:02}.{n:06}", UI=f"1.3.77777.{n}",
+                 DT=f"{datetime.date(1861, 1, 1) + datetime.timedelta(n):%Y%m%d}2359",
+                 CS=f"ZQ{n}X", UR=f"http://zq{n}x", PN=f"Zq{n}x").get(vr, f"Zq{n}x")
     PLANTED.append(value)
     return value
 
@@ -59,12 +63,21 @@ def raw(d, name: str, text: str, vr: str = "") -> None:
 
 
 BAD = {  # name of a case: what is done to each slice
-    "forged": lambda d: raw(d, "PatientName", "Zqforged^A\r\nerror: forged line\x1b[31m"), "date": lambda d: raw(d, "StudyDate", "Zqdate"), "sex": lambda d: raw(d, "PatientSex", "Zqsex"),
-    "charset": lambda d: raw(d, "SpecificCharacterSet", "Zqcharset"), "kind": lambda d: raw(d, "SOPClassUID", "1.3.77777.5 "), "id": lambda d: raw(d, "PatientID", "Zqid" * 30),
-    "thickness": lambda d: raw(d, "SliceThickness", "Zqthick"), "place": lambda d: raw(d, "ImagePositionPatient", "Zqa\\Zqb\\Zqc"), "slope": lambda d: raw(d, "RescaleSlope", "Zqslope"),
-    "rows": lambda d: raw(d, "Rows", "Zqrows", "LO"), "bits": lambda d: raw(d, "HighBit", "Zqbits", "LO"), "uid": lambda d: raw(d, "StudyInstanceUID", "Zquid^Name"),
-    "photometric": lambda d: raw(d, "PhotometricInterpretation", "ZQPHOTO "), "short": lambda d: setattr(d, "PixelData", d.PixelData[:20]), "spacing": lambda d: raw(d, "PixelSpacing", "Zqs\\Zqt"),
-    "same": lambda d: d.update(dict(SOPInstanceUID="1.2.3.4")), "series": lambda d: raw(d, "SeriesInstanceUID", f"Zqseries{next(COUNT)}"), "patient": lambda d: raw(d, "PatientID", f"Zqp{next(COUNT)}"),
+    "forged": lambda d: raw(d, "PatientName", "Zqforged^A\r\nerror: forged line\x1b[31m"),
+         "date": lambda d: raw(d, "StudyDate", "Zqdate"), "sex": lambda d: raw(d, "PatientSex", "Zqsex"),
+    "charset": lambda d: raw(d, "SpecificCharacterSet", "Zqcharset"),
+         "kind": lambda d: raw(d, "SOPClassUID", "1.3.77777.5 "), "id": lambda d: raw(d, "PatientID", "Zqid" * 30),
+    "thickness": lambda d: raw(d, "SliceThickness", "Zqthick"),
+         "place": lambda d: raw(d, "ImagePositionPatient", "Zqa\\Zqb\\Zqc"),
+         "slope": lambda d: raw(d, "RescaleSlope", "Zqslope"),
+    "rows": lambda d: raw(d, "Rows", "Zqrows", "LO"),
+         "bits": lambda d: raw(d, "HighBit", "Zqbits", "LO"), "uid": lambda d: raw(d, "StudyInstanceUID", "Zquid^Name"),
+    "photometric": lambda d: raw(d, "PhotometricInterpretation", "ZQPHOTO "),
+         "short": lambda d: setattr(d, "PixelData", d.PixelData[:20]),
+         "spacing": lambda d: raw(d, "PixelSpacing", "Zqs\\Zqt"),
+    "same": lambda d: d.update(dict(SOPInstanceUID="1.2.3.4")),
+         "series": lambda d: raw(d, "SeriesInstanceUID", f"Zqseries{next(COUNT)}"),
+         "patient": lambda d: raw(d, "PatientID", f"Zqp{next(COUNT)}"),
     "good": lambda d: None}
 
 
@@ -94,7 +107,8 @@ def page(model, folders: list[Path]) -> list[str]:
     with served(model) as found:
         for folder in folders:
             for some in ([p.read_bytes() for p in slice_files(folder)], [slice_files(folder)[0].read_bytes()]):
-                answer = found.client.post("/api/cases", files=[("files", (f"{k}.dcm", data)) for k, data in enumerate(some)])
+                answer = found.client.post("/api/cases",
+                                           files=[("files", (f"{k}.dcm", data)) for k, data in enumerate(some)])
                 if answer.status_code == 201: answer = found.client.get(f"/api/cases/{answer.json()['id']}/mask.dcm")
                 assert answer.status_code in (200, 400), (folder.name, answer.text)
                 for case in found.client.get("/api/cases").json(): found.client.delete(f"/api/cases/{case['id']}")
@@ -105,7 +119,9 @@ def node(place: Path, folders: list[Path]) -> None:
     "Each series through the network"
     stop, port = threading.Event(), free_port()
     with archive() as (got, to):
-        running = threading.Thread(target=serve, args=(fake(lambda image: (image.array > 100).astype(np.int32)), place, ["SCANNER"], Peer("PACS", "127.0.0.1", to)),
+        running = threading.Thread(target=serve,
+                                   args=(fake(lambda image: (image.array > 100).astype(np.int32)),
+                                         place, ["SCANNER"], Peer("PACS", "127.0.0.1", to)),
                                    kwargs=dict(port=port, stop=stop, quiet=1.))
         running.start()
         wait(lambda: (place / "lock").exists())
@@ -133,11 +149,16 @@ if __name__ == "__main__":
     warnings.filterwarnings("always", append=True)
     command("predict", key, *folders, "--out", place / "series")
     for folder in folders: command("predict", key, slice_files(folder)[0], "--out", place / "single" / folder.name)
-    for folder in folders: command("explain", key, slice_files(folder)[0], "--target", "pixel:3,3", "--method", "grad_cam_pp", "--out", place / "why")
+    for folder in folders:
+        command("explain", key, slice_files(folder)[0], "--target",
+                "pixel:3,3", "--method", "grad_cam_pp", "--out", place / "why")
     said = page(segmenter(key), folders)
     node(place / "queue", folders)
-    notes = [p for pattern in ("*/predict.csv", "single/*/predict.csv", "why/*.json", "queue/series/*/*.json", "queue/series/*/released") for p in place.glob(pattern)]
-    assert (place / "series" / "predict.csv") in notes and any(p.name == "answer.json" for p in notes) and any(p.suffix == ".json" for p in (place / "why").iterdir())
-    (place / "said.txt").write_text("\n".join([log.getvalue(), *said, *(p.read_text() for p in notes)]), encoding="utf-8")
+    notes = [p for pattern in ("*/predict.csv", "single/*/predict.csv", "why/*.json",
+                               "queue/series/*/*.json", "queue/series/*/released") for p in place.glob(pattern)]
+    assert ((place / "series" / "predict.csv") in notes and any(p.name == "answer.json" for p in notes)
+            and any(p.suffix == ".json" for p in (place / "why").iterdir()))
+    (place / "said.txt").write_text("\n".join([log.getvalue(), *said, *(p.read_text() for p in notes)]),
+                                    encoding="utf-8")
     (place / "planted.txt").write_text("\n".join(sorted({p for p in PLANTED if len(p) > 3})), encoding="utf-8")
     print(len(PLANTED), "planted")

@@ -51,7 +51,8 @@ def served(model, limit=10 ** 7):
         thread = threading.Thread(target=running.run, kwargs=dict(sockets=[found]))
         thread.start()
         base = f"http://127.0.0.1:{guard.address[1]}"
-        with httpx.Client(base_url=base, headers=dict(authorization=f"Bearer {guard.token}"), trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=base, headers=dict(authorization=f"Bearer {guard.token}"),
+                          trust_env=False, timeout=60) as client:
             try: yield SimpleNamespace(guard=guard, base=base, client=client, said=said)
             finally: running.should_exit = True; thread.join(20)
         assert not thread.is_alive()
@@ -73,8 +74,10 @@ def slices(place: Path, n=6, change=lambda k: {}) -> Path:
     picture = cases("phantom_lung")[0].image().array.astype(np.uint16)
     for k in range(n):
         d = pydicom.dcmread(io.BytesIO(dicom(picture[:40, :56] + 10 * k)))
-        d.SOPClassUID, d.SOPInstanceUID, d.StudyInstanceUID, d.FrameOfReferenceUID = CTImageStorage, f"1.2.3.{k + 10}", "1.2.8", "1.2.9"
-        d.file_meta.MediaStorageSOPInstanceUID, d.PatientID, d.Modality, d.SliceThickness = d.SOPInstanceUID, "p", "CT", 2.5
+        d.SOPClassUID, d.SOPInstanceUID, d.StudyInstanceUID, d.FrameOfReferenceUID = (
+            CTImageStorage, f"1.2.3.{k + 10}", "1.2.8", "1.2.9")
+        d.file_meta.MediaStorageSOPInstanceUID, d.PatientID, d.Modality, d.SliceThickness = (
+            d.SOPInstanceUID, "p", "CT", 2.5)
         d.ImagePositionPatient, d.RescaleIntercept = [10, 20, 30 + 2.5 * k], 0
         for name, value in change(k).items(): setattr(d, name, value)
         d.save_as(place / f"IM{n - k}", enforce_file_format=True)
@@ -99,14 +102,16 @@ def alive(page) -> bool: return page.client.get("/api/model").status_code == 200
 
 def test_token_host_and_origin(skin):
     bare = httpx.Client(base_url=skin.base, trust_env=False)
-    for path in ("/", "/docs", "/app.js", "/openapi.json", "/api/cases", "/niivue.js"): line(bare.get(path), 401, "token")
+    for path in ("/", "/docs", "/app.js", "/openapi.json", "/api/cases", "/niivue.js"):
+        line(bare.get(path), 401, "token")
     line(bare.get("/", headers=dict(authorization="Bearer " + "x" * 43)), 401, "token")
     line(skin.client.get("/", headers=dict(host="evil.example")), 403, "Host")
     line(skin.client.post("/api/cases", headers=dict(origin="http://evil.example")), 403, "another site")
     link = skin.guard.link
     assert bare.get(link).headers["location"] == "/" and bare.get("/").status_code == 200, "the cookie is enough"
     line(httpx.get(link, trust_env=False), 401, "newest link")
-    assert "Research use only" in bare.get("/").text and "Research use only" in bare.get("/docs").text and "research use only" in bare.get("/api/model").text
+    assert ("Research use only" in bare.get("/").text
+            and "Research use only" in bare.get("/docs").text and "research use only" in bare.get("/api/model").text)
     assert alive(skin)
 
 
@@ -123,7 +128,8 @@ def test_too_large_upload_is_stopped(skin):
     def endless():
         yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         for _ in range(30): yield bytes(10 ** 6)
-    line(skin.client.post("/api/cases", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"}), 413, "larger than")
+    line(skin.client.post("/api/cases", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"}),
+         413, "larger than")
     assert alive(skin) and skin.client.get("/api/cases").json() == []
 
 
@@ -137,22 +143,34 @@ def zipped(**files) -> bytes:
 def test_bad_uploads_are_one_line(skin, lung, tmp_path):
     good = cases("phantom_skin")[0].images[0].read_bytes()
     broken = png(8, 0, bytes(3), (60000, 60000))
-    for name, data, words in [("../../a.png", good, ["no plain file name"]), ("a\\b.png", good, ["no plain file name"]), ("a.png", good[:200], ["a.png: is damaged or cut short"]),
-                              ("a.png", b"", ["a.png: is empty"]), ("a.png", broken, ["a.png", "too many pixels"]), ("a.pkl", b"\x80\x04cos\nsystem\n.", ["no kind that the page opens"]),
-                              ("a.png", b"\x80\x04cos\nsystem\n.", ["a.png"]), ("a.npy", b"\x93NUMPY\x01\0v\0", ["no kind that"]), ("a.nii.gz", b"\x1f\x8b\x08", ["a.nii.gz"]),
-                              ("grey.png", cases("phantom_lung")[0].images[0].read_bytes(), ["1 channels, the model takes 3"]),
-                              ("z.zip", zipped(**{"../x": b"x"}), ["leaves the folder"]), ("z.zip", zipped(a=bytes(10 ** 7)), ["unpacks to more than"]),
-                              ("z.zip", b"PK\x05\x06" + bytes(18), ["holds no file"]), ("z.zip", b"PK", ["no kind that"])]:
+    for name, data, words in [("../../a.png", good, ["no plain file name"]), ("a\\b.png", good, ["no plain file name"]),
+                              ("a.png", good[:200], ["a.png: is damaged or cut short"]),
+                              ("a.png", b"", ["a.png: is empty"]), ("a.png", broken, ["a.png", "too many pixels"]),
+                              ("a.pkl", b"\x80\x04cos\nsystem\n.", ["no kind that the page opens"]),
+                              ("a.png", b"\x80\x04cos\nsystem\n.", ["a.png"]),
+                              ("a.npy", b"\x93NUMPY\x01\0v\0", ["no kind that"]),
+                              ("a.nii.gz", b"\x1f\x8b\x08", ["a.nii.gz"]),
+                              ("grey.png", cases("phantom_lung")[0].images[0].read_bytes(),
+                               ["1 channels, the model takes 3"]),
+                              ("z.zip", zipped(**{"../x": b"x"}), ["leaves the folder"]),
+                              ("z.zip", zipped(a=bytes(10 ** 7)), ["unpacks to more than"]),
+                              ("z.zip", b"PK\x05\x06" + bytes(18), ["holds no file"]),
+                              ("z.zip", b"PK", ["no kind that"])]:
         line(post(skin, (name, data)), 400, *words)
     line(post(skin, ("a.png", good), ("b.png", good)), 400, "no DICOM file, and 2 files")
     line(skin.client.post("/api/cases", content=b"--x", headers={"content-type": "multipart/form-data"}), 400)
     line(skin.client.post("/api/cases", json={}), 422, "files")
-    for name, change, words in [("missing", lambda k: dict(ImagePositionPatient=[0, 0, 2.5 * (k + (k > 2))]), ["a slice is missing"]), ("twice", lambda k: dict(ImagePositionPatient=[0, 0, max(k, 1)]), ["same position"]),
-                                ("tilt", lambda k: dict(ImagePositionPatient=[0, k, 3 * k]), ["tilted gantry"]), ("mixed", lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}"), ["several series"]),
+    for name, change, words in [
+        ("missing", lambda k: dict(ImagePositionPatient=[0, 0, 2.5 * (k + (k > 2))]), ["a slice is missing"]),
+        ("twice", lambda k: dict(ImagePositionPatient=[0, 0, max(k, 1)]), ["same position"]),
+                                ("tilt", lambda k: dict(ImagePositionPatient=[0, k, 3 * k]), ["tilted gantry"]),
+        ("mixed", lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}"), ["several series"]),
                                 ("short", lambda k: dict(PixelData=bytes(20)) if k == 2 else {}, ["IM4"])]:
         line(lung.client.post("/api/cases", files=sent(*slices(tmp_path / name, change=change).iterdir())), 400, *words)
-    line(post(lung, ("a.dcm", dicom(np.ones((8, 8)), JPEGLosslessSV1, b"\xff\xd8\xff\xd9"))), 400, "needs a decoder that is not installed")
-    assert alive(skin) and alive(lung) and skin.client.get("/api/cases").json() == lung.client.get("/api/cases").json() == []
+    line(post(lung, ("a.dcm", dicom(np.ones((8, 8)), JPEGLosslessSV1, b"\xff\xd8\xff\xd9"))),
+         400, "needs a decoder that is not installed")
+    assert (alive(skin) and alive(lung)
+            and skin.client.get("/api/cases").json() == lung.client.get("/api/cases").json() == [])
 
 
 TAKEN_NAMES = ("mask", "uncertainty", "image0", "image", "upload-000000")
@@ -160,24 +178,31 @@ TAKEN_NAMES = ("mask", "uncertainty", "image0", "image", "upload-000000")
 
 @pytest.mark.parametrize("stem", TAKEN_NAMES)
 def test_an_upload_is_never_given_back_as_an_answer(models, stem, tmp_path):
-    "Whatever a file is called, alone or in a zip, the answers are those that it gets under another name, and its name leads nowhere on the disk"
+    """Whatever a file is called, alone or in a zip, the answers are those that it gets under another name, and its name
+    leads nowhere on the disk"""
     picture, volume = cases("phantom_skin")[0].images[0], cases("phantom_mri_volumes")[0].images[0]
     series = slices(tmp_path / "ct")
-    for path in series.iterdir(): path.rename(path.with_name(f"{stem}.dcm" if path.name == "IM3" else f"{path.name}.dcm"))
+    for path in series.iterdir():
+        path.rename(path.with_name(f"{stem}.dcm" if path.name == "IM3" else f"{path.name}.dcm"))
     lone, ct = (series / f"{stem}.dcm").read_bytes(), [(p.name, p.read_bytes()) for p in sorted(series.iterdir())]
     def answers(page, *files):
         case = post(page, *files).json()
-        told = [page.client.get(f"/api/cases/{case['id']}/{a}") for a in ("mask.png", "mask.nii.gz", "mask.dcm", "image.nii.gz", "uncertainty.nii.gz", "mask/0.png")]
-        assert page.client.delete(f"/api/cases/{case['id']}").status_code == 200 and any(t.status_code == 200 for t in told)
-        return [pydicom.dcmread(io.BytesIO(t.content)).pixel_array.tobytes() if t.content[128:132] == b"DICM" else (t.status_code, t.content if t.status_code == 200 else b"") for t in told]
+        told = [page.client.get(f"/api/cases/{case['id']}/{a}")
+                for a in ("mask.png", "mask.nii.gz", "mask.dcm", "image.nii.gz", "uncertainty.nii.gz", "mask/0.png")]
+        assert (page.client.delete(f"/api/cases/{case['id']}").status_code == 200
+                and any(t.status_code == 200 for t in told))
+        return [pydicom.dcmread(io.BytesIO(t.content)).pixel_array.tobytes() if t.content[128:132] == b"DICM"
+                else (t.status_code, t.content if t.status_code == 200 else b"") for t in told]
     with served(models["phantom_skin"]) as page:
         data = picture.read_bytes()
-        assert answers(page, (f"{stem}.png", data)) == answers(page, ("other.png", data)) == answers(page, ("z.zip", zipped(**{f"{stem}.png": data})))
+        assert answers(page, (f"{stem}.png", data)) == answers(page, ("other.png", data)) == answers(
+            page, ("z.zip", zipped(**{f"{stem}.png": data})))
     with served(models["phantom_mri_volumes"], 2 ** 26) as page:
         data, ending = volume.read_bytes(), "nii.gz" if volume.name.endswith(".gz") else "nii"
         assert answers(page, (f"{stem}.{ending}", data)) == answers(page, (f"other.{ending}", data))
     with served(models["phantom_lung"]) as page:
-        assert answers(page, (f"{stem}.dcm", lone)) == answers(page, ("other.dcm", lone)) and answers(page, ("mask.dcm", lone))[2] != lone
+        assert (answers(page, (f"{stem}.dcm", lone)) == answers(page, ("other.dcm", lone))
+                and answers(page, ("mask.dcm", lone))[2] != lone)
         assert answers(page, *ct) == answers(page, *[(f"{k}.dcm", d) for k, (_, d) in enumerate(ct)])
 
 
@@ -203,11 +228,13 @@ def test_a_fault_of_the_model_is_one_line(models):
     with served(models["phantom_skin"]) as page:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(app, "windows", lambda image: 1 / 0)
-            line(page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])), 500, "the server goes on")
+            line(page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])),
+                 500, "the server goes on")
         end = time.monotonic() + 10
         while not page.said and time.monotonic() < end: time.sleep(.02)
         said, = page.said
-        assert said.startswith("error: POST /api/cases: failed (ZeroDivisionError in app.py, line ") and "division by zero" not in said and alive(page)
+        assert (said.startswith("error: POST /api/cases: failed (ZeroDivisionError in app.py, line ")
+                and "division by zero" not in said and alive(page))
         assert page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])).status_code == 201
 
 
@@ -245,7 +272,8 @@ def chromium():
     with sync_playwright() as play:
         found = {}
         def start(gl):
-            flags = ["--no-sandbox", "--disable-quic", "--disable-component-update", "--disable-sync", *(GL if gl else ["--disable-gpu", "--disable-3d-apis"])]
+            flags = ["--no-sandbox", "--disable-quic", "--disable-component-update",
+                     "--disable-sync", *(GL if gl else ["--disable-gpu", "--disable-3d-apis"])]
             if gl not in found: found[gl] = play.chromium.launch(executable_path=place, args=flags)
             return found[gl]
         yield start
@@ -260,7 +288,8 @@ def desk(chromium):
         context = chromium(gl).new_context(viewport=dict(width=1360, height=860))
         tab, asked, told = context.new_page(), [], []
         tab.on("request", lambda r: asked.append(r.url))
-        tab.on("console", lambda m: told.append(m.text) if m.type == "error" and "status of 400" not in m.text else None)
+        tab.on("console", lambda m: told.append(m.text) if m.type == "error"
+               and "status of 400" not in m.text else None)
         tab.on("pageerror", lambda e: told.append(str(e)))
         opened.append((context, page, asked, told))
         tab.goto(page.guard.link)
@@ -309,7 +338,9 @@ def test_picture_open_see_export_reopen(skin, models, desk, tmp_path):
     assert len({whole, bare, unsure}) == 3, "mask and uncertainty can be seen"
     redrawn(tab, lambda: tab.check("#show-mask")); shot(tab, "picture")
     mask = models["phantom_skin"].label_map(read(path), "it")
-    assert f"{int((mask > 0).sum()):,}\u00a0px" in tab.inner_text("#sizes") and "a picture has no place in space" in tab.inner_text("#exports") and "this case has none" in tab.inner_text("#exports")
+    assert (f"{int((mask > 0).sum()):,}\u00a0px" in tab.inner_text("#sizes")
+            and "a picture has no place in space" in tab.inner_text("#exports")
+            and "this case has none" in tab.inner_text("#exports"))
     assert (read_mask(saved(tab, "png", tmp_path), Encoding(kind="labels"), read(path)) == mask).all() and mask.any()
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     tab.wait_for_selector("body[data-state=error]")
@@ -324,7 +355,8 @@ def test_a_model_that_counts_says_that_it_gives_no_uncertainty(models, desk):
     with served(replace(models["phantom_skin"], instances=True, probabilities=None)) as page:
         tab = desk(page)
         choose(tab, cases("phantom_skin")[0].images[0])
-        assert "gives no uncertainty" in tab.inner_text("#remark") and tab.is_hidden("#sure") and "Objects" in tab.inner_text("thead")
+        assert ("gives no uncertainty" in tab.inner_text("#remark")
+                and tab.is_hidden("#sure") and "Objects" in tab.inner_text("thead"))
         case, = page.client.get("/api/cases").json()
         line(page.client.get(f"/api/cases/{case['id']}/uncertainty/0.png"), 400, "no probabilities")
 
@@ -343,7 +375,8 @@ def test_volume_in_niivue(models, desk, tmp_path):
         needs("npm")
         with environment(MEDSEG_NIIVUE=str(tmp_path / "niivue")): app.bring_niivue()
     path = cases("phantom_mri_volumes")[0].images[0]
-    with environment(MEDSEG_NIIVUE=str(app.niivue().parents[2] if app.niivue().is_file() else tmp_path / "niivue")), served(models["phantom_mri_volumes"]) as page:
+    with environment(MEDSEG_NIIVUE=str(app.niivue().parents[2] if app.niivue().is_file()
+                                       else tmp_path / "niivue")), served(models["phantom_mri_volumes"]) as page:
         tab = desk(page, gl=True)
         choose(tab, path)
         assert tab.get_attribute("body", "data-view") == "niivue"
@@ -361,9 +394,11 @@ def test_volume_in_pictures_without_webgl(models, desk, tmp_path):
     with served(models["phantom_mri_volumes"]) as page:
         tab = desk(page)
         choose(tab, path)
-        assert tab.get_attribute("body", "data-view") == "pictures" and "Slices as pictures" in tab.inner_text("#remark")
+        assert (tab.get_attribute("body", "data-view") == "pictures"
+                and "Slices as pictures" in tab.inner_text("#remark"))
         first = redrawn(tab, lambda: tab.fill("#slice", "3"))
-        assert first != redrawn(tab, lambda: tab.fill("#slice", "12")) and tab.get_attribute("body", "data-slice") == "12"
+        assert (first != redrawn(tab, lambda: tab.fill("#slice", "12"))
+                and tab.get_attribute("body", "data-slice") == "12")
         assert first != redrawn(tab, lambda: tab.select_option("#channel", "3"))
         volume_trip(tab, path, models["phantom_mri_volumes"], tmp_path)
 
@@ -383,7 +418,9 @@ def test_series_open_see_export_reopen(lung, models, desk, tmp_path):
     choose(tab, packed)
     tab.wait_for_selector("#title:has-text('ct.zip')")
     assert (read_seg(saved(tab, "dcm", tmp_path), image, dict(nodule=1))[0] == mask).all()
-    shown = np.asarray(Image.open(io.BytesIO(lung.client.get(f"/api/cases/{lung.client.get('/api/cases').json()[0]['id']}/mask/2.png").content)))
+    shown = np.asarray(
+        Image.open(
+        io.BytesIO(lung.client.get(f"/api/cases/{lung.client.get('/api/cases').json()[0]['id']}/mask/2.png").content)))
     assert (shown == mask[:, :, 2].T).all(), "the picture is the slice, rows first"
     for c in lung.client.get("/api/cases").json(): assert lung.client.delete(f"/api/cases/{c['id']}").status_code == 200
 

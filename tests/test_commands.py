@@ -15,21 +15,24 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import COMMAND, PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
-from medseg_nb.study.benchmark import grid
+from medseg_nb.training.default_runs import grid
 from medseg_nb.cli import app
 
-HEAVY = {"torch", "torchvision", "monai", "accelerate", "matplotlib", "seaborn", "pandas", "scipy", "skimage", "SimpleITK", "pydicom", "nibabel", "pydantic", "papermill", "nbdev", "IPython", "typst"}
+HEAVY = {"torch", "torchvision", "monai", "accelerate", "matplotlib", "seaborn", "pandas",
+         "scipy", "skimage", "SimpleITK", "pydicom", "nibabel", "pydantic", "papermill", "nbdev", "IPython", "typst"}
 
 
 def commands(group=None, words=()) -> list[tuple]:
     "Every command of the command line, as words"
     group = group or typer.main.get_command(app)
-    return [found for name, c in group.commands.items() for found in (commands(c, (*words, name)) if hasattr(c, "commands") else [(*words, name)])]
+    return [found for name, c in group.commands.items()
+            for found in (commands(c, (*words, name)) if hasattr(c, "commands") else [(*words, name)])]
 
 
 def modules_after(code: str) -> set[str]:
     "Top-level packages that a fresh interpreter imports for some code"
-    done = subprocess.run([sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"], env=PLAIN, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
+                          env=PLAIN, capture_output=True, text=True, check=True)
     return {m.split(".")[0] for m in done.stdout.split()}
 
 
@@ -38,13 +41,15 @@ def modules_after(code: str) -> set[str]:
 def test_command_line_imports_nothing_heavy(): assert modules_after("import medseg_nb.cli") & HEAVY == set()
 
 
-def test_metrics_import_no_torch(): assert "torch" not in modules_after("import medseg_nb.study.metrics")
+def test_metrics_import_no_torch(): assert "torch" not in modules_after("import medseg_nb.evaluation.metrics")
 
 
 def test_kit_data_and_evaluation_import_no_torch():
     chapters = ("kit", "images", "data", "preparation", "evaluation")
     names = [f"{c}.{p.stem}" for c in chapters for p in sorted((REPO / "medseg_nb" / c).glob("[a-z]*.py"))]
-    assert len(names) > 10 and {"torch", "monai", "matplotlib", "skimage", "SimpleITK"} & modules_after("; ".join(f"import medseg_nb.{n}" for n in names)) == set()
+    assert (len(names) > 10
+            and {"torch", "monai", "matplotlib", "skimage",
+                 "SimpleITK"} & modules_after("; ".join(f"import medseg_nb.{n}" for n in names)) == set())
 
 
 def test_help_is_quick(fresh):
@@ -67,7 +72,9 @@ def test_help_shows_an_example(fresh, words):
 
 
 def test_every_interface_of_the_issue_is_there():
-    assert {("paper",), ("run",), ("status",), ("diff",), ("train",), ("predict",), ("evaluate",), ("doctor",), *(("data", w) for w in ("list", "show", "fetch", "verify")), *(("readers", w) for w in ("new", "analyse"))} <= set(commands())
+    assert {("paper",), ("run",), ("status",), ("diff",), ("train",), ("predict",), ("evaluate",), ("doctor",),
+            *(("data", w) for w in ("list", "show", "fetch", "verify")),
+            *(("readers", w) for w in ("new", "analyse"))} <= set(commands())
 
 
 # data
@@ -117,7 +124,8 @@ def test_train_leaves_a_whole_run(trained):
 def test_train_again_trains_nothing(trained):
     stamps = {p: p.stat().st_mtime_ns for p in trained.runs.rglob("*.csv")}
     done = trained.call("train", "--data", "phantom_skin", "--model", "unet")
-    assert done.stdout.strip() == trained.key and {p: p.stat().st_mtime_ns for p in trained.runs.rglob("*.csv")} == stamps
+    assert (done.stdout.strip() == trained.key
+            and {p: p.stat().st_mtime_ns for p in trained.runs.rglob("*.csv")} == stamps)
 
 
 def test_training_is_reproduced_to_the_byte(trained, fresh):
@@ -133,7 +141,8 @@ def scans(trained, tmp_path):
     for name in ("scans", "truth"): (tmp_path / name).mkdir()
     for row in pd.read_csv(drawn / "table.csv").head(3).itertuples():
         shutil.copy(drawn / row.image, tmp_path / "scans" / f"{row.case}.png")
-        Image.fromarray((np.asarray(Image.open(drawn / row.mask)) > 127).astype(np.uint8)).save(tmp_path / "truth" / f"{row.case}.png")
+        Image.fromarray((np.asarray(Image.open(drawn / row.mask)) > 127).astype(np.uint8)).save(
+            tmp_path / "truth" / f"{row.case}.png")
     return tmp_path
 
 
@@ -150,22 +159,27 @@ def test_predict_and_evaluate(trained, scans):
 
 def test_explain(trained, scans):
     image = next((scans / "scans").glob("*.png"))
-    done = trained.call("explain", trained.key, image, "--target", "pixel:30,9", "--method", "grad_cam_pp", "--out", scans / "why")
+    done = trained.call("explain", trained.key, image,
+                        "--target", "pixel:30,9", "--method", "grad_cam_pp", "--out", scans / "why")
     assert done.returncode == 0 and "research use only" in done.stdout, done.stderr
     found = json.loads((scans / "why" / f"{image.stem}.pixel-30-9.json").read_text())
     assert (scans / "why" / f"{image.stem}.pixel-30-9.png").stat().st_size > 1000
     assert found["label"] in (0, 1) and found["pixels"] == 1 and found["forward"] + 2 * found["backward"] <= 4
 
 
-@pytest.mark.parametrize("target, fault", [("pixel:64,3", "lies outside the image"), ("class:2", "was not found in the answer"), ("instance:90", "was not found in the answer"),
-                                           ("nucleus", "is no target")])
+@pytest.mark.parametrize("target, fault",
+                         [("pixel:64,3", "lies outside the image"),
+                          ("class:2", "was not found in the answer"), ("instance:90", "was not found in the answer"),
+                          ("nucleus", "is no target")])
 def test_explain_refuses_a_target(trained, scans, target, fault):
-    done = trained.call("explain", trained.key, next((scans / "scans").glob("*.png")), "--target", target, "--out", scans / "why")
+    done = trained.call("explain", trained.key, next((scans / "scans").glob("*.png")),
+                        "--target", target, "--out", scans / "why")
     assert refused(done, target, fault) and not (scans / "why").exists()
 
 
 def test_evaluate_names_the_unit_of_a_distance(trained, scans):
-    assert trained.call("evaluate", scans / "truth", scans / "truth", "--out", scans / "s.csv", "--spacing", "2,1").returncode == 0
+    assert trained.call("evaluate", scans / "truth", scans / "truth",
+                        "--out", scans / "s.csv", "--spacing", "2,1").returncode == 0
     scores = pd.read_csv(scans / "s.csv")
     assert "hd95_mm" in scores and (scores.dice == 1).all() and (scores.hd95_mm == 0).all()
 
@@ -174,16 +188,19 @@ def test_batch_with_a_reject(trained, scans):
     (scans / "scans" / "bad.png").write_bytes(b"")
     done = trained.call("predict", trained.key, scans / "scans", "--out", scans / "masks")
     table = pd.read_csv(scans / "masks" / "predict.csv").set_index("file")
-    assert done.returncode == 3 and table.status["bad.png"] == "rejected" and "0 bytes" in table.reason["bad.png"] and (table.status == "done").sum() == 3
+    assert (done.returncode == 3 and table.status["bad.png"] == "rejected"
+            and "0 bytes" in table.reason["bad.png"] and (table.status == "done").sum() == 3)
     assert len(list((scans / "masks").glob("*.png"))) == 3
 
 
 @pytest.fixture
 def reading(trained, tmp_path):
     "A small reader study, filled in as a person would not: every rating is 3, every reading takes a minute"
-    done = trained.call("readers", "new", "--data", "phantom_skin", "--readers", "2", "--cases", "6", "--repeats", "2", "--seed", "5", "--out", tmp_path / "study")
+    done = trained.call("readers", "new", "--data", "phantom_skin",
+                        "--readers", "2", "--cases", "6", "--repeats", "2", "--seed", "5", "--out", tmp_path / "study")
     assert done.returncode == 0 and "need local approval" in done.stdout, done.stderr
-    design = pd.read_csv(tmp_path / "study" / "design.csv", dtype=str, keep_default_na=False).assign(rating="3", seconds="60.5")
+    design = pd.read_csv(tmp_path / "study" / "design.csv",
+                         dtype=str, keep_default_na=False).assign(rating="3", seconds="60.5")
     design.loc[0, "rating"] = "5"
     design.to_csv(tmp_path / "study" / "filled.csv", index=False)
     return tmp_path / "study", design
@@ -197,8 +214,10 @@ def test_reader_study(trained, reading):
     place, design = reading
     text = (place / "design.csv").read_text() + "".join(p.read_text() for p in place.glob("*.md"))
     key = pd.read_csv(place / "key.csv", dtype=str)
-    assert len(design) == 2 * 2 * (6 + 2) == len(key) and not [c for c in {*key.case, *key.patient, "phantom_skin"} if c in text]
-    assert "TEMPLATE" in (place / "consent_template.md").read_text() and "TEMPLATE" in (place / "ethics_template.md").read_text()
+    assert (len(design) == 2 * 2 * (6 + 2) == len(key)
+            and not [c for c in {*key.case, *key.patient, "phantom_skin"} if c in text])
+    assert ("TEMPLATE" in (place / "consent_template.md").read_text()
+            and "TEMPLATE" in (place / "ethics_template.md").read_text())
     assert analysed(trained, place).returncode == 0
     effects = pd.read_csv(place / "out" / "effects.csv").set_index(["effect", "outcome"])
     assert effects.value["aided", "time_ratio"] == 1 and len(pd.read_csv(place / "out" / "rows.csv")) == len(design)
@@ -206,9 +225,12 @@ def test_reader_study(trained, reading):
     assert refused(again, "design.csv", "is there already")
 
 
-SPOILT = {"missing row": (lambda d: d[1:], "1 of 32 rows are missing"), "row twice": (lambda d: pd.concat([d, d[:1]]), "stands twice"),
-          "unknown reader": (lambda d: d.replace({"reader": {"R1": "R7"}}), "reader R7 is not of this study"), "rating off the scale": (lambda d: d.replace({"rating": {"5": "9"}}), "is `9`"),
-          "decimal comma": (lambda d: d.replace({"seconds": {"60.5": "60,5"}}), "is `60,5`"), "another study": (lambda d: d.assign(study="0123456789ab"), "is of study 0123456789ab")}
+SPOILT = {"missing row": (lambda d: d[1:], "1 of 32 rows are missing"),
+          "row twice": (lambda d: pd.concat([d, d[:1]]), "stands twice"),
+          "unknown reader": (lambda d: d.replace({"reader": {"R1": "R7"}}), "reader R7 is not of this study"),
+          "rating off the scale": (lambda d: d.replace({"rating": {"5": "9"}}), "is `9`"),
+          "decimal comma": (lambda d: d.replace({"seconds": {"60.5": "60,5"}}), "is `60,5`"),
+          "another study": (lambda d: d.assign(study="0123456789ab"), "is of study 0123456789ab")}
 
 
 @pytest.mark.parametrize("name", SPOILT)
@@ -234,14 +256,17 @@ def test_evaluation_with_a_reject(trained, scans):
     lost = next((scans / "masks").iterdir())
     lost.unlink()
     done = trained.call("evaluate", scans / "masks", scans / "truth", "--out", scans / "s.csv")
-    assert done.returncode == 3 and f"{lost.name}: has no prediction" in done.stderr and len(pd.read_csv(scans / "s.csv")) == 2
+    assert (done.returncode == 3 and f"{lost.name}: has no prediction" in done.stderr
+            and len(pd.read_csv(scans / "s.csv")) == 2)
 
 
 # status, diff, doctor
 
 def test_status_of_a_current_study(built):
     done = built.call("status", "--json")
-    assert done.returncode == 0 and {r["section"]: r["state"] for r in json.loads(done.stdout)} == dict(a="current", b="current", c="current")
+    assert (done.returncode == 0
+            and {r["section"]: r["state"] for r in json.loads(done.stdout)} == dict(a="current",
+                                                                                    b="current", c="current"))
 
 
 def test_dry_run_of_a_fresh_study(fresh):
@@ -253,7 +278,8 @@ def test_dry_run_of_a_fresh_study(fresh):
 def committed(project) -> Project:
     "The executed study, committed with git"
     (project.root / ".gitignore").write_text("runs/\ncache/\n")
-    for words in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -q -m x"): subprocess.run(["git", *words.split()], cwd=project.root, check=True)
+    for words in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -q -m x"):
+        subprocess.run(["git", *words.split()], cwd=project.root, check=True)
     return project
 
 
@@ -289,7 +315,8 @@ def test_lost_file_moves_diff(committed):
 def test_doctor(built):
     done = built.call("doctor", "--json")
     rows = {r["what"]: r for r in json.loads(done.stdout)}
-    assert {"python", "machine", "cores", "memory", "locked versions"} <= set(rows) and done.returncode == (0 if all(r["ok"] for r in rows.values()) else 4)
+    assert ({"python", "machine", "cores", "memory", "locked versions"} <= set(rows)
+            and done.returncode == (0 if all(r["ok"] for r in rows.values()) else 4))
 
 
 def test_doctor_sees_another_version(fresh):
@@ -356,12 +383,14 @@ class Flat(nn.Module):
 
 
 def test_two_processes_train_one_run(fresh):
-    "Gradients of the halves of a batch, averaged, are those of the whole, where no layer looks at several cases; one process writes"
+    """Gradients of the halves of a batch, averaged, are those of the whole, where no layer looks at several cases; one
+    process writes"""
     (fresh.root / "own").mkdir()
     (fresh.root / "own" / "flat.py").write_text(FLAT)
     words = ["train", "--data", "phantom_skin", "--model", "flat", "--profile", "own"]
     alone = fresh.call(*words)
-    both = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", COMMAND, *words], capture_output=True, text=True, cwd=fresh.root, timeout=300,
+    both = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", COMMAND, *words],
+                          capture_output=True, text=True, cwd=fresh.root, timeout=300,
                           env=fresh.environment() | dict(MEDSEG_RUNS="two", OMP_NUM_THREADS="1"))
     assert (alone.returncode, both.returncode) == (0, 0) and both.stdout.strip() == alone.stdout.strip(), both.stderr
     ours, theirs = (fresh.root / runs / alone.stdout.strip() for runs in ("runs", "two"))
@@ -374,15 +403,21 @@ def test_own_data_and_an_added_model(fresh):
     "A user's data set is benchmarked; a model added later is the only one that is trained"
     tiny = add_tiny(fresh)
     shutil.move(tiny.manifest.parent, fresh.root / "own" / "data" / "tiny")
-    imports = cell("from medseg_nb.study.benchmark import grid\nfrom medseg_nb.kit.report import Report\nfrom medseg_nb.training.training import fit")
-    write_notebook(fresh.root / "nbs" / "study" / "01_benchmark.ipynb", [cell("# Benchmark\n\n> Which model?"), cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
+    imports = cell(
+        "from medseg_nb.training.default_runs import grid\nfrom medseg_nb.kit.report import Report\nfrom "
+        "medseg_nb.training.training import fit")
+    write_notebook(fresh.root / "nbs" / "study" / "01_benchmark.ipynb",
+                   [cell("# Benchmark\n\n> Which model?"),
+                    cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
     (fresh.root / "nbs" / "study.yaml").write_text("sections: [{section: benchmark}]")
     def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv.gz")}
-    for model in ("cnn", "fcn", "unet"): assert fresh.call("train", "--data", "tiny", "--model", model, "--profile", "own").returncode == 0
+    for model in ("cnn", "fcn", "unet"):
+        assert fresh.call("train", "--data", "tiny", "--model", model, "--profile", "own").returncode == 0
     first = trained()
     (fresh.root / "own" / "mine.py").write_text(PLUGIN)
     done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
     assert done.returncode == 0, done.stderr
     assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
-    assert set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model) == {"cnn", "fcn", "unet", "mine"}
+    assert set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model) == {"cnn", "fcn",
+                                                                                            "unet", "mine"}
     assert "own profile" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")

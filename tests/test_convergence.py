@@ -1,4 +1,5 @@
-"Trainings to convergence: a plan is trained run by run, may be killed at any moment, and refuses what cannot be judged."
+("Trainings to convergence: a plan is trained run by run, may be killed at any moment, and refuses what cannot be "
+ "judged.")
 import gzip
 import json
 import os
@@ -21,20 +22,23 @@ REPORTED = {"config.json", "curve.csv", "cases.csv.gz", "measured.json", "scored
 
 def add_plan(project: Project, **changes) -> None:
     "A plan of one U-Net with two seeds, whose rate is chosen among two, in trainings of 24 steps"
-    stage = dict(sets=dict(phantom_skin=dict(seeds=[0, 1])), networks=["unet"], throughput=dict(unet=.2), rates=dict(dataset="phantom_skin", values=[.001, .02], seconds=480)) | changes
+    stage = dict(sets=dict(phantom_skin=dict(seeds=[0, 1])), networks=["unet"], throughput=dict(unet=.2),
+                 rates=dict(dataset="phantom_skin", values=[.001, .02], seconds=480)) | changes
     plan = dict(family="any", settings=dict(size=16, width=2, batch=4), stages=[stage])
     (project.root / "nbs" / "plans.yaml").write_text(yaml.safe_dump(dict(cpu=plan)), encoding="utf-8")
 
 
 def published(project: Project) -> dict[str, bytes]:
     "Files of all published runs, but what they cost"
-    return {k: v for k, v in project.files().items() if k.startswith("reports/cpu/runs/") and not k.endswith("measured.json")}
+    return {k: v for k, v in project.files().items() if k.startswith("reports/cpu/runs/")
+            and not k.endswith("measured.json")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
 @pytest.mark.stress  # minutes of training between kills
 def test_a_killed_plan_ends_with_the_same_rows(fresh, tmp_path):
-    "The rows of a plan that was killed three times are those of one that was left alone; each network has the rate that did best on validation patients"
+    """The rows of a plan that was killed three times are those of one that was left alone; each network has the rate
+    that did best on validation patients"""
     add_plan(fresh)
     other = fresh.copy(tmp_path / "other")
     for seconds in (8, 14, 20):
@@ -48,45 +52,57 @@ def test_a_killed_plan_ends_with_the_same_rows(fresh, tmp_path):
     assert published(fresh) == published(other)
     places = {p: json.loads((p / "config.json").read_text()) for p in (fresh.reports / "cpu" / "runs").iterdir()}
     assert len(places) == 4 and all({f.name for f in p.iterdir()} == REPORTED for p in places)
-    def score(place): rows = read(place); return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
+    def score(place):
+        rows = read(place); return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
     def read(place): return pd.read_csv(place / "cases.csv.gz", dtype=dict(patient=str))
     tried = {c["rate"]: score(p) for p, c in places.items() if c["unit"] == "validation"}
     best = max(sorted(tried), key=tried.get)
-    assert set(tried) == {.001, .02} and {(c["rate"], c["seed"]) for c in places.values() if c["unit"] == "patient"} == {(best, 0), (best, 1)}
+    assert (set(tried) == {.001, .02}
+            and {(c["rate"], c["seed"]) for c in places.values() if c["unit"] == "patient"} == {(best, 0), (best, 1)})
     again = fresh.medseg("train", "--missing", "--profile", "cpu")
     assert again.returncode == 0 and "done" not in again.stderr, "nothing is missing any more"
 
 
 def test_a_plan_is_refused_in_one_line(fresh):
-    for changes, fault in [(dict(networks=["nosuch"]), "nosuch: unknown network"), (dict(sets=dict(nosuch={})), "nosuch: unknown data set"),
-                           (dict(networks=["fcn"]), "fcn has no throughput"), (dict(sets=dict(phantom_skin=dict(folds=[99]))), "has no fold 99")]:
-        add_plan(fresh, **changes | ({} if "fold 99" not in fault else dict(rates=dict(dataset="phantom_skin", values=[.001], seconds=1))))
+    for changes, fault in [(dict(networks=["nosuch"]), "nosuch: unknown network"),
+                           (dict(sets=dict(nosuch={})), "nosuch: unknown data set"),
+                           (dict(networks=["fcn"]), "fcn has no throughput"),
+                           (dict(sets=dict(phantom_skin=dict(folds=[99]))), "has no fold 99")]:
+        add_plan(fresh, **changes
+                 | ({} if "fold 99" not in fault
+                    else dict(rates=dict(dataset="phantom_skin", values=[.001], seconds=1))))
         done = fresh.call("train", "--missing", "--profile", "cpu")
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and fault in done.stderr and "; " in done.stderr, done.stderr
-    assert fresh.call("train", "--missing", "--profile", "nosuch").returncode == 2 and fresh.call("train", "--data", "phantom_skin").returncode == 2
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and fault in done.stderr and "; " in done.stderr, (
+            done.stderr)
+    assert (fresh.call("train", "--missing", "--profile", "nosuch").returncode == 2
+            and fresh.call("train", "--data", "phantom_skin").returncode == 2)
 
 
 def test_absent_data_is_left_out(fresh):
     "What is not on this machine is named, and exit code 3 says that the rest was done"
     folder = fresh.root / "data_manifests" / "skin_isic2017"
     folder.mkdir()
-    (folder / "dataset.yaml").write_text((REPO / "data_manifests" / "skin_isic2017" / "dataset.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "dataset.yaml").write_text(
+        (REPO / "data_manifests" / "skin_isic2017" / "dataset.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     add_plan(fresh, sets=dict(skin_isic2017={}))
     done = fresh.call("train", "--missing", "--profile", "cpu")
     assert done.returncode == 3 and "skin_isic2017" in done.stderr.splitlines()[-1]
 
 
-RUN = Config("phantom_skin", "unet", steps=24, size=16, width=2, batch=4, task="medseg_nb.training.convergence", schedule="constant")
+RUN = Config("phantom_skin", "unet", steps=24, size=16,
+             width=2, batch=4, task="medseg_nb.training.convergence", schedule="constant")
 
 
 def test_what_cannot_choose_or_judge_is_refused(monkeypatch):
     "A validation part that is too small, and a structure that a part does not show"
     train, validation, test = convergence.parts(RUN)
-    few = [i for i in validation if convergence.cases(RUN.dataset)[i].patient == convergence.cases(RUN.dataset)[validation[0]].patient]
+    few = [i for i in validation if convergence.cases(RUN.dataset)[i].patient
+           == convergence.cases(RUN.dataset)[validation[0]].patient]
     images, masks = convergence.arrays(RUN)
     def split(a, b, c): return lambda id, k, unit="patient": (a, b) if unit == "validation" else (sorted(a + b), c)
     monkeypatch.setattr(convergence, "fold", split(train, few, test))
-    with pytest.raises(InputError, match="fold 0: 1 validation patients of the 3 that a choice needs"): convergence.parts(RUN)
+    with pytest.raises(InputError, match="fold 0: 1 validation patients of the 3 that a choice needs"):
+        convergence.parts(RUN)
     monkeypatch.setattr(convergence, "fold", split(train, validation, test))
     for name, part in dict(training=train, validation=validation, test=test).items():
         empty = np.array(masks)
@@ -103,7 +119,8 @@ def test_validation_patients_are_inside_the_training_side_of_every_frozen_fold()
         for k in repeats.folds:
             train, validation = convergence.fold(dataset, k, "validation")
             who = [{convergence.cases(dataset)[i].patient for i in part} for part in (train, validation)]
-            assert not who[0] & who[1] and who[0] | who[1] == set(frozen[k]["train"]) and not (who[0] | who[1]) & set(frozen[k]["test"])
+            assert (not who[0] & who[1] and who[0] | who[1] == set(frozen[k]["train"])
+                    and not (who[0] | who[1]) & set(frozen[k]["test"]))
 
 
 def test_published_runs_are_those_of_the_plan():
@@ -113,11 +130,15 @@ def test_published_runs_are_those_of_the_plan():
         facts = json.loads((place / "config.json").read_text())
         if facts["task"] == plans.TASK: found[place.name] = (place, Config(**facts))
     for key, (place, config) in found.items():
-        assert config.key == key and {p.name for p in place.iterdir()} == REPORTED and sum(p.stat().st_size for p in place.iterdir()) < 120_000
+        assert (config.key == key and {p.name for p in place.iterdir()} == REPORTED
+                and sum(p.stat().st_size for p in place.iterdir()) < 120_000)
         rows = plans.load_rows(config)
-        assert rows.dice.dropna().between(0, 1).all() and gzip.decompress((place / "cases.csv.gz").read_bytes()).decode().count("\n") == len(rows) + 1
-        budgets = {s for s in convergence.BUDGETS if s <= convergence.CEILINGS[len(config.shape)]} if config.unit == "patient" else set()
-        assert set(rows[rows.track == "budget"].budget) == budgets and set(rows.track) == {"reached"} | ({"budget"} if budgets else set())
+        assert (rows.dice.dropna().between(0, 1).all()
+                and gzip.decompress((place / "cases.csv.gz").read_bytes()).decode().count("\n") == len(rows) + 1)
+        budgets = ({s for s in convergence.BUDGETS if s <= convergence.CEILINGS[len(config.shape)]}
+                   if config.unit == "patient" else set())
+        assert (set(rows[rows.track == "budget"].budget) == budgets
+                and set(rows.track) == {"reached"} | ({"budget"} if budgets else set()))
     if not found: pytest.skip("no run of nbs/plans.yaml is committed yet")
     planned = {c.key for _, c in plans.all_runs(plan)}
     assert set(found) <= planned

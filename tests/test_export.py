@@ -13,7 +13,8 @@ from PIL import Image
 
 from conftest import PLAIN, refused
 
-from medseg_nb.study.realtime import WHOLE, Variant, differences_of, make, rows_of_variants, variants_of
+from medseg_nb.deployment.speed import WHOLE, Variant, differences_of, make, rows_of_variants
+from medseg_nb.study.realtime import variants_of
 from medseg_nb.kit.execution import environment
 from medseg_nb.training.training import Config
 
@@ -23,7 +24,8 @@ def exported(trained, tmp_path_factory):
     "A project whose run was exported; `place` is the artefact"
     trained.place = tmp_path_factory.mktemp("export") / "lesions"
     done = trained.call("export", trained.key, "--to", "onnx", "--out", trained.place)
-    assert done.returncode == 0 and "research use only" in done.stdout and done.stdout.count("parity at") == 3, done.stderr
+    assert done.returncode == 0 and "research use only" in done.stdout and done.stdout.count("parity at") == 3, (
+        done.stderr)
     return trained
 
 
@@ -35,7 +37,8 @@ def picture(tmp_path):
 
 def test_artefact_says_what_it_is(exported):
     told = json.loads((exported.place / "artefact.json").read_text())
-    assert told["run"] == exported.key and told["labels"] and told["normalise"] == "zscore" and len(told["parity"]) == 3 and told["use"] == "research use only"
+    assert (told["run"] == exported.key and told["labels"]
+            and told["normalise"] == "zscore" and len(told["parity"]) == 3 and told["use"] == "research use only")
     assert told["files"] == {"model.onnx": hashlib.sha256((exported.place / "model.onnx").read_bytes()).hexdigest()}
 
 
@@ -44,9 +47,13 @@ def test_artefact_answers_as_its_run_and_needs_no_torch(exported, picture):
         assert exported.call("predict", model, picture, "--out", picture.parent / out).returncode == 0
     ours, theirs = (np.asarray(Image.open(picture.parent / n / "one.png")) for n in ("artefact", "run"))
     assert ours.shape == (30, 40) and (ours == theirs).mean() > .999
-    code = "import sys; sys.modules['torch'] = None; from medseg_nb.cli import main; main()"  # an import of torch would fail
-    done = subprocess.run([sys.executable, "-c", code, "predict", exported.place, picture, "--out", picture.parent / "alone"], env=PLAIN, capture_output=True, text=True)
-    assert done.returncode == 0 and (np.asarray(Image.open(picture.parent / "alone" / "one.png")) == ours).all(), done.stderr
+    # an import of torch would fail
+    code = "import sys; sys.modules['torch'] = None; from medseg_nb.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", exported.place, picture, "--out", picture.parent / "alone"],
+        env=PLAIN, capture_output=True, text=True)
+    assert done.returncode == 0 and (np.asarray(Image.open(picture.parent / "alone" / "one.png")) == ours).all(), (
+        done.stderr)
 
 
 def rehash(place) -> None:
@@ -71,15 +78,20 @@ def doubles(place) -> None:
 
 
 def pickled(place) -> None: (place / "model.onnx").write_bytes(b"\x80\x04}\x94."); rehash(place)
-def tell(place, **facts) -> None: (place / "artefact.json").write_text(json.dumps(json.loads((place / "artefact.json").read_text()) | facts))
+def tell(place, **facts) -> None:
+    (place / "artefact.json").write_text(json.dumps(json.loads((place / "artefact.json").read_text()) | facts))
 
 
 SPOILT = {
-    "changed file": (lambda p: (p / "model.onnx").write_bytes((p / "model.onnx").read_bytes()[:-1] + b"x"), "model.onnx", "hash differs"),
-    "external data": (external, "model.onnx", "external data"), "pickle": (pickled, "model.onnx", "is no ONNX file"), "dtype": (doubles, "model.onnx", ""),
-    "lost file": (lambda p: (p / "model.onnx").unlink(), "model.onnx", "is missing"), "lost card": (lambda p: (p / "artefact.json").unlink(), "lesions", "is no artefact"),
+    "changed file": (lambda p: (p / "model.onnx").write_bytes((p / "model.onnx").read_bytes()[:-1] + b"x"),
+                     "model.onnx", "hash differs"),
+    "external data": (external, "model.onnx", "external data"),
+    "pickle": (pickled, "model.onnx", "is no ONNX file"), "dtype": (doubles, "model.onnx", ""),
+    "lost file": (lambda p: (p / "model.onnx").unlink(), "model.onnx", "is missing"),
+    "lost card": (lambda p: (p / "artefact.json").unlink(), "lesions", "is no artefact"),
     "path that leaves": (lambda p: tell(p, files={"../../model.onnx": "0" * 64}), "artefact.json", "names other files"),
-    "card without labels": (lambda p: tell(p, labels=None), "artefact.json", "labels"), "card of another width": (lambda p: tell(p, channels=["grey"]), "model.onnx", "1 channels"),
+    "card without labels": (lambda p: tell(p, labels=None), "artefact.json", "labels"),
+    "card of another width": (lambda p: tell(p, channels=["grey"]), "model.onnx", "1 channels"),
     "card is no JSON": (lambda p: (p / "artefact.json").write_text("{"), "artefact.json", "is damaged"),
 }
 
@@ -89,21 +101,26 @@ def test_spoilt_artefact(exported, picture, tmp_path, name):
     spoil, subject, fault = SPOILT[name]
     place = shutil.copytree(exported.place, tmp_path / "lesions")
     spoil(place)
-    for command in (["predict", place, picture, "--out", tmp_path / "masks"], ["bench", place]): assert refused(exported.call(*command), subject, fault)
+    for command in (["predict", place, picture, "--out", tmp_path / "masks"], ["bench", place]):
+        assert refused(exported.call(*command), subject, fault)
     assert not (tmp_path / "masks").exists()
 
 
 def test_image_that_the_model_was_not_made_for(exported, tmp_path):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "grey.png")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)), tmp_path / "volume.nii.gz")
-    assert refused(exported.call("predict", exported.place, tmp_path / "grey.png", "--out", tmp_path / "m"), "grey.png", "1 channels, the model takes 3")
-    assert refused(exported.call("predict", exported.place, tmp_path / "volume.nii.gz", "--out", tmp_path / "m"), "volume.nii.gz", "3")
+    assert refused(exported.call("predict", exported.place, tmp_path / "grey.png", "--out", tmp_path / "m"),
+                   "grey.png", "1 channels, the model takes 3")
+    assert refused(exported.call("predict", exported.place, tmp_path / "volume.nii.gz", "--out", tmp_path / "m"),
+                   "volume.nii.gz", "3")
     assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("words, subject, fault, code", [
-    (["nope"], "nope", "no such run", 2), (["KEY", "--to", "tflite"], "tflite", "unknown target", 2), (["KEY", "--prune", "1"], "--prune", "is 1", 2),
-    (["KEY", "--prune", "-1"], "--prune", "is -1", 2), (["KEY", "--out", "FULL"], "full", "is not empty", 2)], ids=["key", "target", "share", "negative share", "folder"])
+    (["nope"], "nope", "no such run", 2), (["KEY", "--to", "tflite"], "tflite", "unknown target", 2),
+    (["KEY", "--prune", "1"], "--prune", "is 1", 2),
+    (["KEY", "--prune", "-1"], "--prune", "is -1", 2), (["KEY", "--out", "FULL"], "full", "is not empty", 2)],
+                         ids=["key", "target", "share", "negative share", "folder"])
 def test_export_refuses(exported, tmp_path, words, subject, fault, code):
     (tmp_path / "full").mkdir(); (tmp_path / "full" / "a").write_text("")
     words = [{"KEY": exported.key, "FULL": str(tmp_path / "full")}.get(w, w) for w in words]
@@ -122,9 +139,11 @@ def test_pickled_weights_of_a_run_are_refused(exported, picture, tmp_path):
     import torch
     project = exported.copy(tmp_path / "project")
     torch.save(dict(a=torch.zeros(2)), project.runs / exported.key / "weights.safetensors")
-    for words in (["predict", exported.key, picture, "--out", tmp_path / "m"], ["export", exported.key, "--out", tmp_path / "m"], ["bench", exported.key]):
+    for words in (["predict", exported.key, picture, "--out", tmp_path / "m"],
+                  ["export", exported.key, "--out", tmp_path / "m"], ["bench", exported.key]):
         done = project.call(*words)
-        assert done.returncode == 2 and "damaged" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and not (tmp_path / "m").exists()
+        assert (done.returncode == 2 and "damaged" in done.stderr.splitlines()[-1]
+                and "Traceback" not in done.stderr and not (tmp_path / "m").exists())
 
 
 def test_variants_of_a_run(tmp_path):
@@ -135,11 +154,13 @@ def test_variants_of_a_run(tmp_path):
         rows = rows_of_variants(base, made)
     table, differences = variants_of(rows), differences_of(rows)
     by = table.set_index(["network", "engine"])
-    assert by.equal["whole", "torch"] == 1 and by.equal["whole", "onnx"] > .9999 and by.megabytes["pruned", "openvino"] < by.megabytes["whole", "torch"]
+    assert (by.equal["whole", "torch"] == 1 and by.equal["whole", "onnx"] > .9999
+            and by.megabytes["pruned", "openvino"] < by.megabytes["whole", "torch"])
     assert len(differences) == 2 and differences.difference.abs().min() < 1e-3
 
 
 def test_bench_of_an_artefact(exported):
     done = exported.call("bench", exported.place, "--within", "9000ms,90MB,1")
-    assert done.returncode == 0 and "whole, onnx fp32" in done.stdout and done.stdout.splitlines()[-1] in ("whole, onnx fp32", "whole, torch fp32"), done.stderr
+    assert (done.returncode == 0 and "whole, onnx fp32" in done.stdout
+            and done.stdout.splitlines()[-1] in ("whole, onnx fp32", "whole, torch fp32")), done.stderr
     assert refused(exported.call("bench", exported.place, "--within", "soon"), "--within", "is no set of limits")

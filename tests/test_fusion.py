@@ -39,11 +39,13 @@ def test_shapley_values_are_those_of_the_package():
     def value(x): return x[:, 0] * x[:, 1] + np.sin(x[:, 2]) + np.maximum(x[:, 0], x[:, 2])
     orders = np.array(list(itertools.permutations(range(3))))
     mine = fusion.shapley(value, own, np.repeat(background, 6, 0), owner, np.tile(orders, (4, 1)))
-    assert np.allclose(mine, shap.explainers.ExactExplainer(value, shap.maskers.Independent(background))(own[None]).values[0])
+    assert np.allclose(
+        mine, shap.explainers.ExactExplainer(value, shap.maskers.Independent(background))(own[None]).values[0])
 
 
 def test_committed_reports_say_so_too():
-    "There are many shuffled variants, and one interval in forty lies above zero by chance: Holm's correction counts them"
+    """There are many shuffled variants, and one interval in forty lies above zero by chance: Holm's correction counts
+    them"""
     from conftest import REPO
     for profile in ("smoke", "cpu"):
         place = REPO / "reports" / profile / "fusion" / "comparisons.csv"
@@ -53,6 +55,9 @@ def test_committed_reports_say_so_too():
         assert shuffled
         for v in shuffled:
             true, control = (table.loc[(name, fusion.ALONE)] for name in (v.removesuffix(", shuffled"), v))
-            assert control.difference < true.difference / 4 and (control.difference_low <= 0 or control.trainings == 1 or control.p_holm > .05), (profile, v)
-            # an interval over two trainings is that of Student's distribution with one degree of freedom, which shows next to nothing
-            assert true.difference > .1 and (true.trainings < 3 or true.difference_low > 0 and true.p_holm < .05), (profile, v)
+            assert (control.difference < true.difference / 4
+                    and (control.difference_low <= 0 or control.trainings == 1 or control.p_holm > .05)), (profile, v)
+            # an interval over two trainings is that of Student's distribution with one degree of freedom, which shows
+            # next to nothing
+            assert true.difference > .1 and (true.trainings < 3 or true.difference_low > 0 and true.p_holm < .05), (
+                (profile, v))

@@ -1,11 +1,14 @@
-"One inference for the whole kit: what is said of a network against itself is the same wherever it is shown, and p values belong to their intervals."
+("One inference for the whole kit: what is said of a network against itself is the same wherever it is shown, and p "
+ "values belong to their intervals.")
 import numpy as np
 import pandas as pd
 import pytest
 
 from conftest import REPO
-from medseg_nb.study import benchmark, hybrid, leakage, statistics
-from medseg_nb.study.statistics import CONTROL, compare
+from medseg_nb.study import hybrid, leakage, statistics
+from medseg_nb.evaluation import comparisons
+from medseg_nb.methods import baselines
+from medseg_nb.evaluation.comparisons import CONTROL, compare
 
 SHOWN = ["difference", "difference_low", "difference_high", "p"]
 
@@ -14,8 +17,10 @@ def simulated(seed: int, folds: int, seeds: int, n: int, luck: float, noise: flo
     "Rows of one network, trained again with other seeds; trainings differ by luck"
     r, fold = np.random.default_rng(seed), np.arange(n) % folds
     skill = r.normal(.7, .15, n)
-    parts = [dict(dataset="d", model="unet", unit="patient", run=f"u{s}", outcome="found", control=False, patient=[f"p{i:03}" for i in range(n)],
-                  case=[f"c{i:03}" for i in range(n)], fold=fold, seed=s, dice=skill + luck * r.normal(size=folds)[fold] + noise * r.normal(size=n))
+    parts = [dict(dataset="d", model="unet", unit="patient",
+                  run=f"u{s}", outcome="found", control=False, patient=[f"p{i:03}" for i in range(n)],
+                  case=[f"c{i:03}" for i in range(n)],
+                  fold=fold, seed=s, dice=skill + luck * r.normal(size=folds)[fold] + noise * r.normal(size=n))
              for s in range(seeds)]
     return pd.concat([pd.DataFrame(p) for p in parts], ignore_index=True)
 
@@ -29,19 +34,23 @@ def alone(table: pd.DataFrame) -> list[float]:
 
 def test_a_control_is_the_same_in_every_section():
     rows = simulated(0, 5, 2, 60, .03)
-    known = alone(benchmark.comparisons_of(rows))
-    assert known == alone(statistics.tests_of(rows)) == alone(leakage.gain_of(pd.concat([rows, rows.assign(unit="image")])))
-    assert known == alone(hybrid.comparisons_of(pd.concat([rows, rows[rows.seed == 0].assign(model="hybrid")]).assign(control=lambda t: t.seed > 0)))
+    known = alone(baselines.comparisons_of(rows))
+    assert known == alone(statistics.tests_of(rows)) == alone(
+        leakage.gain_of(pd.concat([rows, rows.assign(unit="image")])))
+    assert known == alone(
+        hybrid.comparisons_of(
+        pd.concat([rows, rows[rows.seed == 0].assign(model="hybrid")]).assign(control=lambda t: t.seed > 0)))
 
 
 def test_a_control_of_stored_rows_is_the_same_in_two_sections():
     place = REPO / "reports" / "cpu"
     if not (place / "leakage" / "cases.csv.gz").is_file(): pytest.skip("reports/cpu is not there yet")
     text = dict(case=str, patient=str, site=str, region=str)
-    rows, leaking = (pd.read_csv(place / name / "cases.csv.gz", dtype=text, low_memory=False) for name in ("benchmark", "leakage"))
+    rows, leaking = (pd.read_csv(place / name / "cases.csv.gz", dtype=text, low_memory=False)
+                     for name in ("benchmark", "leakage"))
     here = dict(dataset="lgg_kaggle3m", model="unet")
     rows, leaking = (t[(t.dataset == here["dataset"]) & (t.model == here["model"])] for t in (rows, leaking))
-    assert alone(benchmark.comparisons_of(rows)) == alone(leakage.gain_of(leaking))
+    assert alone(baselines.comparisons_of(rows)) == alone(leakage.gain_of(leaking))
 
 
 @pytest.mark.parametrize("folds, seeds", [(1, 3), (3, 1), (5, 1), (3, 2), (2, 1), (1, 4)])
@@ -66,13 +75,15 @@ def test_a_network_differs_from_itself_in_at_most_one_of_twenty(folds, seeds, n)
 
 def test_one_training_a_side_has_no_p_value():
     rows = simulated(0, 1, 2, 40, .02)
-    c = alone(benchmark.comparisons_of(rows))
+    c = alone(baselines.comparisons_of(rows))
     assert np.isfinite(c[:3]).all() and np.isnan(c[3])
     fixed = [rows[rows.seed == s].drop(columns=["fold", "seed"]) for s in (0, 1)]
-    assert compare(*fixed, "dice")["trainings"] == 0 and compare(*fixed, "dice")["p"] <= 1, "nothing was trained: patients are all there is"
+    assert compare(*fixed, "dice")["trainings"] == 0 and compare(*fixed, "dice")["p"] <= 1, (
+        "nothing was trained: patients are all there is")
 
 
 def test_counts_leave_out_what_one_training_decides():
-    table = benchmark.comparisons_of(simulated(3, 1, 2, 400, .1, noise=.01))
-    assert table.against.tolist() == [CONTROL] and not (table.difference_low <= 0).any() or not (table.difference_high >= 0).any()
-    assert not statistics.lies_above(table).any() and not statistics.lies_below(table).any()
+    table = baselines.comparisons_of(simulated(3, 1, 2, 400, .1, noise=.01))
+    assert (table.against.tolist() == [CONTROL] and not (table.difference_low <= 0).any()
+            or not (table.difference_high >= 0).any())
+    assert not comparisons.lies_above(table).any() and not comparisons.lies_below(table).any()

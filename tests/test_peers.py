@@ -1,4 +1,5 @@
-"What opponents reached is committed whole: the kit's columns and test patients, the settings that stand in peers.yaml, versions and cost."
+("What opponents reached is committed whole: the kit's columns and test patients, the settings that stand in "
+ "peers.yaml, versions and cost.")
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from conftest import REPO
-from medseg_nb.study import benchmark
+from medseg_nb.training import default_runs
 from medseg_nb.kit.core import sha256
 
 SETTINGS = yaml.safe_load((REPO / "tests" / "peers" / "peers.yaml").read_text(encoding="utf-8"))
@@ -24,8 +25,9 @@ def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv", d
 
 def ours(dataset: str) -> pd.DataFrame:
     "Rows of the benchmark's U-Net on the same fold; a peer is not asked how sure it was"
-    [config] = [c for c in benchmark.standing("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
-    return pd.read_csv(REPO / "reports" / "cpu" / "runs" / config.key / "cases.csv.gz", dtype=TEXT).drop(columns=["calibration_error", "brier"])
+    [config] = [c for c in default_runs.standing("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
+    return pd.read_csv(REPO / "reports" / "cpu" / "runs" / config.key / "cases.csv.gz",
+                       dtype=TEXT).drop(columns=["calibration_error", "brier"])
 
 
 def test_each_folder_is_whole():
@@ -52,16 +54,22 @@ def test_scores_belong_together_and_levels_are_other_networks(place):
 
 def test_cost_follows_from_the_settings(place):
     f, asked = facts(place), SETTINGS[place.parent.name]
-    assert f["settings"] == {k: v for k, v in asked.items() if k != "packages"} and [v["share"] for v in f["levels"]] == asked["levels"][:len(f["levels"])] != []
+    assert (f["settings"] == {k: v for k, v in asked.items() if k != "packages"}
+            and [v["share"] for v in f["levels"]] == asked["levels"][:len(f["levels"])] != [])
     assert [v["steps"] for v in f["levels"]] == sorted(set(rows(place).steps))
     for v in f["levels"]:
         wanted = v["seconds"] * asked["throughput"] / f["about"]["batch"]
-        assert v["seconds"] == v["share"] * asked["seconds"] and abs(v["steps"] - wanted) <= max(.5 * asked.get("epochs", 1), .05 * wanted)  # whole steps in each epoch
+        # whole steps in each epoch
+        assert (v["seconds"] == v["share"] * asked["seconds"]
+                and abs(v["steps"] - wanted) <= max(.5 * asked.get("epochs", 1), .05 * wanted))
         assert v["seconds"] / 2 < v["measured_cpu_seconds"] < 4 * v["seconds"]  # of a busy processor
 
 
 def test_versions_hash_and_no_place(place):
     f = facts(place)
-    assert f["cases_sha256"] == sha256(place / "cases.csv") and (f["peer"], f["dataset"]) == (place.parent.name, place.name)
-    for name, version in (p.split("==") for p in SETTINGS[f["peer"]]["packages"]): assert f["about"]["versions"][name].split("+")[0] == version
-    assert f["machine"] and not re.search(r"(^|[^\w])/(home|root|tmp|work|Users|mnt)\b|[A-Z]:\\\\", (place / "peer.json").read_text(encoding="utf-8"))
+    assert (f["cases_sha256"] == sha256(place / "cases.csv")
+            and (f["peer"], f["dataset"]) == (place.parent.name, place.name))
+    for name, version in (p.split("==") for p in SETTINGS[f["peer"]]["packages"]):
+        assert f["about"]["versions"][name].split("+")[0] == version
+    assert f["machine"] and not re.search(r"(^|[^\w])/(home|root|tmp|work|Users|mnt)\b|[A-Z]:\\\\",
+                                          (place / "peer.json").read_text(encoding="utf-8"))

@@ -10,14 +10,22 @@ import pytest
 
 from conftest import REPO
 from medseg_nb.kit import execution as study
-from medseg_nb.study import ablations, benchmark, combinations, consensus, errors, fusion, generalization, hospital, hybrid, instances, leakage, outcomes, peers, preparation, quality, readers, realtime, registration, search, statistics, synthesis, volumes, xai
+from medseg_nb.study import (ablations, benchmark,
+                             combinations, consensus, errors, fusion, generalization, hospital, hybrid,
+                             instances, leakage, outcomes,
+                             peers, preparation, quality, readers, realtime, registration, search,
+                             statistics, synthesis, volumes, xai)
+from medseg_nb.deployment import speed
+from medseg_nb.methods import baselines
+from medseg_nb.training import plan as training_plan
 from medseg_nb.study.benchmark import scores_of
 from medseg_nb.study.claims import counts_of, judged_of
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.datasets import agreement_of, copies_of, prevalence_of, sizes_of
 from medseg_nb.study.power import power_of, resampled_of
 from medseg_nb.training.plan import track
-from medseg_nb.kit.report import SOURCES, SUBJECTS, TRACK, cells, check_claim, check_table, key, name_budgets, remembered
+from medseg_nb.kit.report import (SOURCES, SUBJECTS,
+                                  TRACK, cells, check_claim, check_table, key, name_budgets, remembered)
 from medseg_nb.training.training import Config
 
 TEXT = dict(case=str, patient=str, site=str)
@@ -48,26 +56,30 @@ def test_all_sections_of_the_study_are_there(reports):
     import yaml
     rows = yaml.safe_load((REPO / "nbs" / "study.yaml").read_text(encoding="utf-8"))["sections"]
     wanted = {r["section"] for r in rows if reports.name in r.get("profiles", [reports.name])}
-    assert {p.name for p in sections(reports)} == wanted - {r["section"] for r in rows if reports.name in r.get("withdrawn", [])}
+    assert {p.name for p in sections(reports)} == wanted - {r["section"]
+                                                            for r in rows if reports.name in r.get("withdrawn", [])}
     assert (reports / "paper.pdf").read_bytes().startswith(b"%PDF") and (reports / "paper.html").is_file()
 
 
 def test_outputs_have_the_recorded_hashes(reports):
     for place in sections(reports):
         outputs = load(place / "provenance.json")["outputs"]
-        found = {p.name: sha256(p) for p in place.iterdir() if p.name not in ("provenance.json", "notebook.ipynb", "measured.json")}
+        found = {p.name: sha256(p) for p in place.iterdir()
+                 if p.name not in ("provenance.json", "notebook.ipynb", "measured.json")}
         assert found == outputs, place.name
 
 
 def test_results_name_their_profile_and_section(reports):
-    assert all((r["profile"], r["section"]) == (reports.name, p.name) for p in sections(reports) for r in [load(p / "results.json")])
+    assert all((r["profile"], r["section"]) == (reports.name, p.name)
+               for p in sections(reports) for r in [load(p / "results.json")])
 
 
 def test_results_list_every_table_and_figure(reports):
     for place in sections(reports):
         stored = load(place / "results.json")
         tables = {p.stem for p in place.glob("*.csv")} - {"cases"}
-        assert tables == set(stored["tables"]) and {p.stem for p in place.glob("*.svg")} == set(stored["figures"]), place.name
+        assert tables == set(stored["tables"]) and {p.stem for p in place.glob("*.svg")} == set(stored["figures"]), (
+            place.name)
 
 
 def test_numbers_are_those_of_the_tables(reports):
@@ -78,7 +90,9 @@ def test_numbers_are_those_of_the_tables(reports):
             for row in pd.read_csv(place / f"{name}.csv").to_dict("records"):
                 for e in facts["estimates"]:
                     number = stored["numbers"][key(name, *[row[b] for b in facts["by"]], e)]
-                    faults += [f"{place.name}/{name} {row} {e}" for k, c in (("value", e), ("low", f"{e}_low"), ("high", f"{e}_high")) if not close(number[k], row[c], 1e-12)]
+                    faults += [f"{place.name}/{name} {row} {e}"
+                               for k, c in (("value", e), ("low", f"{e}_low"), ("high", f"{e}_high"))
+                               if not close(number[k], row[c], 1e-12)]
     none(faults)
 
 
@@ -93,29 +107,38 @@ def section_sets(place: Path, known: dict[str, bool], reads: dict[str, list[str]
     "Walked anew from the files: parameters, rows, the runs that rows name, and every section upstream"
     def ids(value):
         if isinstance(value, str): return {value.split(",")[0]} & set(known)
-        return set().union(*map(ids, value.values() if isinstance(value, dict) else value)) if isinstance(value, (dict, list)) else set()
+        return (set().union(*map(ids, value.values() if isinstance(value, dict) else value))
+                if isinstance(value, (dict, list)) else set())
     found = ids(load(place / "provenance.json")["parts"]["parameters"])
     if (place / "cases.csv.gz").is_file():
         rows = pd.read_csv(place / "cases.csv.gz", dtype=str)
-        found |= {d for c in ("dataset", "source", "target") if c in rows for d in ids(rows[c].dropna().unique().tolist())}
-        configs = [p / "config.json" for p in ((place.parent / "runs" / k) for k in (rows.run.dropna().unique() if "run" in rows else ())) if p.is_dir()]
+        found |= {d for c in ("dataset", "source", "target")
+                  if c in rows for d in ids(rows[c].dropna().unique().tolist())}
+        configs = [p / "config.json"
+                   for p in ((place.parent / "runs" / k) for k in (rows.run.dropna().unique() if "run" in rows else ()))
+                   if p.is_dir()]
         found = found.union(*(run_sets(load(c)) for c in configs))
-    return found.union(*(section_sets(place.parent / u, known, reads) for u in reads[place.name] if (place.parent / u / "provenance.json").is_file()))
+    return found.union(*(section_sets(place.parent / u, known, reads)
+                         for u in reads[place.name] if (place.parent / u / "provenance.json").is_file()))
 
 
 def printed_data(page: str) -> dict[str, str]:
     "What the web edition prints below each float, by section and name"
     import html
     found = {}
-    for kind, section, name, rest in re.findall(r'id="(table|figure)-([a-z]+)-([\w.]+)"(.*?<div class="provenance">.*?</div>)', page, re.S):
-        found[section, kind, name] = html.unescape(re.sub(r"<[^>]+>", "", rest[rest.index('<div class="provenance">'):]))
+    for kind, section, name, rest in re.findall(
+        r'id="(table|figure)-([a-z]+)-([\w.]+)"(.*?<div class="provenance">.*?</div>)', page, re.S):
+        found[section, kind, name] = html.unescape(re.sub(r"<[^>]+>",
+                                                          "", rest[rest.index('<div class="provenance">'):]))
     return found
 
 
 def test_floats_name_all_their_data(reports):
-    "A float names the data that it shows; one that does not say shows all of its section, through every run and upstream section. Each is synthetic or real"
+    """A float names the data that it shows; one that does not say shows all of its section, through every run and
+    upstream section. Each is synthetic or real"""
     import yaml
-    known = {p.parent.name: bool(yaml.safe_load(p.read_text(encoding="utf-8")).get("synthetic")) for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
+    known = {p.parent.name: bool(yaml.safe_load(p.read_text(encoding="utf-8")).get("synthetic"))
+             for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
     reads = {name: list(s.upstream) for name, s in study.sections().items()}
     page, faults = printed_data((reports / "paper.html").read_text(encoding="utf-8")), []
     for place in sections(reports):
@@ -124,12 +147,16 @@ def test_floats_name_all_their_data(reports):
             for name, facts in stored[f"{kind}s"].items():
                 own = facts.get("data")
                 rows = pd.read_csv(place / f"{name}.csv", dtype=str) if kind == "table" else pd.DataFrame()
-                wanted = whole if own is None else {d for d in own if d in known} | ({d for d in rows.get("dataset", pd.Series(dtype=str)).dropna() if d in known})
+                wanted = (whole if own is None
+                          else {d for d in own if d in known} | (
+                    {d for d in rows.get("dataset", pd.Series(dtype=str)).dropna() if d in known}))
                 text = page.get((place.name, kind, name), "")
                 faults += [f"{place.name}/{name}: {d} is not named" for d in wanted
                            if not re.search(rf"{d} [0-9a-f]{{8}} \({'synthetic' if known[d] else 'real'}\)", text)]
                 kinds = {known[d] for d in wanted} | {True for d in own or () if d not in known}
-                if not text.strip().endswith({(): "no data", (False,): "real", (True,): "synthetic", (False, True): "real and synthetic"}[tuple(sorted(kinds))]):
+                if not text.strip().endswith(
+                    {(): "no data", (False,): "real", (True,): "synthetic",
+                     (False, True): "real and synthetic"}[tuple(sorted(kinds))]):
                     faults.append(f"{place.name}/{name}: does not end with synthetic or real")
     none(faults)
 
@@ -142,7 +169,8 @@ def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     for name, here in rows.groupby("dataset", sort=False):
         persons = here.groupby("patient")[["brighter", "darker", "everything"]].mean()
         side = persons[["brighter", "darker"]].mean().idxmax()
-        row = dict(dataset=name, side=side, n=len(persons), cases=len(here), without_lesion=here.everything.isna().sum())
+        row = dict(dataset=name, side=side, n=len(persons),
+                   cases=len(here), without_lesion=here.everything.isna().sum())
         for column, values in dict(dice=persons[side], everything=persons.everything).items():
             values = values.dropna().to_numpy()
             draws = rng(0, "phantoms", name, column).choice(values, (2000, len(values))).mean(1)
@@ -155,10 +183,14 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("leakage", "leak"): leakage.leak_of,
     ("leakage", "gain"): leakage.gain_of,
     **{("quality", name): getattr(quality, f"{name}_of") for name in ("estimators", "comparisons")},
-    **{("quality", name): lambda rows, name=name: getattr(quality, f"{name}_of")(quality.controls(rows)) for name in ("guarantee", "workload")},
-    **{("benchmark", name): getattr(benchmark, f"{name}_of") for name in ("scores", "surfaces", "classes", "comparisons", "order", "reached")},
+    **{("quality", name): lambda rows,
+       name=name: getattr(quality, f"{name}_of")(quality.controls(rows)) for name in ("guarantee", "workload")},
+    **{("benchmark", name): getattr(benchmark, f"{name}_of")
+       for name in ("scores", "surfaces", "classes", "order", "reached")},
+    ("benchmark", "comparisons"): baselines.comparisons_of,
     ("search", "trials"): search.trials_of,
-    **{("ablations", name): getattr(ablations, f"{name}_of") for name in ("changes", "scores", "where", "unsteady", "sizes")},
+    **{("ablations", name): getattr(ablations, f"{name}_of")
+       for name in ("changes", "scores", "where", "unsteady", "sizes")},
     **{("peers", name): getattr(peers, f"{name}_of") for name in ("scores", "differences", "rising")},
     **{("volumes", name): getattr(volumes, f"{name}_of") for name in ("scores", "differences")},
     ("claims", "verdicts"): counts_of,
@@ -166,11 +198,15 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **{("combinations", name): getattr(combinations, f"{name}_of") for name in ("gains", "choices", "scores")},
     **{("hybrid", name): getattr(hybrid, f"{name}_of") for name in ("scores", "comparisons", "complexity")},
     **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
-    **{("realtime", name): getattr(realtime, f"{name}_of") for name in ("variants", "differences")},
+    ("realtime", "variants"): realtime.variants_of,
+    ("realtime", "differences"): speed.differences_of,
     **{("errors", name): getattr(errors, f"{name}_of")
-       for name in ("sizes", "small", "leads", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups", "failures")},
-    ("errors", "imbalance"): lambda rows: errors.imbalance_of(rows).drop(columns=[f"{q}{end}" for q in ("small", "large") for end in ("", "_low", "_high")]),
-    **{("generalization", name): getattr(generalization, f"{name}_of") for name in ("zero_shot", "few_shot", "adaptation", "carried", "shift")},
+       for name in ("sizes", "small", "leads", "shapes",
+                    "boundary", "bands", "artefacts", "strength", "subgroups", "failures")},
+    ("errors", "imbalance"): lambda rows: errors.imbalance_of(rows).drop(
+    columns=[f"{q}{end}" for q in ("small", "large") for end in ("", "_low", "_high")]),
+    **{("generalization", name): getattr(generalization, f"{name}_of")
+       for name in ("zero_shot", "few_shot", "adaptation", "carried", "shift")},
     ("generalization", "gains"): lambda rows: generalization.gains_of(rows).assign(method="fine-tuned"),
     ("datasets", "sizes"): sizes_of,
     ("datasets", "prevalence"): prevalence_of,
@@ -178,24 +214,32 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("datasets", "copies"): copies_of,
     ("phantoms", "otsu"): thresholds,
     ("registration", "recovery"): registration.recovery_of,
-    **{("consensus", name): getattr(consensus, f"{name}_of") for name in ("consensus", "performance", "region", "repair", "differences", "left_out")},
-    **{("preparation", name): getattr(preparation, f"{name}_of") for name in ("spread", "resampling", "cropping", "denoising", "bias", "gains")},
+    **{("consensus", name): getattr(consensus, f"{name}_of")
+       for name in ("consensus", "performance", "region", "repair", "differences", "left_out")},
+    **{("preparation", name): getattr(preparation, f"{name}_of")
+       for name in ("spread", "resampling", "cropping", "denoising", "bias", "gains")},
     ("statistics", "tests"): statistics.tests_of,
     ("statistics", "ranks"): statistics.ranks_of,
     ("statistics", "stability"): statistics.stability_of,
     ("statistics", "variance"): statistics.variance_of,
-    **{("synthesis", name): getattr(synthesis, f"{name}_of") for name in ("scores", "gain", "copying", "heeded", "scarcity")},
+    **{("synthesis", name): getattr(synthesis, f"{name}_of")
+       for name in ("scores", "gain", "copying", "heeded", "scarcity")},
     ("power", "resampled"): resampled_of,
     ("power", "power"): power_of,
-    **{("outcomes", name): lambda rows, name=name: getattr(outcomes, f"{name}_of")(rows[rows.fold.notna()].reset_index(drop=True))
+    **{("outcomes", name): lambda rows,
+       name=name: getattr(outcomes, f"{name}_of")(rows[rows.fold.notna() & rows.field.isna()].reset_index(drop=True))
        for name in ("discrimination", "calibration", "survival", "differences", "subgroups")},
     **{("readers", name): getattr(readers, f"{name}_of")
-       for name in ("agreement", "non_inferiority", "reliability", "sizes", "simulated_within", "simulated_between", "simulated_effects")},
+       for name in ("agreement", "non_inferiority",
+                    "reliability", "sizes", "simulated_within", "simulated_between", "simulated_effects")},
     ("outcomes", "importance"): lambda rows: outcomes.importance_of(rows[rows.field.notna()]),
     ("outcomes", "transfer"): outcomes.transfer_of,
-    **{("fusion", name): getattr(fusion, f"{name}_of") for name in ("scores", "comparisons", "ambiguity", "missing", "importance", "ranking")},
+    **{("fusion", name): getattr(fusion, f"{name}_of")
+       for name in ("scores", "comparisons", "ambiguity", "missing", "importance", "ranking")},
     **{("hospital", name): getattr(hospital, f"{name}_of") for name in ("reading", "round_trip")},
-    **{("xai", name): getattr(xai, f"{name}_of") for name in ("learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
+    **{("xai", name): getattr(xai, f"{name}_of")
+       for name in ("learnt", "causes", "pointing",
+                    "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
 }
 
 
@@ -206,12 +250,16 @@ def test_tables_are_recomputed_from_cases(reports):
         for name, facts in load(place / "results.json")["tables"].items():
             if facts["source"] != "cases.csv": continue
             stored, rows = pd.read_csv(place / f"{name}.csv"), pd.read_csv(place / "cases.csv.gz", dtype=TEXT)
-            again = RECOMPUTE[place.name, name](rows).reset_index(drop=True)  # a table that is not known here must be added
+            # a table that is not known here must be added
+            again = RECOMPUTE[place.name, name](rows).reset_index(drop=True)
             again = name_budgets(again, rows) if "budget_s" in set(stored) - set(again) else again
-            stored = stored.drop(columns="budgets", errors="ignore")  # words, checked by the gate
+            # words, which test_no_table_or_claim_compares_unnamed_budgets checks
+            stored = stored.drop(columns="budgets", errors="ignore")
             assert list(again.columns) == list(stored.columns) and len(again) == len(stored), name
             for column in stored.select_dtypes("number"):
-                faults += [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}" for i, (a, b) in enumerate(zip(stored[column], again[column])) if not close(a, b, 5e-6 * max(.2, abs(a)))]
+                faults += [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}"
+                           for i, (a, b) in enumerate(zip(stored[column], again[column]))
+                           if not close(a, b, 5e-6 * max(.2, abs(a)))]
             assert (stored[facts["by"]].astype(str) == again[facts["by"]].astype(str)).all(axis=None), name
     none(faults)
 
@@ -223,13 +271,15 @@ def test_other_numbers_name_their_file(reports):
         for name, facts in load(place / "results.json")["tables"].items():
             for source in {facts["source"], *facts["others"].values()} - {"cases.csv"}:
                 kind, _, file = source.partition(": ")
-                if kind not in SOURCES or not ((place / file).is_file() or any(REPO.glob(file))): faults.append(f"{place.name}/{name}: {source}")
+                if kind not in SOURCES or not ((place / file).is_file() or any(REPO.glob(file))):
+                    faults.append(f"{place.name}/{name}: {source}")
     none(faults)
 
 
 def test_every_number_can_be_quoted(reports):
     "A key without a dot is text to the paper, and would be printed as it stands"
-    faults = [f"{place.name}: {name}" for place in sections(reports) for name in load(place / "results.json")["numbers"] if "." not in name]
+    faults = [f"{place.name}: {name}" for place in sections(reports)
+              for name in load(place / "results.json")["numbers"] if "." not in name]
     none(faults)
 
 
@@ -245,7 +295,8 @@ def test_means_are_over_patients(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
     for r in pd.read_csv(reports / "benchmark" / "scores.csv").itertuples():
         mine = rows[(rows.dataset == r.dataset) & (rows.model == r.model)]
-        assert r.dice == pytest.approx(mine.groupby(["fold", "seed", "patient"]).dice.mean().mean(), abs=1e-6) and r.n == mine.patient.nunique()
+        assert (r.dice == pytest.approx(mine.groupby(["fold", "seed", "patient"]).dice.mean().mean(), abs=1e-6)
+                and r.n == mine.patient.nunique())
         assert r.dice_low <= r.dice <= r.dice_high
 
 
@@ -261,12 +312,14 @@ def rule(kind: str, claimed: str, low: float | None, high: float | None) -> str:
     if claimed.startswith("at most") or claimed == "0" and kind == "score":
         return "refuted" if low > wanted[0] else "supported" if high <= wanted[0] or high - low <= .10 else "undecided"
     if high < wanted[0] or low > wanted[-1]: return "refuted"
-    if kind == "gain": return "supported" if (low > 0 or high < 0) and high - low <= 2 * (wanted[-1] - wanted[0]) else "undecided"
+    if kind == "gain":
+        return "supported" if (low > 0 or high < 0) and high - low <= 2 * (wanted[-1] - wanted[0]) else "undecided"
     return "supported" if high - low <= .10 else "undecided"
 
 
 def test_verdicts_follow_the_rule(reports):
-    "On the data that a claim names; a claim measured elsewhere has a value and no result of a test, and one training a side settles no comparison"
+    """On the data that a claim names; a claim measured elsewhere has a value and no result of a test, and one training
+    a side settles no comparison"""
     claims = [c for p in sections(reports) for c in load(p / "results.json")["claims"]]
     assert claims and not any("test" in c for c in claims)
     compared = [c for c in claims if " for " not in c["dataset"]]
@@ -274,7 +327,16 @@ def test_verdicts_follow_the_rule(reports):
     none([c for c in claims if (c["verdict"] == "not comparable") != (" for " in c["dataset"])])
     none([c for c in once if c["verdict"] not in ("undecided: one training", "undecided")])
     none([c for c in compared if c not in once and c["verdict"] != rule(c["kind"], c["claimed"], c["low"], c["high"])])
-    none([c for c in claims if c["source"] != "ours" and c["dataset"].startswith("phantom") and c["verdict"] != "not comparable"])
+    none([c for c in claims if c["source"] != "ours" and c["dataset"].startswith("phantom")
+          and c["verdict"] != "not comparable"])
+
+
+def test_a_claim_names_the_set_that_it_was_tested_on(reports):
+    "Whatever data the source spoke of, or none; what follows the name of the set says which part of it"
+    claims = [c for p in sections(reports) for c in load(p / "results.json")["claims"] if c["source"] != "ours"]
+    known = {p.parent.name for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
+    assert claims
+    none([(c["id"], c["dataset"]) for c in claims if re.split("[ ,]", c["dataset"])[0] not in known])
 
 
 def test_claims_of_the_sources_and_of_the_kit_are_counted_apart(reports):
@@ -284,8 +346,10 @@ def test_claims_of_the_sources_and_of_the_kit_are_counted_apart(reports):
     numbers = load(reports / "claims" / "results.json")["numbers"]
     for of in ("sources", "kit"):
         own = [c["verdict"] for c in claims if (c["source"] == "ours") == (of == "kit")]
-        for column, verdict in dict(supported="supported", refuted="refuted", undecided="undecided", one_training="undecided: one training", not_comparable="not comparable").items():
-            assert stored[stored.claims_of == of][column].sum() == own.count(verdict) == numbers[f"{of}.{column}"]["value"]
+        for column, verdict in dict(supported="supported", refuted="refuted", undecided="undecided",
+                                    one_training="undecided: one training", not_comparable="not comparable").items():
+            assert stored[stored.claims_of == of][column].sum() == own.count(
+                verdict) == numbers[f"{of}.{column}"]["value"]
 
 
 def test_claims_measure_what_the_tables_say(reports):
@@ -296,8 +360,7 @@ def test_claims_measure_what_the_tables_say(reports):
 
 # One inference
 
-# of models as they were fitted, and of people: nothing is trained
-FITTED = {("outcomes", "importance"), ("readers", "simulated_effects")}
+FITTED = {("readers", "simulated_effects")}  # of people: nothing is trained
 
 
 def test_p_values_know_of_the_trainings(reports):
@@ -345,49 +408,65 @@ def test_every_design_of_the_study_is_simulated(reports):
 # Runs
 
 def test_committed_runs_belong_to_the_grid(reports):
-    "All runs of a section whose results are of today's runs; others only where a section's results are older, and stale"
+    """All runs of a section whose results are of today's runs; others only where a section's results are older, and
+    stale"""
     if reports.name == "smoke": assert not (reports / "runs").exists(); return
-    grids = {name: {c.key: c for c in study.grid(name, study.parameters(name, reports.name))} for name, s in study.sections().items() if reports.name in s.profiles}
+    grids = {name: {c.key: c for c in study.grid(name, study.parameters(name, reports.name))}
+             for name, s in study.sections().items() if reports.name in s.profiles}
     found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
-    found = {k: c for k, c in found.items() if c["task"] != "medseg_nb.training.convergence"}  # those of nbs/plans.yaml: see test_convergence.py
+    # those of nbs/plans.yaml: see test_convergence.py
+    found = {k: c for k, c in found.items() if c["task"] != "medseg_nb.training.convergence"}
     there = {name: reports / name / "provenance.json" for name in grids}
     today = [name for name, p in there.items() if p.is_file() and load(p)["parts"]["runs"] == digest(list(grids[name]))]
-    assert {k for name in today for k in grids[name]} <= set(found) and (len(today) < len(grids) or set(found) == {k for runs in grids.values() for k in runs})
+    assert ({k for name in today for k in grids[name]} <= set(found)
+            and (len(today) < len(grids) or set(found) == {k for runs in grids.values() for k in runs}))
     none([k for runs in grids.values() for k in runs if k in found and Config(**found[k]) != runs[k]])
     files = {"config.json", "history.csv", "cases.csv.gz", "scored.json"}
-    none([k for k in found if not files <= {p.name for p in (reports / "runs" / k).iterdir()} <= files | {"measured.json"}])
+    none([k for k in found if not files <= {p.name for p in (reports / "runs" / k).iterdir()} <= files
+          | {"measured.json"}])
 
 
 def test_every_network_takes_what_the_search_chose():
     place = REPO / "reports" / "cpu" / "search" / "trials.csv"
     if not place.is_file(): pytest.skip("the search has no results yet")
     best = pd.read_csv(place).query("chosen").iloc[0]
-    chosen = {name: best[name] for name in search.SPACE} | dict(rate=best.rate * (10 if best.optimiser == "sgd" else 1), average=best.average or None)
-    assert {k: v for k, v in chosen.items() if v is not None} == {k: v for k, v in benchmark.plan("cpu").settings.items() if k in chosen}
+    chosen = {name: best[name] for name in search.SPACE} | dict(rate=best.rate * (10 if best.optimiser == "sgd" else 1),
+                                                                average=best.average or None)
+    assert {k: v for k, v in chosen.items() if v is not None} == {
+        k: v for k, v in training_plan.plan("cpu").settings.items() if k in chosen}
 
 
 def costs_against_plan(configs, spent, wanted: dict[str, float]) -> list[str]:
-    "Networks whose budget is not the one that is named for them, and networks that took more or less than U-Net for each planned second"
-    rows = pd.DataFrame([dict(dataset=c.dataset, model=c.model, flat=c.depth is None, budget_s=track(c)["budget_s"], spent=spent(c)) for c in configs])
+    """Networks whose budget is not the one that is named for them, and networks that took more or less than U-Net for
+    each planned second"""
+    rows = pd.DataFrame(
+        [dict(dataset=c.dataset, model=c.model, flat=c.depth is None, budget_s=track(c)["budget_s"], spent=spent(c))
+         for c in configs])
     named = rows[rows.flat].assign(wanted=rows.model.map(wanted).fillna(wanted[""]))
-    faults = [f"{r.dataset}, {r.model}: trained for {r.budget_s:g} s, not for {r.wanted:g}" for r in named[named.budget_s != named.wanted].drop_duplicates().itertuples()]
+    faults = [f"{r.dataset}, {r.model}: trained for {r.budget_s:g} s, not for {r.wanted:g}"
+              for r in named[named.budget_s != named.wanted].drop_duplicates().itertuples()]
     share = (rows.spent / rows.budget_s).groupby([rows.dataset, rows.model]).median()
     against = share / share.xs("unet", level="model").reindex(share.index, level="dataset")
-    return faults + [f"{d}, {m}: {v:.2f} of U-Net's seconds for each planned one" for (d, m), v in against.items() if not .75 <= v <= 1.25]
+    return faults + [f"{d}, {m}: {v:.2f} of U-Net's seconds for each planned one"
+                     for (d, m), v in against.items() if not .75 <= v <= 1.25]
 
 
-BUDGETS = {"": 60, "residual_unet": 180, "unet_lite0": 180, "mask_rcnn": 180}  # as the paper names them: a network with another one changes the text too
+# as the paper names them: a network with another one changes the text too
+BUDGETS = {"": 60, "residual_unet": 180, "unet_lite0": 180, "mask_rcnn": 180}
 
 
 def benchmark_configs() -> list[Config]:
-    return list(dict.fromkeys(c for name in ("benchmark", "hybrid") for c in study.grid(name, study.parameters(name, "cpu"))))
+    return list(dict.fromkeys(c for name in ("benchmark", "hybrid")
+                              for c in study.grid(name, study.parameters(name, "cpu"))))
 
 
-def stored_seconds(config: Config) -> float: return load(REPO / "reports" / "cpu" / "runs" / config.key / "measured.json")["train_cpu_seconds"]
+def stored_seconds(config: Config) -> float:
+    return load(REPO / "reports" / "cpu" / "runs" / config.key / "measured.json")["train_cpu_seconds"]
 
 
 def test_networks_had_the_cost_that_was_planned():
-    "Each network was trained for the budget that its rows name, and took as much processor time for each planned second as U-Net did"
+    """Each network was trained for the budget that its rows name, and took as much processor time for each planned
+    second as U-Net did"""
     none(costs_against_plan(benchmark_configs(), stored_seconds, BUDGETS))
 
 
@@ -395,7 +474,9 @@ def test_another_budget_is_seen():
     "A network that was given three times the budget, and one that took three times its budget"
     configs = benchmark_configs()
     longer = [replace(c, steps=3 * c.steps) if c.model == "fcn" else c for c in configs]
-    def spent(c): return stored_seconds(next(o for o in configs if replace(o, steps=1) == replace(c, steps=1))) * (3 if c.model == "fcn" else 1)
+    def spent(c):
+        return stored_seconds(next(o for o in configs if replace(o, steps=1) == replace(c, steps=1))) * (
+            3 if c.model == "fcn" else 1)
     assert {f.split(":")[0].split(", ")[1] for f in costs_against_plan(longer, spent, BUDGETS)} == {"fcn"}
     assert any("fcn" in f and "for each planned one" in f for f in costs_against_plan(configs, spent, BUDGETS))
 
@@ -405,14 +486,18 @@ def test_rows_name_the_budget_of_their_run(reports):
     configs, faults = {}, []
     for path in (reports / "runs").glob("*/config.json"): configs[path.parent.name] = track(Config(**load(path)))
     for place in sections(reports):
-        rows = pd.read_csv(place / "cases.csv.gz", dtype=TEXT) if (place / "cases.csv.gz").is_file() else pd.DataFrame(dict(run=[]))
+        rows = (pd.read_csv(place / "cases.csv.gz", dtype=TEXT)
+                if (place / "cases.csv.gz").is_file() else pd.DataFrame(dict(run=[])))
         for run, mine in rows[rows.run.isin(configs)].groupby("run") if "run" in rows else ():
             told = mine.reindex(columns=TRACK).drop_duplicates().to_dict("records")
-            if len(told) != 1 or not close(told[0]["budget_s"], configs[run]["budget_s"], 0) or told[0]["start"] != configs[run]["start"]: faults.append((place.name, run, told))
+            if len(told) != 1 or not close(told[0]["budget_s"],
+                                           configs[run]["budget_s"], 0) or told[0]["start"] != configs[run]["start"]:
+                faults.append((place.name, run, told))
     none(faults)
 
 
-UNTRAINED = {("generalization", "shift"), ("xai", "cost")}  # about images and about steps: `list_budgets` is given no rows of networks
+# about images and about steps: `list_budgets` is given no rows of networks
+UNTRAINED = {("generalization", "shift"), ("xai", "cost")}
 
 
 def test_no_table_or_claim_compares_unnamed_budgets(reports):
@@ -420,9 +505,10 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
     faults = []
     for place in sections(reports):
         if not (place / "cases.csv.gz").is_file(): continue
-        stored, budgets = load(place / "results.json"), remembered(pd.read_csv(place / "cases.csv.gz", dtype=TEXT, low_memory=False))
-        checks = [(check_table, (budgets, name, pd.read_csv(place / f"{name}.csv"))) for name, facts in stored["tables"].items()
-                  if facts["source"] == "cases.csv" and (place.name, name) not in UNTRAINED]
+        stored, budgets = load(place / "results.json"), remembered(
+            pd.read_csv(place / "cases.csv.gz", dtype=TEXT, low_memory=False))
+        checks = [(check_table, (budgets, name, pd.read_csv(place / f"{name}.csv"), facts["source"]))
+                  for name, facts in stored["tables"].items() if (place.name, name) not in UNTRAINED]
         for check, given in [*checks, *((check_claim, (budgets, c)) for c in stored["claims"])]:
             try: check(*given)
             except InputError as e: faults.append(f"{place.name}: {e}")
@@ -431,7 +517,8 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
 
 def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
-    trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby("run") if reports.name != "smoke" else ()  # whose runs are not committed
+    # whose runs are not committed
+    trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby("run") if reports.name != "smoke" else ()
     for run, mine in trained:
         stored = pd.read_csv(reports / "runs" / run / "cases.csv.gz", dtype=TEXT)
         pd.testing.assert_frame_equal(mine[stored.columns].reset_index(drop=True), stored, check_dtype=False)
@@ -461,7 +548,8 @@ def test_executed_notebooks_are_small(smoke):
 
 def test_executed_notebooks_have_no_machine_in_them(smoke):
     stored = [load(p) for p in smoke.glob("[a-z]*/notebook.ipynb")]
-    assert not [c for nb in stored for c in nb["cells"] if set(c["metadata"]) - {"tags"} or any(o.get("output_type") == "error" or o.get("name") == "stderr" for o in c.get("outputs", []))]
+    assert not [c for nb in stored for c in nb["cells"] if set(c["metadata"]) - {"tags"}
+                or any(o.get("output_type") == "error" or o.get("name") == "stderr" for o in c.get("outputs", []))]
 
 
 def test_phantoms_are_neither_trivial_nor_hopeless(smoke):
@@ -497,4 +585,5 @@ def test_real_sets_are_in_the_cpu_table():
     rows = pd.read_csv(place / "benchmark" / "cases.csv.gz", dtype=TEXT)
     assert set(rows.dataset) == {"lgg_kaggle3m", "skin_isic2017", "lidc_nodule_patches"}
     trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby(["dataset", "model"]).run.nunique()
-    assert trained.index.get_level_values("model").nunique() > 10 and trained.ge(3).all(), "no rank of any network rests on one training"
+    assert trained.index.get_level_values("model").nunique() > 10 and trained.ge(3).all(), (
+        "no rank of any network rests on one training")

@@ -11,9 +11,12 @@ import textwrap
 import time
 
 import pytest
+import yaml
 
-from conftest import REPO, Project, refused
+from conftest import REPO, Project, cell, refused, section, write_notebook
+from medseg_nb.kit import execution as study
 from medseg_nb.kit.core import InputError
+from medseg_nb.paper import article as paper
 from medseg_nb.paper.article import build
 
 
@@ -25,7 +28,9 @@ def executed(done: subprocess.CompletedProcess) -> list[str]:
 
 def shown(project: Project, section: str) -> str:
     "Text of a section's executed notebook"
-    return "\n".join("".join(c["source"]) for c in json.loads((project.reports / "smoke" / section / "notebook.ipynb").read_text(encoding="utf-8"))["cells"])
+    return "\n".join("".join(c["source"])
+                     for c in json.loads(
+        (project.reports / "smoke" / section / "notebook.ipynb").read_text(encoding="utf-8"))["cells"])
 
 
 def page(project: Project) -> str: return (project.reports / "smoke" / "paper.html").read_text(encoding="utf-8")
@@ -43,7 +48,8 @@ def failed(done: subprocess.CompletedProcess, code: int) -> str:
 
 def test_first_call_executes_all(built):
     assert executed(built.first) == ["a", "b", "c"]
-    assert {"reports/smoke/paper.pdf", "reports/smoke/paper.html", "reports/smoke/a/cases.csv.gz", "reports/smoke/a/curve.svg"} <= set(built.files())
+    assert {"reports/smoke/paper.pdf", "reports/smoke/paper.html",
+            "reports/smoke/a/cases.csv.gz", "reports/smoke/a/curve.svg"} <= set(built.files())
 
 
 def test_second_call_executes_nothing_and_changes_no_byte(project):
@@ -53,8 +59,11 @@ def test_second_call_executes_nothing_and_changes_no_byte(project):
     assert time.monotonic() - start < 10 and project.files() == before
 
 
-@pytest.mark.parametrize("old, new, section", [("The mean of section b", "As new words say, the mean of section b", "b"), ("# a comment of section a", "# quite another remark", "a"),
-                                               ("doubled = 2 * values", "doubled = 2  *  ( values )", "a")], ids=["prose", "comment", "formatting"])
+@pytest.mark.parametrize("old, new, section",
+                         [("The mean of section b", "As new words say, the mean of section b", "b"),
+                          ("# a comment of section a", "# quite another remark", "a"),
+                          ("doubled = 2 * values", "doubled = 2  *  ( values )", "a")],
+                         ids=["prose", "comment", "formatting"])
 def test_words_execute_nothing_and_stand_in_the_notebook(project, old, new, section):
     numbers = {k: v for k, v in project.files().items() if k.endswith((".json", ".csv", ".svg"))}
     project.edit(section, old, new)
@@ -108,6 +117,90 @@ def test_no_machine_path_in_results(built):
     assert [k for k, v in built.files().items() if str(built.root).encode() in v] == []
 
 
+# What is computed only once
+
+def counted(monkeypatch, module, name: str) -> list:
+    "Arguments of all calls of a function from now on"
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: (calls.append(given), function(*given))[1])
+    return calls
+
+
+def test_what_a_section_depends_on_is_computed_once(project, monkeypatch):
+    shutil.rmtree(project.runs / "computed")
+    read, typeset = counted(monkeypatch, study, "_read_section"), counted(monkeypatch, paper, "typeset")
+    compared = counted(monkeypatch, study, "_differs")
+    assert executed(project.call("paper")) == [] and sorted(read) == [("a",), ("b",), ("c",)]
+    assert len(typeset) == 1 and len(compared) == 3
+    assert executed(project.call("paper")) == [] and project.call("status").returncode == 0
+    assert (len(read), len(typeset), len(compared)) == (3, 1, 3)
+    project.edit("b", "# Section b", "# The section b")
+    assert executed(project.call("paper")) == [] and (len(read), len(typeset), len(compared)) == (4, 2, 4)
+
+
+DAMAGES = dict(empty=lambda text: "", cut=lambda text: text[:-5], garbled=lambda text: text.replace('"', "'"),
+               other=lambda text: "[]\n[]")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_answers_are_computed_again(project, damage):
+    kept = sorted((project.runs / "computed").rglob("*.json"))
+    whole, before = {p: p.read_text() for p in kept}, project.files()
+    assert {p.parent.name for p in kept} >= {"computed", "modules", "sections"}
+    for p in kept: p.write_text(damage(whole[p]))
+    assert executed(project.medseg("paper")) == [] and project.files() == before
+    assert {p: p.read_text() for p in kept} == whole
+
+
+# Side by side
+
+WAIT = """#| study
+report, flags = Report("{me}", profile), folder("runs")
+(flags / "at-work-{me}").write_text("")
+until = time.monotonic() + 20
+while not (flags / "at-work-{other}").exists() and time.monotonic() < until: time.sleep(.05)
+print("a line of {me}", file=sys.stderr)
+report.numbers({{"value.mean": int((flags / "at-work-{other}").exists())}})"""
+
+
+def add_independent(project: Project) -> None:
+    "Two sections that read nothing, and wait for each other"
+    path = project.root / "nbs" / "study.yaml"
+    rows = yaml.safe_load(path.read_text(encoding="utf-8"))["sections"]
+    rows += [dict(section=name) for name in "de"]
+    path.write_text(yaml.safe_dump(dict(sections=rows)), encoding="utf-8")
+    for number, me, other in ((40, "d", "e"), (50, "e", "d")):
+        cells = section(me, WAIT.format(me=me, other=other))
+        cells[3] = cell(f"import sys\n{''.join(cells[3]['source'])}")
+        write_notebook(project.root / "nbs" / "study" / f"{number}_{me}.ipynb", cells)
+
+
+def test_side_by_side_gives_the_same_bytes(fresh, built):
+    assert sorted(executed(fresh.medseg("paper", "-j", "2"))) == ["a", "b", "c"]
+    assert fresh.files() == built.files()
+
+
+def test_independent_sections_are_executed_at_once(project):
+    add_independent(project)
+    done = project.medseg("paper", "-j", "2")
+    assert sorted(executed(done)) == ["d", "e"]
+    for name in "de":
+        results = json.loads((project.reports / "smoke" / name / "results.json").read_text())
+        assert results["numbers"]["value.mean"]["value"] == 1, "both were at work at the same time"
+    assert [x for x in done.stderr.splitlines() if x.startswith("[d] ")] == ["[d] a line of d"]
+
+
+def test_error_side_by_side(fresh):
+    add_independent(fresh)
+    fresh.edit("a", "2 * values", "2 / 0 * values")
+    done = fresh.medseg("paper", "-j", "3")
+    assert "ZeroDivisionError" in failed(done, 1)
+    assert sorted(re.findall(r"^(\w+) \(smoke\): executed", done.stderr, re.M)) == ["d", "e"], "they were at work"
+    assert sorted(p.name for p in (fresh.reports / "smoke").iterdir()) == ["d", "e"]
+    fresh.edit("a", "2 / 0 * values", "2 * values")
+    assert executed(fresh.medseg("paper")) == ["a", "b", "c"]
+
+
 # Faults on the way
 
 def test_failing_notebook_keeps_earlier_results(project):
@@ -152,7 +245,8 @@ def disk(tmp_path):
     if sys.platform != "linux" or os.geteuid() != 0: pytest.skip("mounting a small disk needs root on Linux")
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, text=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)],
+                          capture_output=True, text=True)
     if done.returncode: pytest.skip(f"mounting a small disk is not permitted here: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
@@ -185,7 +279,7 @@ def test_injected_full_disk(project, tmp_path, file):
     (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
     project.edit("c", "before + 1", "before + 7")
     before = project.files()
-    assert "full" in failed(project.medseg("paper", PYTHONPATH=str(tmp_path), TEST_FULL=file), 4)
+    assert "full" in failed(project.medseg("paper", PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}", TEST_FULL=file), 4)
     changed = {k for k, v in project.files().items() if v != before[k]}
     assert all("/c/" in k for k in changed) if file == "paper.pdf" else not changed
     assert set(project.files()) == set(before) and not list(project.reports.rglob(".*"))
@@ -215,21 +309,26 @@ def test_module_that_differs_from_its_notebook(fresh, words):
     text = (REPO / "nbs" / "library" / "0_kit" / "00_core.ipynb").read_text(encoding="utf-8")
     place = fresh.root / "nbs" / "library" / "0_kit"
     place.mkdir(parents=True)
-    (place / "00_core.ipynb").write_text(text.replace('\\"smoke\\", \\"cpu\\"', '\\"smoke\\", \\"gpu\\"', 1), encoding="utf-8")
+    (place / "00_core.ipynb").write_text(text.replace('\\"smoke\\", \\"cpu\\"', '\\"smoke\\", \\"gpu\\"', 1),
+                                         encoding="utf-8")
     done = fresh.medseg(*words)
-    assert refused(done, "core.py", "differs from nbs/library/0_kit/00_core.ipynb") and "make export" in done.stderr and not fresh.reports.exists()
+    assert (refused(done, "core.py", "differs from nbs/library/0_kit/00_core.ipynb")
+            and "make export" in done.stderr and not fresh.reports.exists())
 
 
 @pytest.mark.parametrize("profile", ["cpu", "full"])
 def test_profile_refuses_results_of_another(project, profile):
     shutil.copytree(REPO / "data_manifests" / "skin_isic2017", project.root / "data_manifests" / "skin_isic2017")
     (project.root / "nbs" / "study.yaml").write_text("sections: [{section: a}]", encoding="utf-8")
-    project.edit("a", "seed = 1", 'seed = 1\ndatasets = ["skin_isic2017"]')  # not on this machine, so nothing is executed
+    # not on this machine, so nothing is executed
+    project.edit("a", "seed = 1", 'seed = 1\ndatasets = ["skin_isic2017"]')
     shutil.copytree(project.reports / "smoke", project.reports / profile, ignore=shutil.ignore_patterns("paper.*"))
     done = project.medseg("paper", "--profile", profile)
-    if profile == "full" and done.returncode == 4: assert "GPU" in failed(done, 4)  # without one it ends before it looks
+    # without one it ends before it looks
+    if profile == "full" and done.returncode == 4: assert "GPU" in failed(done, 4)
     else: assert "results of profile smoke" in failed(done, 2)
-    with project.inside(), pytest.raises(InputError, match="results of profile smoke"): build(profile, dict(a="current"))
+    with project.inside(), pytest.raises(InputError, match="results of profile smoke"):
+        build(profile, dict(a="current"))
     assert not list((project.reports / profile).glob("paper.*"))
 
 

@@ -39,7 +39,8 @@ class Reading:
     scan: int
     spacing: float   # mm, in the plane
     ratings: dict[str, int]
-    outlines: dict[float, list[tuple[bool, np.ndarray]]]  # by slice position: adds (or removes), voxels (n, 2) as row, column
+    # by slice position: adds (or removes), voxels (n, 2) as row, column
+    outlines: dict[float, list[tuple[bool, np.ndarray]]]
 
     @property
     def box(self) -> np.ndarray:  # lowest and highest row, column and slice position
@@ -53,7 +54,8 @@ def readings() -> tuple[Reading, ...]:
     with sqlite3.connect(f"{outlines().as_uri()}?mode=ro", uri=True) as base:
         rows = base.execute(f"select a.id, patient_id, scan_id, pixel_spacing, {', '.join(RATINGS)} "
                             "from annotations a join scans s on s.id = scan_id order by a.id").fetchall()
-        drawn = base.execute("select annotation_id, image_z_position, inclusion, coords from contours order by id").fetchall()
+        drawn = base.execute(
+            "select annotation_id, image_z_position, inclusion, coords from contours order by id").fetchall()
     base.close()
     parts = defaultdict(lambda: defaultdict(list))
     for number, z, adds, text in drawn:
@@ -86,7 +88,8 @@ def nodules() -> dict[str, list[list[Reading]]]:
     for members in scans.values():
         groups = []
         for reading, box in members:
-            near = lambda other: (abs(box.sum(0) - other.sum(0)) / 2 <= (np.ptp(box, axis=0) + np.ptp(other, axis=0)) / 4 + 1e-6).all()
+            near = lambda other: (abs(box.sum(0) - other.sum(0)) / 2
+                                  <= (np.ptp(box, axis=0) + np.ptp(other, axis=0)) / 4 + 1e-6).all()
             joined = [g for g in groups if any(near(other) for _, other in g)]
             groups = [g for g in groups if g not in joined] + [sum(joined, []) + [(reading, box)]]
         found[members[0][0].patient] += [sorted((r for r, _ in g), key=lambda r: r.number) for g in groups]
@@ -101,7 +104,8 @@ def reader_masks(group: list[Reading],
     "Each reader's mask in a patch around the nodule's best slice"
     low = np.min([r.box[0, :2] for r in group], axis=0).astype(int) - 1
     shape = tuple(np.max([r.box[1, :2] for r in group], axis=0).astype(int) - low + 2)
-    slices = {z: np.array([interior(r.outlines.get(z, []), low, shape) for r in group]) for z in set().union(*(r.outlines for r in group))}
+    slices = {z: np.array([interior(r.outlines.get(z, []), low, shape) for r in group])
+              for z in set().union(*(r.outlines for r in group))}
     best = max(sorted(slices), key=lambda z: (slices[z].any((1, 2)).sum(), slices[z].sum()))
     middle = ndimage.center_of_mass(slices[best].sum(0))
     at = [(np.arange(n) - n / 2 + .5 - o) * PATCH_MM / group[0].spacing + m for n, o, m in zip(PATCH, offset, middle)]
@@ -134,8 +138,10 @@ def candidates(patients: int, seed: int) -> Iterator[tuple[str, list[Nodule]]]:
         if given == patients: return
         groups = [(n, group) for n, group in enumerate(nodules()[name]) if len(group) == READERS]
         found = [Nodule(n, {r: float(np.mean([g.ratings[r] for g in group])) for r in RATINGS},
-                        reader_masks(group, rng(seed, "lung", name, n, "offset").uniform(-9, 9, 2))) for n, group in groups]
+                        reader_masks(group, rng(seed, "lung", name, n, "offset").uniform(-9, 9, 2)))
+                 for n, group in groups]
         if suitable := [nodule for nodule in found if 5 <= nodule.diameter <= 26]:
             given += 1
             yield name, suitable[:2]
-    if given < patients: raise InputError("lung", f"{given} patients have a suitable nodule, not {patients}", f"ask for at most {given}")
+    if given < patients:
+        raise InputError("lung", f"{given} patients have a suitable nodule, not {patients}", f"ask for at most {given}")

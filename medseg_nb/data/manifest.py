@@ -35,7 +35,8 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..kit.core import (InputError, MedsegError, ResourceError, data_folders, digest, folder, manifest_folder, manifest_folders, read_json,
+from ..kit.core import (InputError, MedsegError, ResourceError,
+                                data_folders, digest, folder, manifest_folder, manifest_folders, read_json,
                             read_text, read_yaml, refusal, replace_folder, sha256, writing)
 from ..images.files import Encoding, Image, check_labels, check_pair, consensus, read, read_mask, suffix
 from ..kit.keys import closure, load
@@ -47,7 +48,8 @@ class Strict(BaseModel):
 def _inside(path: str) -> str:
     "Refuse a path that leaves its folder"
     p = PurePosixPath(path.replace("\\", "/"))
-    if p.is_absolute() or ".." in p.parts or re.match(r"^[A-Za-z]:", path): raise ValueError(f"the path {path} leaves the data set's folder")
+    if p.is_absolute() or ".." in p.parts or re.match(r"^[A-Za-z]:", path):
+        raise ValueError(f"the path {path} leaves the data set's folder")
     return path
 
 Inside = Annotated[str, AfterValidator(_inside), Field(min_length=1)]
@@ -58,7 +60,8 @@ def _fields_of(template: str) -> list[str]: return re.findall("{([^{}]+)}", temp
 
 def _template(text: str) -> str:
     "Refuse a brace that belongs to no column"
-    if re.search("[{}]", re.sub("{[^{}]+}", "", text)): raise ValueError(f"the template {text} has a brace without its other")
+    if re.search("[{}]", re.sub("{[^{}]+}", "", text)):
+        raise ValueError(f"the template {text} has a brace without its other")
     return text
 
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
@@ -80,18 +83,21 @@ class Generator(Strict):
 class ImageFiles(Strict):
     columns: list[Name] = Field(min_length=1)   # one path column, or one a channel
     channels: list[Name] = Field(min_length=1)  # names
-    has_grey_files: bool = False                # some files hold one channel, because theirs were equal; they are read as equal channels
+    has_grey_files: bool = False  # some files hold one channel, as theirs were equal; they are read as equal channels
 
     @model_validator(mode="after")
     def fits(self):
         if twice := _twice(self.columns) or _twice(self.channels): raise ValueError(f"`{twice[0]}` stands twice")
         if len(self.columns) not in (1, len(self.channels)): raise ValueError("`columns` is one, or one a channel")
-        if self.has_grey_files and not 1 == len(self.columns) < len(self.channels): raise ValueError("`has_grey_files` is for one file of several channels")
+        if self.has_grey_files and not 1 == len(self.columns) < len(self.channels):
+            raise ValueError("`has_grey_files` is for one file of several channels")
         return self
 
 class MaskFile(Encoding):
-    "The mask's path column, with the encoding's keys beside it: one file; a list has one for each reader, a mapping one for each label"
-    column: Name | list[Name] | dict[Name, Name]  # the first reader is the reference; a later label lies over an earlier one
+    """The mask's path column, with the encoding's keys beside it: one file; a list has one for each reader, a mapping
+    one for each label"""
+    # the first reader is the reference; a later label lies over an earlier one
+    column: Name | list[Name] | dict[Name, Name]
 
     @property
     def columns(self) -> list[str]:
@@ -102,7 +108,8 @@ class MaskFile(Encoding):
     def several(self):
         if not self.columns: raise ValueError("`column` is empty")
         if twice := _twice(self.columns): raise ValueError(f"column `{twice[0]}` stands twice")
-        if not isinstance(self.column, str) and self.kind == "bits": raise ValueError("encoding `bits` holds all readers in one file")
+        if not isinstance(self.column, str) and self.kind == "bits":
+            raise ValueError("encoding `bits` holds all readers in one file")
         return self
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #5928fcfa
@@ -114,7 +121,8 @@ class Rule(Strict):
     @model_validator(mode="after")
     def compiles(self):
         try: re.compile(self.pattern)
-        except (re.error, RecursionError, OverflowError) as e: raise ValueError(f"the pattern {self.pattern} is no regular expression ({e})") from None
+        except (re.error, RecursionError, OverflowError) as e:
+            raise ValueError(f"the pattern {self.pattern} is no regular expression ({e})") from None
         return self
 
 class Group(Strict):
@@ -143,21 +151,24 @@ class Metadata(Strict):
 
     @model_validator(mode="after")
     def fits(self):
-        if self.range and (self.type != "number" or self.range[0] >= self.range[1]): raise ValueError("`range` is [low, high] of a number")
+        if self.range and (self.type != "number" or self.range[0] >= self.range[1]):
+            raise ValueError("`range` is [low, high] of a number")
         return self
 
 class Files(Strict):
     path: Inside | None = None
     pattern: Inside | None = None
     count: int | None = Field(None, ge=1)
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of the file, or of the list of the hashes of a pattern's files
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$")  # of the file, or of the list of the hashes of a pattern's files
     url: Name | None = None
     unpack: bool = False  # an archive: `fetch` unpacks it beside itself, into a folder of its name without ending
 
     @model_validator(mode="after")
     def one(self):
         if (self.path is None) == (self.pattern is None): raise ValueError("give either `path` or `pattern`")
-        if self.unpack and not (self.path or "").lower().endswith(ARCHIVES): raise ValueError(f"`unpack` needs a `path` that ends in {', '.join(ARCHIVES)}")
+        if self.unpack and not (self.path or "").lower().endswith(ARCHIVES):
+            raise ValueError(f"`unpack` needs a `path` that ends in {', '.join(ARCHIVES)}")
         return self
 
 class SplitRule(Strict):
@@ -165,15 +176,17 @@ class SplitRule(Strict):
     seed: int = 0
     stratify: Name | None = None    # a field whose values are spread evenly over these folds
     by: Literal["site"] | None = None  # … or whole sites on one side: each is one fold, or they are spread over `folds`
-    column: Name | None = None      # … or the official split, named in a column; without `train` and `test` each value is one fold
+    column: Name | None = None  # … or the official split in a column; without `train` and `test` each value is a fold
     train: list[str] = []
     test: list[str] = []
 
     @model_validator(mode="after")
     def one(self):
-        if (self.folds is None and self.by is None) == (self.column is None): raise ValueError("give either `folds` or `column`, or `by`")
+        if (self.folds is None and self.by is None) == (self.column is None):
+            raise ValueError("give either `folds` or `column`, or `by`")
         if self.stratify and (self.folds is None or self.by): raise ValueError("`stratify` needs `folds`, without `by`")
-        if bool(self.train) != bool(self.test) or self.train and not self.column: raise ValueError("`train`, `test` and `column` stand together")
+        if bool(self.train) != bool(self.test) or self.train and not self.column:
+            raise ValueError("`train`, `test` and `column` stand together")
         return self
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #a5949318
@@ -191,7 +204,7 @@ class Manifest(Strict):
     citation: str
     generator: Generator | None = None
     folder: Inside | None = None     # of the files, where several manifests share one; else the id
-    root: str | None = None          # of a user's set: where its files lie; only the table, and what was made for it, stand beside the manifest
+    root: str | None = None  # where a user's files lie; only the table and what was made for it lie beside the manifest
     table: Inside
     rows: Rule | None = None         # rows that are read, if not all: those whose column matches
     missing: list[str] = []          # cells that say missing, besides an empty one, NA, NaN, none and unknown
@@ -204,8 +217,10 @@ class Manifest(Strict):
     image: ImageFiles | None = None  # a table has no image, mask and labels
     mask: MaskFile | None = None
     labels: dict[Name, Annotated[int, Field(ge=0, le=255)]] = {}
-    regions: dict[Name, Annotated[list[int], Field(min_length=1)]] = {}  # unions that are scored, such as the whole tumour; without any, each label by itself
-    spacing: Literal["file", "unknown"] | Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=2, max_length=3)] = "unknown"
+    regions: dict[Name, Annotated[list[int], Field(
+        min_length=1)]] = {}  # unions that are scored, such as the whole tumour; without any, each label by itself
+    spacing: (Literal["file", "unknown"]
+              | Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=2, max_length=3)]) = "unknown"
     columns: list[Metadata] = []
     split: SplitRule
     files: list[Files] = []
@@ -216,12 +231,14 @@ class Manifest(Strict):
             if self.task == "table" and getattr(self, name): raise ValueError(f"`{name}` has no place in a table")
             if self.task != "table" and not getattr(self, name): raise ValueError(f"`{name}` is missing")
         if self.group and self.patient != "unknown": raise ValueError("`group` is for unknown patients")
-        if self.split.stratify and self.split.stratify not in {c.name for c in self.columns}: raise ValueError(f"`stratify`: no field {self.split.stratify}")
+        if self.split.stratify and self.split.stratify not in {c.name for c in self.columns}:
+            raise ValueError(f"`stratify`: no field {self.split.stratify}")
         if self.split.by and not self.site: raise ValueError("a split by site needs `site`")
         if twice := _twice(c.name for c in self.columns): raise ValueError(f"`columns` names `{twice[0]}` twice")
         for name in ("patient", "site"):
             rule = getattr(self, name)
-            if isinstance(rule, Rule) and not re.compile(rule.pattern).groups: raise ValueError(f"the pattern of `{name}` has no group in parentheses")
+            if isinstance(rule, Rule) and not re.compile(rule.pattern).groups:
+                raise ValueError(f"the pattern of `{name}` has no group in parentheses")
         return self
 
     @model_validator(mode="after")
@@ -231,12 +248,14 @@ class Manifest(Strict):
         if twice := _twice(values): raise ValueError(f"two `labels` have the value {twice[0]}")
         if self.labels and not any(values): raise ValueError("`labels` has no value above 0")
         for name, chosen in self.regions.items():
-            if strange := sorted(set(chosen) - set(values) | {0} & set(chosen)): raise ValueError(f"region `{name}` holds {strange[0]}, which no label has")
+            if strange := sorted(set(chosen) - set(values) | {0} & set(chosen)):
+                raise ValueError(f"region `{name}` holds {strange[0]}, which no label has")
         if not self.mask: return self
         if isinstance(self.mask.column, dict):
             strange = sorted(set(self.mask.column) - set(self.foreground))
             if strange: raise ValueError(f"label `{strange[0]}` is not in `labels`, or is the background")
-        elif self.mask.kind in ("threshold", "bits") and 1 not in values: raise ValueError(f"encoding `{self.mask.kind}` gives label 1, which `labels` lacks")
+        elif self.mask.kind in ("threshold", "bits") and 1 not in values:
+            raise ValueError(f"encoding `{self.mask.kind}` gives label 1, which `labels` lacks")
         elif self.task == "semantic" and (strange := sorted(set((self.mask.colours or {}).values()) - {0, *values})):
             raise ValueError(f"a colour stands for {strange[0]}, which no label has")
         return self
@@ -261,22 +280,27 @@ def _manifest(path: Path, stamp: float) -> Manifest:
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        known = ", ".join(Manifest.model_fields) if first["type"] == "extra_forbidden" and len(first["loc"]) == 1 else ""
+        known = (", ".join(Manifest.model_fields) if first["type"] == "extra_forbidden"
+                 and len(first["loc"]) == 1 else "")
         fault = (f"key `{where}`: " if where else "") + first["msg"]
         raise InputError(str(path), fault, f"known keys: {known}" if known else "mend that key") from None
-    if found.id != path.parent.name: raise InputError(str(path), f"its id is {found.id}, its folder {path.parent.name}", "give both the same name")
+    if found.id != path.parent.name:
+        raise InputError(str(path), f"its id is {found.id}, its folder {path.parent.name}", "give both the same name")
     return found
 
 def manifest(id: str) -> Manifest:
     "The validated manifest of a data set"
     path, mine = manifest_folder(id) / "dataset.yaml", folder("own") / "data" / id / "dataset.yaml"
-    if mine.is_file() and mine != path: raise InputError(str(mine), "has the id of a data set of the kit", "choose another id")
+    if mine.is_file() and mine != path:
+        raise InputError(str(mine), "has the id of a data set of the kit", "choose another id")
     return _manifest(path, path.stat().st_mtime)
 
 def known_sets() -> list[dict]:  # id, name, here, synthetic, fault
     "All known data sets; a manifest that is refused is listed with its fault"
     def row(id):
-        try: return dict(id=id, name=manifest(id).name, here=locate(id) is not None, synthetic=manifest(id).synthetic, fault="")
+        try:
+            return dict(id=id, name=manifest(id).name, here=locate(id) is not None,
+                        synthetic=manifest(id).synthetic, fault="")
         except MedsegError as e: return dict(id=id, name="", here=False, synthetic=False, fault=str(e))
     return [row(id) for id in sorted(manifest_folders())]
 
@@ -295,9 +319,10 @@ def data_key(id: str) -> str:
     return digest([facts, sha256(splits) if splits.exists() else None, drawn])
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #e1eaf54c
-# No number depends on these
-KEEPING = ("medseg_nb.kit.keys", *(f"medseg_nb.kit.core.{name}" for name in ("write", "folder", "choose", "MedsegError", "InputError",
-                                                                            "ResourceError")))
+# No number depends on these; the tuple itself counts in the keys of runs on phantoms
+KEEPING = ("medseg_nb.kit.keys",
+           *(f"medseg_nb.kit.core.{name}" for name in ("write", "folder", "choose", "MedsegError", "InputError",
+                                                      "ResourceError")))
 
 class Fold(Strict):
     train: list[Name]
@@ -322,15 +347,33 @@ def _frozen(path: Path) -> dict:
         raise InputError(str(path), fault, "restore it, or delete it and draw the split anew") from None
     return found
 
+def _stamps(place: Path) -> tuple[int, int]:
+    "When a manifest and its frozen split were last changed; 0 where there is none"
+    return tuple(p.stat().st_mtime_ns if p.exists() else 0 for p in (place / "dataset.yaml", place / "splits.json"))
+
+@functools.cache
+def _declared(place: Path, stamps: tuple) -> tuple[dict, dict]:
+    "A manifest and what is frozen beside it, as they stand in their files"
+    return read_yaml(place / "dataset.yaml"), _frozen(place / "splits.json") if stamps[1] else {}
+
+@functools.cache
+def _content_key(place: Path, stamps: tuple, known: str | None, drawn: str | None) -> str:
+    facts, split = _declared(place, stamps)
+    content = known or [without_module(facts["generator"]), drawn]
+    channels = facts.get("image", {}).get("channels")
+    return digest([content, split.get("folds"), facts["split"], facts.get("labels"), facts.get("regions"), channels])
+
 def content_key(id: str) -> str:
     "Key of a data set for a run: content, split and names of labels"
     manifest(id)  # valid, or an error that says why
-    facts, split = read_yaml(manifest_folder(id) / "dataset.yaml"), frozen(id)
-    known = split.get("content")
-    if known is None and (made := facts.get("generator")):
-        known = [without_module(made), closure([(made["module"], made["function"]), ("medseg_nb.data.manifest", "content")], stop=KEEPING).key]
-    channels = facts.get("image", {}).get("channels")
-    return digest([known or content(id), split.get("folds"), facts["split"], facts.get("labels"), facts.get("regions"), channels])
+    place = manifest_folder(id)
+    stamps = _stamps(place)
+    facts, split = _declared(place, stamps)
+    known, made = split.get("content"), facts.get("generator")
+    if known is None and made:
+        drawn = closure([(made["module"], made["function"]), ("medseg_nb.data.manifest", "content")], stop=KEEPING).key
+        return _content_key(place, stamps, None, drawn)
+    return _content_key(place, stamps, known or content(id), None)
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #5638a15d
 def locate(id: str) -> Path | None:  # None where it is not on this machine
@@ -338,7 +381,8 @@ def locate(id: str) -> Path | None:  # None where it is not on this machine
     if manifest(id).generator: return folder("cache") / f"{id}-{data_key(id)[:12]}"
     if manifest(id).root: return manifest_folder(id) if Path(manifest(id).root).is_dir() else None
     name = manifest(id).folder or id
-    return next((p for p in [folder("cache") / name, *(p / name for p in data_folders())] if (p / manifest(id).table).is_file()), None)
+    return next((p for p in [folder("cache") / name, *(p / name for p in data_folders())]
+                 if (p / manifest(id).table).is_file()), None)
 
 MADE = "made"  # folder beside a user's manifest: masks that had to be converted
 
@@ -352,7 +396,8 @@ def _real(whole: Path) -> Path: return whole.resolve()
 def _within(path: Path, whole: Path) -> Path:
     "`path`, if no link leads it out of a folder"
     if not path.resolve().is_relative_to(_real(whole)):
-        raise InputError(str(path), f"is a link that leaves the data set's folder ({path.resolve()})", "put the file itself there")
+        raise InputError(str(path), f"is a link that leaves the data set's folder ({path.resolve()})",
+                         "put the file itself there")
     return path
 
 def available(id: str) -> Path:
@@ -362,7 +407,8 @@ def available(id: str) -> Path:
         m = manifest(id)
         needs = "" if m.files else f" with {m.table} (columns {', '.join(sorted(_columns(m)))})"
         how = f". {m.bring}" if m.bring else ""
-        remedy = f"put its folder {m.folder or id}{needs} into one named by MEDSEG_DATA, or see {m.home} ({m.access}){how}"
+        remedy = (f"put its folder {m.folder or id}{needs} into one named by MEDSEG_DATA, or see {m.home} "
+                  f"({m.access}){how}")
         raise ResourceError(id, "the data set is not on this machine", remedy)
     if manifest(id).generator and not place.exists(): draw(id, place)
     return place
@@ -387,12 +433,14 @@ def draw(id: str, place: Path) -> None:
         unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{id}-"))
         try:
             _maker(id)(unfinished, **made.arguments)
-            with contextlib.suppress(FileExistsError, OSError) if place.exists() else contextlib.nullcontext(): unfinished.rename(place)
+            with contextlib.suppress(FileExistsError, OSError) if place.exists() else contextlib.nullcontext():
+                unfinished.rename(place)
         finally: shutil.rmtree(unfinished, ignore_errors=True)
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #5b48340b
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-UNPACKED, RATIO = 2 ** 39, 500  # greatest size of what is unpacked: bytes, and times the archive; two empty volumes pack to a thousandth
+# greatest size of what is unpacked: bytes, and times the archive; two empty volumes pack to a thousandth
+UNPACKED, RATIO = 2 ** 39, 500
 
 def _zipped(archive: Path) -> Iterator[tuple]:  # name, kind, size, function that opens it
     kinds = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
@@ -405,7 +453,8 @@ def _tarred(archive: Path) -> Iterator[tuple]:
     with tarfile.open(archive) as t:
         for m in t:
             kind = "file" if m.isreg() else "folder" if m.isdir() else "link" if m.issym() or m.islnk() else "device"
-            yield m.name, kind, m.size, lambda m=m: t.extractfile(tarfile.data_filter(m, str(archive.parent)))  # Python's own rules on top of ours
+            # Python's own rules on top of ours
+            yield m.name, kind, m.size, lambda m=m: t.extractfile(tarfile.data_filter(m, str(archive.parent)))
 
 def _members(archive: Path) -> Iterator[tuple]:
     "The members of an archive, each judged before the next is looked at"
@@ -413,9 +462,13 @@ def _members(archive: Path) -> Iterator[tuple]:
     for name, kind, size, opened in (_zipped if zipfile.is_zipfile(archive) else _tarred)(archive):
         total += size
         try: _inside(name)
-        except ValueError: raise InputError(str(archive), f"its member {name!r} leaves the folder", "ask its author for a sound one") from None
-        if kind not in ("file", "folder"): raise InputError(str(archive), f"its member {name!r} is a {kind}", "ask its author for one of plain files")
-        if total > most: raise InputError(str(archive), f"unpacks to more than {most:,} bytes", "unpack it by hand if that is right")
+        except ValueError:
+            raise InputError(str(archive), f"its member {name!r} leaves the folder",
+                             "ask its author for a sound one") from None
+        if kind not in ("file", "folder"):
+            raise InputError(str(archive), f"its member {name!r} is a {kind}", "ask its author for one of plain files")
+        if total > most:
+            raise InputError(str(archive), f"unpacks to more than {most:,} bytes", "unpack it by hand if that is right")
         if kind == "file" and (name in seen or "\0" in name):
             raise InputError(str(archive), f"its member {name!r} stands twice or has an odd name", "pack it again")
         seen.add(name)
@@ -437,7 +490,8 @@ def unpack(archive: Path,
     except OSError as e:
         if known := refusal(e, place): raise known from None
         raise InputError(str(archive), f"is damaged, or no zip or tar archive ({e})", "fetch it again") from None
-    except (EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as e:
+    except (EOFError, ValueError, NotImplementedError, RuntimeError,
+            zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as e:
         raise InputError(str(archive), f"is damaged, or no zip or tar archive ({e})", "fetch it again") from None
     finally: shutil.rmtree(unfinished, ignore_errors=True)
     return place
@@ -453,7 +507,8 @@ def fetch(id: str) -> Path:
     missing = [f.path or f.pattern for f in m.files if not (f.url and f.path and f.sha256)]
     if place and missing: return available(id)
     if missing or not m.files:
-        raise ResourceError(id, f"cannot be fetched ({m.access})", f"ask at {m.home}, then name its parent folder in MEDSEG_DATA")
+        raise ResourceError(id, f"cannot be fetched ({m.access})",
+                            f"ask at {m.home}, then name its parent folder in MEDSEG_DATA")
     for f in m.files: _fetch_file(f, cache)
     return available(id)
 
@@ -464,8 +519,10 @@ def _fetch_file(f: Files, cache: Path) -> None:
     fresh = not (cache / f.path).is_file()
     try: found = Path(pooch.retrieve(f.url, known_hash=f"sha256:{f.sha256}", path=cache, fname=f.path))
     except ValueError as e:
-        raise InputError(f.path, "the fetched file has another hash than its manifest says", "ask the data set's home which is right") from e
-    except OSError as e: raise ResourceError(f.url, f"cannot be fetched ({e})", "check the network and call again") from e
+        raise InputError(f.path, "the fetched file has another hash than its manifest says",
+                         "ask the data set's home which is right") from e
+    except OSError as e:
+        raise ResourceError(f.url, f"cannot be fetched ({e})", "check the network and call again") from e
     inside = cache / unpacked_name(f.path) if f.unpack else None
     if inside and (fresh or not inside.is_dir()): unpack(found, inside)
 
@@ -515,12 +572,15 @@ def verify(id: str) -> int:  # number of files checked
 def read_table(path: Path) -> pd.DataFrame:  # all columns text; empty cells are ""
     "A CSV table, as text"
     try: rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-    except csv.Error as e: raise InputError(str(path), f"is no table of commas and quotes ({e})", "mend it, or export it again") from None
+    except csv.Error as e:
+        raise InputError(str(path), f"is no table of commas and quotes ({e})", "mend it, or export it again") from None
     if not rows or not any(rows[0]): raise InputError(str(path), "is empty", "write a header and one row a case")
     head = rows[0]
     for sign, name in (";", "semicolons"), ("\t", "tabs"):
-        if sum(c.count(sign) for c in head) >= len(head): raise InputError(str(path), f"is separated by {name}", "save it with commas (and decimal points)")
-    if twice := _twice(head): raise InputError(str(path), f"column {twice[0] or '(without a name)'} stands twice", "rename one")
+        if sum(c.count(sign) for c in head) >= len(head):
+            raise InputError(str(path), f"is separated by {name}", "save it with commas (and decimal points)")
+    if twice := _twice(head):
+        raise InputError(str(path), f"column {twice[0] or '(without a name)'} stands twice", "rename one")
     if wrong := [i for i, r in enumerate(rows[1:], 2) if r and len(r) != len(head)]:
         raise InputError(str(path), f"line {wrong[0]} has not {len(head)} cells", "mend it")
     return pd.DataFrame([r for r in rows[1:] if r], columns=head, dtype=str)
@@ -539,7 +599,8 @@ class Case:
     row: dict = field(default_factory=dict, hash=False, repr=False)  # the table's row, as text
 
     @functools.cached_property
-    def facts(self) -> Path: return manifest_folder(self.dataset) / "dataset.yaml"  # looking for it takes longer than reading a small image
+    def facts(self) -> Path:
+        return manifest_folder(self.dataset) / "dataset.yaml"  # looking for it takes longer than reading a small image
     @property
     def manifest(self) -> Manifest: return _manifest(self.facts, self.facts.stat().st_mtime)
     @property
@@ -547,25 +608,30 @@ class Case:
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #cae099d9
 def _check_images(case: Case) -> None:
-    if case.manifest.task == "table": raise InputError(case.dataset, "is a table without images", "choose a data set with images")
+    if case.manifest.task == "table":
+        raise InputError(case.dataset, "is a table without images", "choose a data set with images")
 
 def image(self: Case) -> Image:
     "The image, its channels last; several files become its channels"
     _check_images(self)
     found = [read(p) for p in self.images]
     for other, path in zip(found[1:], self.images[1:]): check_pair(found[0], other.shape, str(path), other.affine)
-    spacing = found[0].spacing if self.manifest.spacing == "file" else None if self.manifest.spacing == "unknown" else tuple(self.manifest.spacing)
+    spacing = (found[0].spacing if self.manifest.spacing == "file" else None
+               if self.manifest.spacing == "unknown" else tuple(self.manifest.spacing))
     if spacing and len(spacing) != found[0].ndim:
-        raise InputError(str(self.images[0]), f"has {found[0].ndim} axes, the manifest's `spacing` {len(spacing)} numbers", "mend `spacing`")
+        raise InputError(str(self.images[0]),
+                         f"has {found[0].ndim} axes, the manifest's `spacing` {len(spacing)} numbers", "mend `spacing`")
     if len(found) > 1 and (more := [p for p, f in zip(self.images, found) if f.channels]):
-        raise InputError(str(more[0]), "has channels of its own, and the manifest names a file a channel", "save each channel as a file of one")
+        raise InputError(str(more[0]), "has channels of its own, and the manifest names a file a channel",
+                         "save each channel as a file of one")
     array = found[0].array if len(found) == 1 else np.stack([f.array for f in found], -1)
     channels = array.shape[-1] if len(found) > 1 or found[0].channels else 0
     if self.manifest.image.has_grey_files and not channels:
         channels = len(self.manifest.image.channels)
         array = np.stack([array] * channels, -1)
     if (channels or 1) != len(self.manifest.image.channels):
-        raise InputError(str(self.images[0]), f"{channels or 1} channels, the manifest names {len(self.manifest.image.channels)}",
+        raise InputError(str(self.images[0]),
+                         f"{channels or 1} channels, the manifest names {len(self.manifest.image.channels)}",
                          "mend `image.channels`")
     return Image(array, spacing, found[0].affine, channels)
 
@@ -606,7 +672,8 @@ def semantic(self: Case) -> np.ndarray:  # integers, size of the image
 Case.image, Case.readers, Case.mask, Case.semantic = image, readers, mask, semantic
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #f5238acf
-_BOOLEAN = dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), True) | dict.fromkeys(("0", "0.0", "false", "f", "no", "n"), False)
+_BOOLEAN = (dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), True)
+            | dict.fromkeys(("0", "0.0", "false", "f", "no", "n"), False))
 
 def _value(text: str, column: Metadata, missing: set[str], subject: str):
     "A cell as its type; None where it is empty"
@@ -615,12 +682,14 @@ def _value(text: str, column: Metadata, missing: set[str], subject: str):
     if column.type == "category": return text
     if column.type == "boolean":
         if plain in _BOOLEAN: return _BOOLEAN[plain]
-        raise InputError(subject, f"column {column.column}: {text!r} is neither yes nor no", f"write one of: {', '.join(_BOOLEAN)}")
+        raise InputError(subject, f"column {column.column}: {text!r} is neither yes nor no",
+                         f"write one of: {', '.join(_BOOLEAN)}")
     remedy = "mend the cell, leave it empty, or name it in `missing`"
     number = float(plain) if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", plain) else math.inf
     if not math.isfinite(number): raise InputError(subject, f"column {column.column}: {text!r} is not a number", remedy)
     low, high = column.range or (-math.inf, math.inf)
-    if not low <= number <= high: raise InputError(subject, f"column {column.column}: {text} is outside {low:g} to {high:g}", remedy)
+    if not low <= number <= high:
+        raise InputError(subject, f"column {column.column}: {text} is outside {low:g} to {high:g}", remedy)
     return number
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #231bca4e
@@ -631,31 +700,40 @@ def _id(rule: str | Rule | None, row: dict, subject: str) -> str:
     if rule is None: return ""
     if isinstance(rule, str): return re.sub("{([^{}]+)}", lambda m: row[m[1]], rule) if "{" in rule else row[rule]
     found = re.match(rule.pattern, row[rule.column])
-    if not found: raise InputError(subject, f"{row[rule.column]!r} does not match {rule.pattern}", "mend the manifest's pattern")
+    if not found:
+        raise InputError(subject, f"{row[rule.column]!r} does not match {rule.pattern}", "mend the manifest's pattern")
     return (found[1] or "").strip()
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #a6486c3b
 def _columns(m: Manifest) -> set[str]:
     "Table columns that a manifest names"
-    rules = [r if isinstance(r, str) else r.column for r in (m.patient, m.site, m.group, m.case, m.rows, m.split.column) if r and r != "unknown"]
+    rules = [r if isinstance(r, str) else r.column
+             for r in (m.patient, m.site, m.group, m.case, m.rows, m.split.column) if r and r != "unknown"]
     named = [c for r in rules for c in (_fields_of(r) or [r])]
-    return {*named, *(m.image.columns if m.image else []), *(m.mask.columns if m.mask else []), *(c.column for c in m.columns)} - {"#"}
+    return {*named, *(m.image.columns if m.image else []),
+            *(m.mask.columns if m.mask else []), *(c.column for c in m.columns)} - {"#"}
 
 def _paths(m: Manifest, place: Path, row: dict, columns: list[str]) -> tuple[Path, ...]:
     "Files of a row; a reader who did not read this image has an empty cell"
     subject, later = str(place / m.table), m.mask.column[1:] if isinstance(m.mask.column, list) else []
     for c in columns:
-        if not row[c] and c not in later: raise InputError(subject, f"row {row['#']} names no file in column {c}", "write its path")
-    try: return tuple(_within(base(m, place, row[c]) / _inside(row[c]), base(m, place, row[c])) for c in columns if row[c])
-    except (ValueError, OSError) as e: raise InputError(subject, f"row {row['#']}: {e}", "use paths relative to that folder") from None
+        if not row[c] and c not in later:
+            raise InputError(subject, f"row {row['#']} names no file in column {c}", "write its path")
+    try:
+        return tuple(_within(base(m, place, row[c]) / _inside(row[c]), base(m, place, row[c]))
+                     for c in columns if row[c])
+    except (ValueError, OSError) as e:
+        raise InputError(subject, f"row {row['#']}: {e}", "use paths relative to that folder") from None
 
 def _case(m: Manifest, place: Path, row: dict) -> Case:
     subject = str(place / m.table)
     id = _id(m.case, row, subject)
-    patient = (_id(m.group.column, row, subject) if m.group else "") or id if m.patient == "unknown" else _id(m.patient, row, subject)
+    patient = ((_id(m.group.column, row, subject) if m.group else "")
+               or id if m.patient == "unknown" else _id(m.patient, row, subject))
     patient = next((s.patient for s in m.same if id in s.cases), patient)
     if not id or not patient: raise InputError(subject, f"a row without case or patient id ({row})", "fill it in")
-    images, masks = (_paths(m, place, row, columns) for columns in (m.image.columns, m.mask.columns)) if m.image else ((), ())
+    images, masks = ((_paths(m, place, row, columns) for columns in (m.image.columns, m.mask.columns))
+                     if m.image else ((), ()))
     missing = _EMPTY | {w.strip().lower() for w in m.missing}
     fields = {c.name: _value(row[c.column], c, missing, f"{subject}, case {id}") for c in m.columns}
     return Case(m.id, id, patient, _id(m.site, row, subject), images, masks, fields, row)
@@ -668,7 +746,8 @@ def cases(id: str) -> list[Case]:
     verify(id)
     table = read_table(place / m.table)
     if missing := sorted(_columns(m) - set(table)):
-        raise InputError(str(place / m.table), f"column {', '.join(missing)} is missing", "mend the table or the manifest")
+        raise InputError(str(place / m.table), f"column {', '.join(missing)} is missing",
+                         "mend the table or the manifest")
     rows = [{"#": str(i)} | {k: v.strip() for k, v in row.items()} for i, row in enumerate(table.to_dict("records"), 1)]
     found = [_case(m, place, row) for row in rows if not m.rows or re.match(m.rows.pattern, row[m.rows.column])]
     if twice := [i for i, n in Counter(c.id for c in found).items() if n > 1]:
@@ -683,7 +762,8 @@ def _check_shared(found: list[Case], subject: str) -> None:
     for c in found:
         for path in c.images:
             if owners.setdefault(path, c.patient) != c.patient:
-                raise InputError(subject, f"{path.name} is listed under {owners[path]} and {c.patient}", "give the image to one patient (or group)")
+                raise InputError(subject, f"{path.name} is listed under {owners[path]} and {c.patient}",
+                                 "give the image to one patient (or group)")
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #28b00631
 @functools.lru_cache
@@ -693,11 +773,14 @@ def content(id: str) -> str:
     for c in cases(id):
         if c.manifest.task == "table": whole.update(digest([c.id, c.patient, c.site, c.fields]).encode()); continue
         image, mask = c.image(), c.semantic()
-        for part in (image.array, mask.astype(np.int32)): whole.update(f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        for part in (image.array, mask.astype(np.int32)):
+            whole.update(f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
         whole.update("|".join([c.id, c.patient, c.site, str(image.spacing)]).encode())
         first = owners.setdefault(hashlib.sha256(np.ascontiguousarray(image.array)).digest(), c)
         declared = [set(d.cases) for d in c.manifest.known_duplicates]
         if first.patient != c.patient and np.ptp(image.array) and {first.id, c.id} not in declared:
-            raise InputError(str(c.images[0]), f"has the pixels of {first.images[0].name}, which is of another patient ({first.patient}, {c.patient})",
+            raise InputError(str(c.images[0]),
+                             f"has the pixels of {first.images[0].name}, which is of another patient "
+                             f"({first.patient}, {c.patient})",
                              "give both to one patient (or group), or remove one")
     return whole.hexdigest()

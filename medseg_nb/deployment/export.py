@@ -30,7 +30,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from ..kit.core import (InputError, ResourceError, bounded, choose, output_folder, replace_folder, rng, to_json, working, write, writing)
+from ..kit.core import (InputError, ResourceError,
+                                bounded, choose, output_folder, replace_folder, rng, to_json, working, write, writing)
 from ..data.manifest import manifest
 from ..kit.keys import load, version
 from ..preparation.preprocess import prepared
@@ -38,7 +39,8 @@ from .pruning import narrowed, package, quiet
 from ..training.training import Config, load_run, task, training_cases, work
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #6ae2561c
-FILES = dict(onnx=("model.onnx",), openvino=("model.xml", "model.bin"), tensorrt=("model.onnx",))  # of an artefact, besides its card; by engine
+# of an artefact, besides its card; by engine
+FILES = dict(onnx=("model.onnx",), openvino=("model.xml", "model.bin"), tensorrt=("model.onnx",))
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 GRID = 2 ** 26  # places of the largest grid that a network may ask for: a square of 8192, a cube of 406
@@ -59,13 +61,14 @@ class Card(BaseModel, extra="forbid", frozen=True):
     pruned: float = Field(ge=0, lt=1)                     # share of the channels that was taken out
     channels: Annotated[list[str], Field(min_length=1)]   # of an image, in order
     dtype: Literal["float32"] = "float32"                 # of the image that goes in
-    shape: Annotated[list[int], Field(min_length=2, max_length=3), AfterValidator(_of_bounded_size)]  # of the network's grid; others work too
+    shape: Annotated[list[int], Field(min_length=2, max_length=3),
+                     AfterValidator(_of_bounded_size)]  # of the network's grid; others work too
     normalise: str                                        # name of the normalisation
     labels: dict[str, int]                                # label map: what each class means
     classes: int = Field(ge=2)
     files: dict[str, Hash]
-    agreement: float = Field(ge=0, le=1)                  # Dice of the foregrounds that it and its run find in training images
-    parity: list[dict]                                    # largest difference from the run, and share of equal labels, at shapes that were not traced
+    agreement: float = Field(ge=0, le=1)  # Dice of the foregrounds that it and its run find in training images
+    parity: list[dict]  # largest difference from the run, and share of equal labels, at shapes that were not traced
     versions: dict[str, str]
 
 AGAIN = "export the run again: medseg export KEY --to onnx --out DIR"
@@ -77,8 +80,10 @@ def card(place: Path) -> Card:
     try: found = Card.model_validate_json(file.read_bytes())
     except ValidationError as e:
         first = e.errors()[0]
-        raise InputError(str(file), f"is damaged ({'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']})", AGAIN) from None
-    if set(found.files) != set(FILES[found.engine]): raise InputError(str(file), f"names other files than {', '.join(FILES[found.engine])}", AGAIN)
+        raise InputError(str(file), f"is damaged ({'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']})",
+                         AGAIN) from None
+    if set(found.files) != set(FILES[found.engine]):
+        raise InputError(str(file), f"names other files than {', '.join(FILES[found.engine])}", AGAIN)
     return found
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #74acc908
@@ -128,7 +133,10 @@ def _onnx(data: bytes, threads: int | None, provider: str) -> Runner:
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, threads or 0, 1
     session = ort.InferenceSession(data, options, providers=[provider])
-    def said(ends): return tuple(({"tensor(float)": "float32"}.get(e.type, e.type), tuple(n if isinstance(n, int) else None for n in e.shape)) for e in ends)
+    def said(ends):
+        return tuple(
+            ({"tensor(float)": "float32"}.get(e.type, e.type),
+             tuple(n if isinstance(n, int) else None for n in e.shape)) for e in ends)
     name = session.get_inputs()[0].name
     return Runner(lambda x: session.run(None, {name: x})[0], said(session.get_inputs()), said(session.get_outputs()))
 
@@ -138,7 +146,8 @@ def _openvino(parts: Sequence[bytes], threads: int | None) -> Runner:
     ov = package("openvino")
     core = ov.Core()
     model = core.read_model(*parts)
-    asked = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    asked = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads}
+                                                                                  if threads else {})
     @lru_cache(maxsize=SIZES)
     def compiled(shape):
         fixed = model.clone()
@@ -176,7 +185,9 @@ def tensorrt(provider: str = PROVIDERS["tensorrt"]) -> dict:  # ok, reason
     try: done = subprocess.run([sys.executable, "-c", PROBE, provider], capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired: return dict(ok=False, reason="not run: the probe took too long")
     if done.returncode == 0: return dict(ok=True, reason="")
-    return dict(ok=False, reason=f"not run: {(done.stderr.strip().splitlines() or [f'the probe ended with {done.returncode}'])[-1]}")
+    return dict(ok=False,
+                reason="not run: "
+                       f"{(done.stderr.strip().splitlines() or [f'the probe ended with {done.returncode}'])[-1]}")
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #bc2585ba
 @dataclass(frozen=True)
@@ -195,7 +206,8 @@ def load_artefact(place: Path, threads: int | None = 1) -> Artefact:
     if known.engine != "openvino": self_contained(first, parts[0])
     try: made = runner(known.engine, parts, threads)
     except ResourceError: raise
-    except Exception as e: raise InputError(str(first), f"cannot be run ({' '.join(str(e).split())[:120]})", AGAIN) from None
+    except Exception as e:
+        raise InputError(str(first), f"cannot be run ({' '.join(str(e).split())[:120]})", AGAIN) from None
     _fits(first, known, made)
     return Artefact(place, known, made)
 
@@ -204,10 +216,13 @@ def _fits(path: Path, known: Card, made: Runner) -> None:
     for what, ends, width in (("input", made.inputs, len(known.channels)), ("output", made.outputs, known.classes)):
         if len(ends) != 1: raise InputError(str(path), f"has {len(ends)} {what}s, not one", AGAIN)
         (kind, axes), = ends
-        if kind != known.dtype: raise InputError(str(path), f"its {what} is {kind}, and its card says {known.dtype}", AGAIN)
+        if kind != known.dtype:
+            raise InputError(str(path), f"its {what} is {kind}, and its card says {known.dtype}", AGAIN)
         if len(axes) != len(known.shape) + 2 or axes[1] not in (None, width):
             found = " x ".join("?" if n is None else str(n) for n in axes)
-            raise InputError(str(path), f"its {what} is {found}, and its card says {width} channels and {len(known.shape)} axes", AGAIN)
+            raise InputError(str(path),
+                             f"its {what} is {found}, and its card says {width} channels and {len(known.shape)} axes",
+                             AGAIN)
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #01d762f5
 def answer(artefact: Artefact,
@@ -215,9 +230,13 @@ def answer(artefact: Artefact,
           ) -> np.ndarray:      # (case, class, *size) scores
     "What an exported network says of images"
     known, images = artefact.card, np.asarray(images)
-    if images.dtype != np.float32: raise InputError("images", f"are {images.dtype}, and the network takes float32", "prepare them with network_input")
+    if images.dtype != np.float32:
+        raise InputError("images", f"are {images.dtype}, and the network takes float32",
+                         "prepare them with network_input")
     if images.ndim != len(known.shape) + 2 or images.shape[1] != len(known.channels) or 0 in images.shape:
-        raise InputError("images", f"have the shape {images.shape}, and the network takes (case, {len(known.channels)} channels, {len(known.shape)} axes)",
+        raise InputError("images",
+                         f"have the shape {images.shape}, and the network takes (case, {len(known.channels)} "
+                         f"channels, {len(known.shape)} axes)",
                          "prepare them with network_input")
     return artefact.runner.call(np.ascontiguousarray(images))
 
@@ -245,7 +264,8 @@ def decided(scores: np.ndarray,   # (class, *grid)
     if scores.shape[1:] == tuple(size): return scores.argmax(0).astype(np.uint8)
     return resized(shares(scores), size).argmax(0).astype(np.uint8)
 
-def segment(artefact: Artefact, images: np.ndarray, sizes: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:  # label maps of these sizes
+def segment(artefact: Artefact, images: np.ndarray,
+            sizes: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:  # label maps of these sizes
     "Label maps of images, one by one"
     for image, size in zip(images, sizes): yield decided(answer(artefact, image[None])[0], size)
 
@@ -277,7 +297,7 @@ def rewritten(hybrid) -> dict[type, Callable]:  # by the part's class, from the 
             return tokens.transpose(1, 2).reshape(x.shape), None
     return {hybrid.Halve: lambda _: Halved(), hybrid.Attention: Attended, hybrid.Block: Mixed}
 
-def padded_evenly() -> dict[type, Callable]:  # as `rewritten`, for parts of a network that sees multiples of its stride alone
+def padded_evenly() -> dict[type, Callable]:  # as `rewritten`, for a network that sees multiples of its stride alone
     "Convolutions that look up how much they must pad, in a form that knows it"
     import torch
     if "timm" not in sys.modules: return {}  # then no network has one
@@ -300,8 +320,9 @@ def _with_forms(net, forms: dict[type, Callable]) -> None:
 def traceable(net):
     "A copy of a network that can be traced for every size"
     net = deepcopy(net).eval()
-    _with_forms(net, rewritten(load("medseg_nb.study.hybrid")))
-    for part in [m for m in net.modules() if isinstance(m, load("medseg_nb.networks.zoo").Padded)]: _with_forms(part, padded_evenly())
+    _with_forms(net, rewritten(load("medseg_nb.networks.hybrid")))
+    for part in [m for m in net.modules() if isinstance(m, load("medseg_nb.networks.zoo").Padded)]:
+        _with_forms(part, padded_evenly())
     return net
 
 TRACING = 600  # seconds of processor time that an exporter may take for one network
@@ -315,14 +336,17 @@ def to_onnx(net,            # in evaluation mode
     package("onnxscript")
     x, auto = torch.zeros(TRACED[ndim][0], channels, *TRACED[ndim][1:]), torch.export.Dim.AUTO
     late = bounded(TRACING, "export", "export a network with simpler parts, such as unet")
-    with working("trace the network"), late, quiet(), torch.inference_mode(False), torch.no_grad():  # a network that may not learn takes its plain path
-        made = torch.onnx.export(traceable(net), (x,), dynamo=True, external_data=False, verbose=False, input_names=["image"], output_names=["scores"],
+    # a network that may not learn takes its plain path
+    with working("trace the network"), late, quiet(), torch.inference_mode(False), torch.no_grad():
+        made = torch.onnx.export(traceable(net), (x,), dynamo=True,
+                                 external_data=False, verbose=False, input_names=["image"], output_names=["scores"],
                                  dynamic_shapes=({0: auto} | {2 + i: auto for i in range(ndim)},))
     return _plain(made.model_proto).SerializeToString()
 
 def _plain(model):
     "An ONNX model without notes of where in which file each step was written"
-    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+    for part in (model, model.graph, *model.graph.node,
+                 *model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")
         if part.DESCRIPTOR.fields_by_name.get("doc_string"): part.ClearField("doc_string")
     return model
@@ -341,8 +365,11 @@ def parity(net, call: Callable, images: np.ndarray) -> list[dict]:
     for n, *size in UNTRACED[images.ndim - 2]:
         x = np.stack([resized(images[i % len(images)], size) for i in range(n)])
         ours, theirs = of_torch(net, x), call(x)
-        if theirs.shape != ours.shape: raise ResourceError("export", f"answers {x.shape} with {theirs.shape}, not {ours.shape}", "try another engine")
-        rows.append(dict(shape=list(x.shape), difference=float(np.abs(ours - theirs).max()), equal=float((ours.argmax(1) == theirs.argmax(1)).mean())))
+        if theirs.shape != ours.shape:
+            raise ResourceError("export", f"answers {x.shape} with {theirs.shape}, not {ours.shape}",
+                                "try another engine")
+        rows.append(dict(shape=list(x.shape), difference=float(np.abs(ours - theirs).max()),
+                         equal=float((ours.argmax(1) == theirs.argmax(1)).mean())))
     return rows
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #b2d69a46
@@ -363,7 +390,8 @@ def onnx_int8(data: bytes, images: np.ndarray) -> bytes:
         full, plain, small = (Path(t) / f"{n}.onnx" for n in ("full", "plain", "small"))
         full.write_bytes(data)
         quant_pre_process(full, plain, skip_symbolic_shape=True)
-        q.quantize_static(plain, small, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True, activation_type=q.QuantType.QUInt8,
+        q.quantize_static(plain, small, Reader(), quant_format=q.QuantFormat.QDQ,
+                          per_channel=True, activation_type=q.QuantType.QUInt8,
                           weight_type=q.QuantType.QInt8, calibrate_method=q.CalibrationMethod.MinMax)
         return small.read_bytes()
 
@@ -384,7 +412,8 @@ def nncf_int8(data: bytes, images: np.ndarray) -> list[bytes]:
     ov, nncf = package("openvino"), package("nncf")
     nncf.set_log_level(logging.ERROR)
     with quiet(), redirect_stdout(io.StringIO()):
-        return as_ir(nncf.quantize(ov.Core().read_model(data), nncf.Dataset([x[None] for x in images]), subset_size=len(images)))
+        return as_ir(nncf.quantize(ov.Core().read_model(data),
+                                   nncf.Dataset([x[None] for x in images]), subset_size=len(images)))
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #3db80bf0
 LEAST = .97  # share of labels that eight bits must have in common with full precision
@@ -395,7 +424,8 @@ def eight_bits(engine: str, data: bytes, images: np.ndarray,
     "A network in eight bits"
     parts = nncf_int8(data, images) if engine == "openvino" else [onnx_int8(data, images)]
     if (equal := float((runner(engine, parts).call(images).argmax(1) == truth).mean())) < LEAST:
-        raise ResourceError("int8", f"only {equal:.3f} of its labels are those of full precision", "export without --int8")
+        raise ResourceError("int8", f"only {equal:.3f} of its labels are those of full precision",
+                            "export without --int8")
     return parts
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #0f738d5d
@@ -411,14 +441,17 @@ def exportable(key: str):  # config, network
     "A run whose answer is a class for each pixel"
     config, net = load_run(key)
     if config.task or config.fields:
-        raise InputError(key, f"is a run of {task(config)}, whose answers need more than its network", "export a run that segments by classes alone")
+        raise InputError(key, f"is a run of {task(config)}, whose answers need more than its network",
+                         "export a run that segments by classes alone")
     return config, net
 
 def _described(config: Config, key: str, **more) -> Card:
     m = manifest(config.dataset)
     names = ("torch", "onnx", "onnxruntime", "openvino", "nncf")
-    return Card(run=key, dataset=config.dataset, model=config.model, channels=list(m.image.channels), shape=list(config.shape), normalise=config.normalise,
-                labels=m.labels, classes=max(m.labels.values()) + 1, versions={n: v for n in names if (v := version(n))}, **more)
+    return Card(run=key, dataset=config.dataset, model=config.model,
+                channels=list(m.image.channels), shape=list(config.shape), normalise=config.normalise,
+                labels=m.labels, classes=max(m.labels.values()) + 1,
+                versions={n: v for n in names if (v := version(n))}, **more)
 
 @lru_cache(maxsize=2)
 def onnx_of(key: str) -> bytes:
@@ -451,13 +484,16 @@ def export(key: str,            # of a run
     with working("quantize" if int8 else "convert"):
         parts = eight_bits(to, data, images, full) if int8 else ir(data) if to == "openvino" else [data]
     with working("compare with the run"):
-        report, alike = parity(net, runner(to, parts).call, images), agreement(truth, runner(to, parts).call(images).argmax(1))
+        report, alike = parity(net, runner(to, parts).call,
+                               images), agreement(truth, runner(to, parts).call(images).argmax(1))
     if not int8 and (far := max(r["difference"] for r in report)) > NEAR:
         raise ResourceError(key, f"its export differs from the run by {far:.2g}", "try another engine")
     if alike < ALIKE:
-        raise ResourceError(key, f"its export finds another foreground than the run (Dice {alike:.2f} on training images)",
+        raise ResourceError(
+            key, f"its export finds another foreground than the run (Dice {alike:.2f} on training images)",
                             "export it with a smaller --prune, or without")
-    made = _described(config, key, agreement=alike, engine=to, precision="int8" if int8 else "fp32", pruned=prune, parity=report,
+    made = _described(config, key, agreement=alike, engine=to,
+                      precision="int8" if int8 else "fp32", pruned=prune, parity=report,
                       files={n: hashlib.sha256(p).hexdigest() for n, p in zip(FILES[to], parts)})
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -472,6 +508,9 @@ def export(key: str,            # of a run
 # %% ../../nbs/library/9_deployment/03_export.ipynb #80ec8f5a
 def said(made: Card) -> list[str]:
     "What a person wants to know of an artefact that was just made"
-    lines = [f"run {made.run}, {made.engine} {made.precision}, agreement with the run's foreground on training images: Dice {made.agreement:.3f}"]
-    return lines + [f"parity at {' x '.join(map(str, r['shape']))}: {r['difference']:.2g} largest difference, {r['equal']:.4f} equal labels"
+    lines = [f"run {made.run}, {made.engine} {made.precision}, agreement with the run's foreground on training "
+             f"images: Dice {made.agreement:.3f}"]
+    return lines + [
+        f"parity at {' x '.join(map(str, r['shape']))}: {r['difference']:.2g} largest difference, {r['equal']:.4f} "
+        "equal labels"
                     for r in made.parity]

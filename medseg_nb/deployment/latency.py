@@ -43,7 +43,8 @@ def alone(model: str, file: str, size: list[int] | None, cores: int, times: int)
     whole(Path(file))
     first = time.time()
     image = np.random.default_rng(0).normal(size=(1, len(run.channels), *(size or run.shape))).astype(np.float32)
-    print(json.dumps(dict(first=first, end_to_end=latency(whole, Path(file), times), model=latency(run.probabilities, image, times), memory=peak())))
+    print(json.dumps(dict(first=first, end_to_end=latency(whole, Path(file), times),
+                          model=latency(run.probabilities, image, times), memory=peak())))
 
 def measured(model: str,         # key of a run, or place of an artefact
              file: Path,         # an image
@@ -55,7 +56,8 @@ def measured(model: str,         # key of a run, or place of an artefact
     code = "import sys, json; from medseg_nb.deployment.latency import alone; alone(*json.loads(sys.argv[1]))"
     threads = {name: str(cores) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     start = time.time()
-    done = subprocess.run([sys.executable, "-c", code, json.dumps([model, str(file), list(size) if size else None, cores, times])],
+    done = subprocess.run([sys.executable, "-c", code,
+                           json.dumps([model, str(file), list(size) if size else None, cores, times])],
                           capture_output=True, text=True, env={**os.environ, **threads})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
@@ -68,10 +70,11 @@ def measured(model: str,         # key of a run, or place of an artefact
 def speedups(models: Sequence[Segmenter],
              size: Sequence[int] | None = None,  # of the image; the network's own grid if left out
              rounds: int = 40,
-            ) -> list[dict]:                     # cpu: ms; ratio of the first one's time to each, with its 95 % interval
+            ) -> list[dict]:  # cpu: ms; ratio of the first one's time to each, with its 95 % interval
     "How much faster than the first each model answers"
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(1)
-    image = np.random.default_rng(0).normal(size=(1, len(models[0].channels), *(size or models[0].shape))).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(1, len(models[0].channels), *(size or models[0].shape))).astype(
+        np.float32)
     times = np.array([[_spent(m, image) for m in models] for _ in range(rounds + 2)])[2:]
     draws = times[rng("rounds").integers(0, len(times), (2000, len(times)))]
     low, high = np.quantile(np.median(draws[:, :, :1], 1) / np.median(draws, 1), [.025, .975], axis=0)

@@ -23,7 +23,8 @@ from ..training.training import Config, evaluate, load_run, network, objective, 
 def package(name: str):
     "A package of the extra `deploy`"
     try: return importlib.import_module(name)
-    except ImportError: raise ResourceError(name, "is not installed", "install it: pip install 'medseg_nb[deploy]'") from None
+    except ImportError:
+        raise ResourceError(name, "is not installed", "install it: pip install 'medseg_nb[deploy]'") from None
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -50,7 +51,8 @@ def cut(net,             # in evaluation mode
     kept = [m for m in net.modules() if getattr(m, "out_channels", None) == classes]
     for p in net.parameters(): p.requires_grad_(True)
     with quiet():
-        pruning.pruner.BasePruner(net, torch.zeros(2, channels, *(48, 40, 16)[:ndim]), importance=pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning.pruner.BasePruner(net, torch.zeros(2, channels, *(48, 40, 16)[:ndim]),
+                                  importance=pruning.importance.GroupMagnitudeImportance(p=2),
                                   pruning_ratio=share, ignored_layers=kept, round_to=STEP).step()
     return net
 
@@ -61,7 +63,9 @@ def narrowed(base: Config,
     "A pruned run"
     if not 0 < share < 1: raise InputError("--prune", f"is {share:g}", "give a share above 0 and below 1, such as 0.5")
     width = STEP * max(1, round(base.width * (1 - share) / STEP))
-    if width >= base.width: raise InputError("--prune", f"{share:g} of {base.width} channels leaves {width} of them", "give a larger share, or a wider run")
+    if width >= base.width:
+        raise InputError("--prune", f"{share:g} of {base.width} channels leaves {width} of them",
+                         "give a larger share, or a wider run")
     if base.task: raise InputError(base.key, f"is a run of {base.task}", "prune a run that segments by classes alone")
     short = replace(base, width=width, start=base, task="medseg_nb.deployment.pruning", steps=1)
     return replace(base, width=width, start=short)
@@ -73,9 +77,11 @@ def train(config: Config,
     base, net = load_run(work(config.start, weights=True).name)
     small, m = network(config), manifest(config.dataset)
     classes = max(m.labels.values()) + 1
-    found, fresh = cut(net, 1 - config.width / base.width, len(m.image.channels), len(config.shape), classes).state_dict(), small.state_dict()
+    found, fresh = cut(net, 1 - config.width / base.width,
+                       len(m.image.channels), len(config.shape), classes).state_dict(), small.state_dict()
     if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in fresh.items()}:
-        raise InputError(base.key, f"a {base.model} whose channels are cut is no narrower {base.model}", "prune a convolutional network, such as unet")
+        raise InputError(base.key, f"a {base.model} whose channels are cut is no narrower {base.model}",
+                         "prune a convolutional network, such as unet")
     answers = tuple(f"{n}." for n, part in small.named_modules() if getattr(part, "out_channels", None) == classes)
     small.load_state_dict({k: fresh[k] if k.startswith(answers) else v for k, v in found.items()})
     return small.eval(), np.zeros(0)

@@ -21,10 +21,11 @@ from ..kit.core import InputError, choose, digest, harmless, output_folder, rng,
 from ..data.manifest import Case, cases, read_table
 from ..data.duplicates import suspects
 from ..images.files import Encoding, read_mask
-from ..study.metrics import reader_agreement
+from ..evaluation.metrics import reader_agreement
 from ..kit.report import to_csv
 from ..data.splits import fold
-from ..study.statistics import bca, compare, draws_of_means, summary, wilson
+from ..evaluation.intervals import bca, draws_of_means, summary, wilson
+from ..evaluation.comparisons import compare
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #2b80c261
 def from_sums(statistic: Callable[[np.ndarray], np.ndarray],  # sums (draw, column) to values (draw, value)
@@ -53,13 +54,15 @@ def by(patients: Sequence[str], parts: np.ndarray) -> np.ndarray:  # (patient, c
 def centered(values: np.ndarray) -> np.ndarray:
     "Values minus their mean; differences that are rounding alone become 0"
     shifted = values - (np.nanmean(values) if np.isfinite(values).any() else 0)
-    return np.where(np.abs(shifted) > 1e-12 * np.nanmax(np.abs(values), initial=0), shifted, np.where(np.isnan(values), np.nan, 0))
+    return np.where(np.abs(shifted) > 1e-12 * np.nanmax(np.abs(values), initial=0),
+                    shifted, np.where(np.isnan(values), np.nan, 0))
 
 def estimable(triple: np.ndarray) -> np.ndarray:  # (3,) agreement, low, high
     "Agreement with its interval; perfect agreement keeps no limits, since no subject shows how far it could fall"
     return np.array([1, np.nan, np.nan]) if abs(1 - triple[0]) < 1e-9 else triple
 
-def named(name: str, triple: np.ndarray) -> dict: return {f"{name}{s}": float(v) for s, v in zip(("", "_low", "_high"), triple)}
+def named(name: str, triple: np.ndarray) -> dict:
+    return {f"{name}{s}": float(v) for s, v in zip(("", "_low", "_high"), triple)}
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #42eec412
 LEVELS = ("nominal", "ordinal", "interval")
@@ -78,23 +81,27 @@ def _alpha(tables: np.ndarray, level: str) -> np.ndarray:  # (draw, value × val
     apart = 1. - np.eye(k) if level == "nominal" else (middle[:, :, None] - middle[:, None])**2
     by_chance = (count[:, :, None] * count[:, None] * apart).sum((1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(by_chance > 0, 1 - (count.sum(1) - 1) * (table * apart).sum((1, 2)) / by_chance, np.nan)[:, None]
+        return np.where(by_chance > 0, 1 - (count.sum(1) - 1) * (table * apart).sum((1, 2)) / by_chance,
+                        np.nan)[:, None]
 
-def _spread(values: np.ndarray) -> np.ndarray:  # (unit, reader) to (unit, 4): number, sum, sum of squares, disagreement within
+def _spread(values: np.ndarray,  # (unit, reader)
+           ) -> np.ndarray:      # (unit, 4): number, sum, sum of squares, disagreement within
     n, total, squares = np.isfinite(values).sum(1), np.nansum(values, 1), np.nansum(values**2, 1)
     return np.stack([n, total, squares, 2 * (n * squares - total**2) / np.maximum(n - 1, 1)], 1) * (n > 1)[:, None]
 
 def _alpha_of_numbers(sums: np.ndarray) -> np.ndarray:
     n, total, squares, within = sums.T
     by_chance = 2 * (n * squares - total**2)
-    with np.errstate(invalid="ignore", divide="ignore"): return np.where(by_chance > 1e-12 * n * squares, 1 - (n - 1) * within / by_chance, np.nan)[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(by_chance > 1e-12 * n * squares, 1 - (n - 1) * within / by_chance, np.nan)[:, None]
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #674698fd
 def alpha(values: np.ndarray,                    # (unit, reader), nan where a reader gave none
           level: str,                            # one of LEVELS
           patients: Sequence[str] | None = None, # of each unit; each its own where they are not named
          ) -> dict:                              # alpha, alpha_low, alpha_high; units with two values or more
-    "Krippendorff's alpha with its interval over patients; nan where all values are equal, no limits where all readers agree"
+    """Krippendorff's alpha with its interval over patients; nan where all values are equal, no limits where all readers
+    agree"""
     values = np.asarray(values, float)
     paired = np.isfinite(values).sum(1) > 1
     values, patients = values[paired], np.asarray(range(len(paired)) if patients is None else patients)[paired]
@@ -110,7 +117,8 @@ FORMS = ("ICC(1,1)", "ICC(A,1)", "ICC(C,1)", "ICC(1,k)", "ICC(A,k)", "ICC(C,k)")
 def _squares(values: np.ndarray) -> np.ndarray:  # (subject, reader) to (subject, reader + 3)
     return np.column_stack([values, values.sum(1)**2 / values.shape[1], (values**2).sum(1), np.ones(len(values))])
 
-def _mean_squares(sums: np.ndarray) -> tuple[np.ndarray, ...]:  # subjects, readers, rest, within subjects; number of subjects and readers
+def _mean_squares(sums: np.ndarray,
+                 ) -> tuple[np.ndarray, ...]:  # subjects, readers, rest, within subjects; number of subjects, readers
     k = sums.shape[1] - 3
     columns, rows, total, n = sums[:, :k], *sums[:, k:].T
     level = columns.sum(1)**2 / (n * k)
@@ -122,8 +130,10 @@ def _icc(sums: np.ndarray) -> np.ndarray:  # (draw, form)
     "Every form"
     r, c, e, w, n, k = _mean_squares(sums)
     with np.errstate(invalid="ignore", divide="ignore"):
-        single = [(r - w) / (r + (k - 1) * w), (r - e) / (r + (k - 1) * e + k / n * (c - e)), (r - e) / (r + (k - 1) * e)]
-        return np.where((r + w > 0)[:, None], np.stack([*single, (r - w) / r, (r - e) / (r + (c - e) / n), (r - e) / r], 1), np.nan)
+        single = [(r - w) / (r + (k - 1) * w), (r - e) / (r + (k - 1) * e + k / n * (c - e)),
+                  (r - e) / (r + (k - 1) * e)]
+        return np.where((r + w > 0)[:, None],
+                        np.stack([*single, (r - w) / r, (r - e) / (r + (c - e) / n), (r - e) / r], 1), np.nan)
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #65cde712
 def _limits(values: np.ndarray) -> np.ndarray:  # (2, form): limits by F, as if subjects were independent and normal
@@ -166,13 +176,14 @@ def _bland_altman(sums: np.ndarray) -> np.ndarray:  # (draw, 4): bias, lower, up
 
 def bland_altman(a: Sequence[float], b: Sequence[float],  # two measurements of each lesion
                  patients: Sequence[str] | None = None,   # of each lesion
-                ) -> dict:                                # bias, lower, upper, slope with _low and _high; n patients, cases
+                ) -> dict:  # bias, lower, upper, slope with _low and _high; n patients, cases
     "Bias, limits of agreement and proportional bias of a against b"
     a, b = (np.asarray(x, float) for x in (a, b))
     here = np.isfinite(a) & np.isfinite(b)
     d, m = (a - b)[here], ((a + b) / 2)[here]
     m = centered(m)
-    parts = by(np.asarray(range(len(a)) if patients is None else patients)[here], np.stack([np.ones(len(d)), d, m, d * d, m * m, d * m], 1))
+    parts = by(np.asarray(range(len(a)) if patients is None else patients)[here],
+               np.stack([np.ones(len(d)), d, m, d * d, m * m, d * m], 1))
     found = from_sums(_bland_altman, parts) if len(d) > 1 else np.full((3, 4), np.nan)
     columns = [named(name, found[:, j]) for j, name in enumerate(("bias", "lower", "upper", "slope"))]
     return {k: v for c in columns for k, v in c.items()} | dict(n=len(parts), cases=len(d))
@@ -184,7 +195,8 @@ def non_inferiority(low: float, high: float, margin: float = MARGIN) -> str:
     "Verdict on a difference, by its 95 % interval"
     if not margin > 0: raise InputError("margin", f"is {margin}", "state a loss above 0 that would not matter")
     if not low <= high: return "not estimable"
-    return "superior" if low > 0 else "non-inferior" if low > -margin else "inferior" if high < -margin else "inconclusive"
+    return ("superior" if low > 0 else "non-inferior"
+            if low > -margin else "inferior" if high < -margin else "inconclusive")
 
 def against_margin(a: pd.DataFrame, b: pd.DataFrame, value: str, margin: float = MARGIN) -> dict:
     "Difference a − b of mean patient scores with interval, and the verdict"
@@ -204,7 +216,8 @@ def _codes(n: int, seed: int) -> list[str]:
     drawn = rng(seed, "codes").choice(len(LETTERS)**5, n, replace=False)
     return ["".join(LETTERS[v // len(LETTERS)**i % len(LETTERS)] for i in range(5)) for v in drawn]
 
-def _session(order: np.ndarray, arms: np.ndarray, repeats: int, draw: np.random.Generator) -> list[tuple[int, int]]:  # case, 0 or 1 where it is a repeat
+def _session(order: np.ndarray, arms: np.ndarray,
+             repeats: int, draw: np.random.Generator) -> list[tuple[int, int]]:  # case, 0 or 1 where it is a repeat
     "A session's order: some of its first third come again in its last third, as many of each arm as can be"
     third = len(order) // 3
     early = draw.permutation(order[:third])
@@ -222,7 +235,8 @@ def plan(found: Sequence[Case], readers: int, repeats: int, seed: int) -> pd.Dat
         for s in range(len(ARMS)):
             order, arms = np.roll(rng(seed, "order", names, s).permutation(n), r * n // readers), (groups + r + s) % 2
             for at, (c, again) in enumerate(_session(order, arms, repeats, rng(seed, "repeats", names, r, s)), 1):
-                rows.append(dict(reader=f"R{r + 1}", session=s + 1, position=at, arm=ARMS[arms[c]], dataset=found[c].dataset, case=found[c].id,
+                rows.append(dict(reader=f"R{r + 1}", session=s + 1,
+                                 position=at, arm=ARMS[arms[c]], dataset=found[c].dataset, case=found[c].id,
                                  patient=found[c].patient, repeat=again))
     table = pd.DataFrame(rows).astype(str).assign(code=_codes(len(rows), seed))
     return table.assign(study=study_of(table))[KEY]
@@ -242,10 +256,13 @@ def chosen_cases(ids: Sequence[str], count: int, k: int, seed: int) -> list[Case
             if len(mine) == count: break
             if c.patient not in {m.patient for m in mine} and (c.semantic() > 0).any(): mine.append(c)
         if len(mine) < count:
-            raise InputError(id, f"{len(mine)} patients that fold {k} tests have a lesion, not {count}", f"ask for at most {len(mine)} cases")
+            raise InputError(id, f"{len(mine)} patients that fold {k} tests have a lesion, not {count}",
+                             f"ask for at most {len(mine)} cases")
         _, alike = suspects(mine, ~np.eye(len(mine), dtype=bool))
         same = " and ".join(alike[0]["cases"]) if alike else ""
-        if same: raise InputError(id, f"{same} show the same image", "take another seed, or leave one of them out of the data set")
+        if same:
+            raise InputError(id, f"{same} show the same image",
+                             "take another seed, or leave one of them out of the data set")
         found += mine
     return found
 
@@ -312,22 +329,28 @@ Study {study}, [INSTITUTION], [PERSON IN CHARGE]
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #53270a57
 def new_study(ids: Sequence[str],  # data sets
-              readers: int, count: int, repeats: int,  # readers; cases of each data set; repeats in each session and reader
+              readers: int, count: int,
+              repeats: int,  # readers; cases of each data set; repeats in each session and reader
               k: int, seed: int,
               out: Path,           # folder; a study that lies there is not overwritten
              ) -> str:             # its name
     "Write a study: design, sheets, key, protocol and forms"
     out = Path(out)
-    if (out / "design.csv").exists(): raise InputError(str(out / "design.csv"), "is there already, and may be filled in", "name another folder")
+    if (out / "design.csv").exists():
+        raise InputError(str(out / "design.csv"), "is there already, and may be filled in", "name another folder")
     output_folder(out)
-    if len(set(ids)) < len(ids): raise InputError("--data", f"{max(ids, key=list(ids).count)} is named twice", "name each data set once")
-    for name, value, least, most in [("--readers", readers, 2, 99), ("--cases", count, 6, 999), ("--repeats", repeats, 0, count * len(ids) // 3)]:
+    if len(set(ids)) < len(ids):
+        raise InputError("--data", f"{max(ids, key=list(ids).count)} is named twice", "name each data set once")
+    for name, value, least, most in [("--readers", readers, 2, 99),
+                                     ("--cases", count, 6, 999), ("--repeats", repeats, 0, count * len(ids) // 3)]:
         if not least <= value <= most: raise InputError(name, f"is {value}", f"give a number from {least} to {most}")
     key = plan(chosen_cases(ids, count, k, seed), readers, repeats, seed)
     design = key.reindex(columns=DESIGN, fill_value="")
-    facts = dict(study=key.study[0], notice=NOTICE, readers=readers, cases=count * len(ids), repeats=repeats, readings=len(key) // readers, fold=k,
+    facts = dict(study=key.study[0], notice=NOTICE, readers=readers,
+                 cases=count * len(ids), repeats=repeats, readings=len(key) // readers, fold=k,
                  margin=MARGIN)
-    for name, text in dict(protocol=PROTOCOL, consent_template=CONSENT, ethics_template=ETHICS).items(): write(out / f"{name}.md", text.format(**facts))
+    for name, text in dict(protocol=PROTOCOL, consent_template=CONSENT, ethics_template=ETHICS).items():
+        write(out / f"{name}.md", text.format(**facts))
     for reader, sheet in design.groupby("reader", sort=False): write(out / "sheets" / f"{reader}.csv", to_csv(sheet))
     write(out / "key.csv", to_csv(key)); write(out / "design.csv", to_csv(design))
     return facts["study"]
@@ -338,7 +361,8 @@ SCALE, LONGEST = (1, 5), 86_400  # of ratings; seconds
 def read_key(path: Path) -> pd.DataFrame:
     "A study's key, as text"
     key = read_table(path)
-    if missing := [c for c in KEY if c not in key]: raise InputError(str(path), f"has no column {missing[0]}", "name the key.csv of the study")
+    if missing := [c for c in KEY if c not in key]:
+        raise InputError(str(path), f"has no column {missing[0]}", "name the key.csv of the study")
     if key.empty or (key.study != study_of(key)).any():
         raise InputError(str(path), "was changed since it was written (its rows do not give its study's name)",
                          "take the original file: a spreadsheet turns 007 into 7")
@@ -359,7 +383,8 @@ def _numbers(table: pd.DataFrame, path: str) -> pd.DataFrame:
         values = [parse(v) if v else np.nan for v in table[column]]
         if None in values:
             k = values.index(None)
-            raise InputError(path, f"{column} of {table.code.iloc[k]} is `{table[column].iloc[k][:20]}`", f"write {right}, or leave the cell empty")
+            raise InputError(path, f"{column} of {table.code.iloc[k]} is `{table[column].iloc[k][:20]}`",
+                             f"write {right}, or leave the cell empty")
         found[column] = np.array(values, float)
     if found.rating.isna().all(): raise InputError(path, "no rating is filled in", "fill in the column rating")
     return found
@@ -368,19 +393,25 @@ def _numbers(table: pd.DataFrame, path: str) -> pd.DataFrame:
 def _held_against(table: pd.DataFrame, key: pd.DataFrame, path: str) -> None:
     "Refuse a table that is not the key's study, whole and unchanged"
     other = sorted(set(table.study) - {key.study[0]})
-    if other: raise InputError(path, f"is of study {other[0] or '(none)'}, and the key of {key.study[0]}", "name the key of this study")
+    if other:
+        raise InputError(path, f"is of study {other[0] or '(none)'}, and the key of {key.study[0]}",
+                         "name the key of this study")
     if unknown := sorted(set(table.reader) - set(key.reader)):
-        raise InputError(path, f"reader {unknown[0] or '(none)'} is not of this study", f"the readers are {', '.join(dict.fromkeys(key.reader))}")
-    if (twice := table.code[table.code.duplicated()]).any(): raise InputError(path, f"code {twice.iloc[0]} stands twice", "keep one row of each code")
+        raise InputError(path, f"reader {unknown[0] or '(none)'} is not of this study",
+                         f"the readers are {', '.join(dict.fromkeys(key.reader))}")
+    if (twice := table.code[table.code.duplicated()]).any():
+        raise InputError(path, f"code {twice.iloc[0]} stands twice", "keep one row of each code")
     if unknown := sorted(set(table.code) - set(key.code)):
-        raise InputError(path, f"code {unknown[0] or '(none)'} is not of this study", "take the codes as they were given")
+        raise InputError(path, f"code {unknown[0] or '(none)'} is not of this study",
+                         "take the codes as they were given")
     if missing := [c for c in key.code if c not in set(table.code)]:
         raise InputError(path, f"{len(missing)} of {len(key)} rows are missing, the first is {missing[0]}",
                          "keep all rows, and leave cells empty that were not read; name all sheets")
     whole, columns = key.set_index("code"), ["reader", "session", "position", "arm"]
     for r in table.to_dict("records"):
         if wrong := next((c for c in columns if r[c] != whole.at[r["code"], c]), None):
-            raise InputError(path, f"{wrong} of {r['code']} is {r[wrong] or '(none)'}, and was {whole.at[r['code'], wrong]}",
+            raise InputError(
+                path, f"{wrong} of {r['code']} is {r[wrong] or '(none)'}, and was {whole.at[r['code'], wrong]}",
                              "leave the design as it was given")
 
 def read_filled(paths: Sequence[Path], key: pd.DataFrame) -> pd.DataFrame:
@@ -402,13 +433,15 @@ SAVED = .3  # share of the time that simulated readers save with a mask; put in,
 
 def simulated_answers(key: pd.DataFrame, seed: int, saved: float = SAVED, noise: float = .5) -> pd.DataFrame:
     "A design that simulated readers have filled in, as text"
-    def of(name, values): return key[name].map({v: rng(seed, "simulated", name, v).normal() for v in sorted(set(values))}).to_numpy()
+    def of(name, values):
+        return key[name].map({v: rng(seed, "simulated", name, v).normal() for v in sorted(set(values))}).to_numpy()
     case, reader = of("case", key.case), of("reader", key.reader)
     draw = rng(seed, "simulated", "noise")
     seen = 3 + case + .3 * reader + noise * draw.normal(size=len(key))
     time = 60 * np.exp(.3 * of("case", key.case) + .2 * reader + .15 * draw.normal(size=len(key)))
     time *= np.where(key.arm == "aided", 1 - saved, 1)
-    return key.reindex(columns=DESIGN, fill_value="").assign(rating=np.clip(np.rint(seen), *SCALE).astype(int).astype(str),
+    return key.reindex(columns=DESIGN, fill_value="").assign(
+        rating=np.clip(np.rint(seen), *SCALE).astype(int).astype(str),
                                                              seconds=[f"{t:.1f}" for t in time])
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #d45db406
@@ -445,14 +478,17 @@ def effects_of(filled: pd.DataFrame) -> pd.DataFrame:
             if a[column].isna().all() or b[column].isna().all(): continue
             d = compare(a, b, column)
             values = np.array([d["difference"], d["difference_low"], d["difference_high"]])
-            found.append(dict(effect=what, outcome=outcome, n=d["n"]) | named("value", values if outcome == "rating" else np.exp(values)) | dict(p=d["p"]))
+            found.append(dict(effect=what, outcome=outcome, n=d["n"])
+                         | named("value", values if outcome == "rating" else np.exp(values)) | dict(p=d["p"]))
     return pd.DataFrame(found)
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #8808f49e
 def _drawn(row: dict) -> np.ndarray:
     "A reader's mask; it lies beside its sheet"
     place, path = Path(row["folder"]).resolve(), (Path(row["folder"]) / row["mask"]).resolve()
-    if not path.is_relative_to(place): raise InputError(row["mask"], f"of {row['code']} lies outside of {place.name}/", "put masks into the sheet's folder")
+    if not path.is_relative_to(place):
+        raise InputError(row["mask"], f"of {row['code']} lies outside of {place.name}/",
+                         "put masks into the sheet's folder")
     return (read_mask(path, Encoding()) > 0).astype(np.uint8)
 
 def mask_rows(filled: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,8 @@ from ..training.training import Config, load_run, task
 # %% ../../nbs/library/9_deployment/04_segmenter.ipynb #fc94f460
 def slices(image: Image) -> list[Image]:
     "The pictures that a volume is made of"
-    return [Image(image.array[:, :, k].swapaxes(0, 1), image.spacing and (image.spacing[1], image.spacing[0]), channels=image.channels, lossy=image.lossy)
+    return [Image(image.array[:, :, k].swapaxes(0, 1),
+                  image.spacing and (image.spacing[1], image.spacing[0]), channels=image.channels, lossy=image.lossy)
             for k in range(image.shape[2])]
 
 # %% ../../nbs/library/9_deployment/04_segmenter.ipynb #6158b8f0
@@ -39,15 +40,18 @@ class Segmenter:
     labels: dict[int, str]          # name of each label above 0; with `instances`, under 1 what is counted
     instances: bool
     segment: Callable               # (case, channel, *shape) and sizes, to label maps of these sizes
-    probabilities: Callable | None  # (case, channel, *shape) to (case, class, *shape); None where a model has no classes alone
+    probabilities: Callable | None  # (case, channel, *shape) to (case, class, *shape); None if it has no classes alone
     whole: bool = False             # it sees an image at the image's own size, through windows of its shape
 
     def prepared(self, image: Image, subject: str) -> np.ndarray:  # (1, channel, *shape)
         "What the model sees of an image"
         if image.ndim != len(self.shape):
-            raise InputError(subject, f"has {image.ndim} axes, and the model takes {len(self.shape)}", "give it pictures, or volumes, as it was trained on")
+            raise InputError(subject, f"has {image.ndim} axes, and the model takes {len(self.shape)}",
+                             "give it pictures, or volumes, as it was trained on")
         if (image.channels or 1) != len(self.channels):
-            raise InputError(subject, f"{image.channels or 1} channels, the model takes {len(self.channels)} ({', '.join(self.channels)})",
+            raise InputError(subject,
+                             f"{image.channels or 1} channels, the model takes {len(self.channels)} "
+                             f"({', '.join(self.channels)})",
                              "choose another model or image")
         return network_input(image, image.shape if self.whole else self.shape, self.normalise)[None]
 
@@ -69,7 +73,9 @@ class Segmenter:
 
     def uncertainty(self, image: Image, subject: str) -> np.ndarray:  # float32 of the image's size, 0 to 1
         "Entropy of the classes at each pixel of an image"
-        if self.probabilities is None: raise InputError(self.name, "gives no probabilities of classes", "ask a model that segments by classes alone")
+        if self.probabilities is None:
+            raise InputError(self.name, "gives no probabilities of classes",
+                             "ask a model that segments by classes alone")
         if self.sliced(image): return np.stack([self.uncertainty(part, subject).T for part in slices(image)], 2)
         share = resized(self.probabilities(self.prepared(image, subject))[0], image.shape)
         entropy = -(share * np.log(np.clip(share, 1e-12, 1))).sum(0) / np.log(len(share))
@@ -85,11 +91,15 @@ def _of_classes(net, images: np.ndarray) -> np.ndarray:
 def of_run(config: Config, net) -> Segmenter:
     "A trained run"
     does = load(task(config))
-    if not hasattr(does, "segment"): raise InputError(config.key, "is a run that makes images and does not segment", "name another run")
-    if config.fields: raise InputError(config.key, "is a run that is told of the patient too", "name a run that takes images alone")
+    if not hasattr(does, "segment"):
+        raise InputError(config.key, "is a run that makes images and does not segment", "name another run")
+    if config.fields:
+        raise InputError(config.key, "is a run that is told of the patient too", "name a run that takes images alone")
     m = manifest(config.dataset)
-    return Segmenter(config.key, m.image.channels, config.shape, config.normalise, _named(m.labels), config.masks == "instances",
-                     partial(does.segment, config, net), None if config.task else partial(_of_classes, net), getattr(does, "WHOLE", False))
+    return Segmenter(config.key, m.image.channels, config.shape,
+                     config.normalise, _named(m.labels), config.masks == "instances",
+                     partial(does.segment, config, net),
+                     None if config.task else partial(_of_classes, net), getattr(does, "WHOLE", False))
 
 def of_artefact(place: Path,
                 threads: int | None = 1,  # None: all
@@ -97,7 +107,8 @@ def of_artefact(place: Path,
     "An exported network"
     found = load_artefact(place, threads)
     known = found.card
-    return Segmenter(str(place), known.channels, known.shape, known.normalise, _named(known.labels), False, partial(segment_exported, found),
+    return Segmenter(str(place), known.channels, known.shape,
+                     known.normalise, _named(known.labels), False, partial(segment_exported, found),
                      lambda images: np.stack([shares(answer(found, image[None])[0]) for image in images]))
 
 def segmenter(model: str) -> Segmenter:  # key of a run, name of a registered run, or path of an artefact

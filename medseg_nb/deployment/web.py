@@ -34,11 +34,13 @@ def listen(bind: str = "127.0.0.1",  # a loopback address
         raise InputError(bind, "can be reached from other machines, and the page shows pictures of patients",
                          "take 127.0.0.1, and from elsewhere a tunnel (ssh -L)")
     found = socket.socket(socket.AF_INET6 if known.version == 6 else socket.AF_INET)
-    if os.name == "posix": found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free; elsewhere the option would share it
+    # a port that was just left is free; elsewhere the option would share it
+    if os.name == "posix": found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: found.bind((bind, port)); found.listen(128)
     except OSError as e:
         found.close()
-        raise InputError(f"{bind}:{port}", f"cannot be listened on ({e.strerror})", "choose another port with --port, or 0 for a free one") from None
+        raise InputError(f"{bind}:{port}", f"cannot be listened on ({e.strerror})",
+                         "choose another port with --port, or 0 for a free one") from None
     return found
 
 # %% ../../nbs/library/9_deployment/00_web.ipynb #15269618
@@ -47,7 +49,8 @@ def names(address: str, port: int) -> set[str]:
     host = f"[{address}]" if ":" in address else address
     return {f"{h}:{port}" for h in (host, "localhost")} | ({host, "localhost"} if port == 80 else set())
 
-def _headers(scope: dict) -> dict[str, str]: return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+def _headers(scope: dict) -> dict[str, str]:
+    return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
 
 def _cookie(heads: dict[str, str], name: str) -> str:
     "Value of a cookie; empty where there is none"
@@ -62,15 +65,18 @@ def same(a: str, b: str) -> bool:
 # %% ../../nbs/library/9_deployment/00_web.ipynb #509d20a5
 HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
                                       "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-           "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin", "Cache-Control": "no-store",
+           "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+           "Referrer-Policy": "same-origin", "Cache-Control": "no-store",
            "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin"}
 
-def _raw(heads: dict[str, str]) -> list[tuple[bytes, bytes]]: return [(k.lower().encode(), v.encode()) for k, v in heads.items()]
+def _raw(heads: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(k.lower().encode(), v.encode()) for k, v in heads.items()]
 
 async def answer(send: Callable, status: int, line: str, heads: dict[str, str] = {}) -> None:
     "One JSON line"
     body = json_line(line) if line else b""
-    await send(dict(type="http.response.start", status=status, headers=_raw({"Content-Type": "application/json", "Content-Length": str(len(body))}
+    await send(dict(type="http.response.start", status=status,
+                    headers=_raw({"Content-Type": "application/json", "Content-Length": str(len(body))}
                                                             | HEADERS | heads)))
     await send(dict(type="http.response.body", body=body))
 
@@ -90,7 +96,9 @@ class Guard:
     limit: int                     # bytes of one upload
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
-    def __post_init__(self): self.token, self.entry, self.cookie = secrets.token_urlsafe(32), secrets.token_urlsafe(16), f"medseg_{self.address[1]}"
+    def __post_init__(self):
+        self.token, self.entry, self.cookie = secrets.token_urlsafe(
+            32), secrets.token_urlsafe(16), f"medseg_{self.address[1]}"
 
     @property
     def link(self) -> str:
@@ -105,16 +113,21 @@ class Guard:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if line := self.stranger(heads): return await answer(send, 403, line)
         if given and scope["method"] == "GET" and same(given, self.entry): return await self.enter(send)
-        if not self.known(heads): return await answer(send, 401, "request: has no valid token; open the newest link that the server printed, or send "
-                                                      "`Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
+        if not self.known(heads):
+            return await answer(send, 401,
+                                "request: has no valid token; open the newest link that the server printed, or send "
+                                "`Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
         if given: return await answer(send, 303, "", {"Location": "/"})
         await self.forward(scope, heads, receive, send)
 
     def stranger(self, heads: dict[str, str]) -> str:  # empty where there is none
         "Why a request is not meant for this server"
         allowed = names(*self.address)
-        if heads.get("host", "") not in allowed: return f"Host {heads.get('host', '')!r}: is not this server; ask {min(allowed)}"
-        if heads.get("origin", "http://" + min(allowed)) not in {f"http://{n}" for n in allowed} or heads.get("sec-fetch-site") == "cross-site":
+        if heads.get("host", "") not in allowed:
+            return f"Host {heads.get('host', '')!r}: is not this server; ask {min(allowed)}"
+        if heads.get("origin", "http://" + min(allowed)) not in {f"http://{n}"
+                                                                 for n in allowed} or heads.get(
+            "sec-fetch-site") == "cross-site":
             return "request: comes from another site; use the server's own page"
         return ""
 
@@ -126,7 +139,8 @@ class Guard:
         "Give the cookie, take the token out of the address, and make a new link"
         self.entry = secrets.token_urlsafe(16)
         self.say(f"the link was used; the next one: {self.link}")
-        await answer(send, 303, "", {"Location": "/", "Set-Cookie": f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"})
+        await answer(send, 303, "",
+                     {"Location": "/", "Set-Cookie": f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"})
 
     async def forward(self, scope: dict, heads: dict[str, str], receive: Callable, send: Callable) -> None:
         "Let the application answer, within the limit of an upload"
@@ -140,8 +154,10 @@ class Guard:
             return message
         async def sent(message):
             nonlocal begun
-            if seen > self.limit and not begun: return  # the application takes it for a broken upload, and we know better
-            if message["type"] == "http.response.start": begun, message = True, message | dict(headers=_with(message["headers"]))
+            # the application takes it for a broken upload, and we know better
+            if seen > self.limit and not begun: return
+            if message["type"] == "http.response.start":
+                begun, message = True, message | dict(headers=_with(message["headers"]))
             await send(message)
         if length.isdecimal() and (len(length) > 18 or int(length) > self.limit): seen = self.limit + 1
         else:
@@ -149,7 +165,8 @@ class Guard:
             except Exception as e:
                 if seen <= self.limit: self.say(f"error: {scope['method']} {scope['path']}: failed ({failure(e)})")
                 if seen <= self.limit and not begun: await answer(send, 500, FAILED)
-        if seen > self.limit and not begun: await _drained(receive); await answer(send, 413, too_large, {"Connection": "close"})
+        if seen > self.limit and not begun:
+            await _drained(receive); await answer(send, 413, too_large, {"Connection": "close"})
 
 def _with(heads: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     "Headers of an answer, and ours"
@@ -197,23 +214,28 @@ def page(title: str,
     run = f'<script type="module" src="{escape(script)}"></script>' if script else ""
     return (f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-            f'<link rel="icon" href="data:,"><link rel="stylesheet" href="/style.css">{run}</head>\n<body>\n<header><h1>{escape(title)}</h1>'
+            '<link rel="icon" href="data:,"><link rel="stylesheet" '
+            f'href="/style.css">{run}</head>\n<body>\n<header><h1>{escape(title)}</h1>'
             f'<span class="note">{NOTE}</span></header>\n{body}\n</body>\n</html>\n')
 
 # %% ../../nbs/library/9_deployment/00_web.ipynb #6c0d6ec5
 def reference(schema: dict  # OpenAPI
              ) -> str:
     "A page that lists what an API answers"
-    def kinds(call): return ", ".join(f"<code>{escape(p['name'])}</code> ({p['in']})" for p in call.get("parameters", [])) or "–"
+    def kinds(call):
+        return ", ".join(f"<code>{escape(p['name'])}</code> ({p['in']})" for p in call.get("parameters", [])) or "–"
     def body(call): return ", ".join(call.get("requestBody", {}).get("content", {})) or "–"
     def row(method, path, call):
-        return (f"<tr><td><code>{method.upper()}</code></td><td><code>{escape(path)}</code></td><td>{escape(call.get('description', ''))}</td>"
+        return (f"<tr><td><code>{method.upper()}</code></td><td><code>{escape(path)}</code></td>"
+                f"<td>{escape(call.get('description', ''))}</td>"
                 f"<td>{kinds(call)}</td><td>{escape(body(call))}</td></tr>")
     rows = "".join(row(method, path, call) for path, calls in schema["paths"].items() for method, call in calls.items())
-    told = ('<p>Send the token as <code>Authorization: Bearer TOKEN</code>. A refusal is one JSON line: <code>{"error": "what is wrong; what to do"}</code>. '
+    told = ('<p>Send the token as <code>Authorization: Bearer TOKEN</code>. A refusal is one JSON line: '
+            '<code>{"error": "what is wrong; what to do"}</code>. '
             '<a href="/openapi.json">The same for programs (OpenAPI)</a>. <a href="/">The page</a>.</p>')
     return page(f"{schema['info']['title']}: REST API", f'<main><div class="card">{told}'
-                f"<table><tr><th>Method</th><th>Address</th><th>What it does</th><th>Takes</th><th>Body</th></tr>{rows}</table></div></main>")
+                "<table><tr><th>Method</th><th>Address</th><th>What it "
+                f"does</th><th>Takes</th><th>Body</th></tr>{rows}</table></div></main>")
 
 # %% ../../nbs/library/9_deployment/00_web.ipynb #b1868ea4
 def _need():
@@ -227,19 +249,24 @@ def _refusals(api) -> None:
     from fastapi.responses import Response
     from starlette.exceptions import HTTPException
     def one(status, line, heads=None): return Response(json_line(line), status, heads, "application/json")
-    def told(detail): return re.sub(r"Too many files\D*(\d+)\.?", lambda f: f"upload: holds more than {int(f[1]):,} files; send them as one zip", detail)
+    def told(detail):
+        return re.sub(r"Too many files\D*(\d+)\.?",
+                      lambda f: f"upload: holds more than {int(f[1]):,} files; send them as one zip", detail)
     async def refused(request, e): return one(e.status_code, told(str(e.detail)), e.headers)
     async def kit(request, e): return one(400 if isinstance(e, InputError) else 507, str(e))
     async def misread(request, e):
         fault = e.errors()[0]
         return one(422, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}; see /docs")
     async def failed(request, e): return one(500, FAILED)  # the guard says why, on the terminal
-    for kind, say in ((HTTPException, refused), (MedsegError, kit), (RequestValidationError, misread), (Exception, failed)): api.exception_handler(kind)(say)
+    for kind, say in ((HTTPException, refused), (MedsegError, kit),
+                      (RequestValidationError, misread), (Exception, failed)):
+        api.exception_handler(kind)(say)
 
 def new_api(title: str, version: str, style: str = "", lifespan: Callable | None = None):  # a FastAPI application
     "An API with its reference, a style, and one form of refusal"
     from fastapi.responses import HTMLResponse, Response
-    api = _need().FastAPI(title=title, version=version, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    api = _need().FastAPI(title=title, version=version,
+                          docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _refusals(api)
     @api.get("/docs", include_in_schema=False)
     def docs(): return HTMLResponse(reference(api.openapi()))
@@ -252,4 +279,5 @@ def new_api(title: str, version: str, style: str = "", lifespan: Callable | None
 def server(guard: Guard):
     "A uvicorn server; `run(sockets=[socket])` runs it until `should_exit`, or until it is interrupted"
     import uvicorn
-    return uvicorn.Server(uvicorn.Config(guard, log_level="error", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=3))
+    return uvicorn.Server(uvicorn.Config(guard, log_level="error",
+                                         access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=3))

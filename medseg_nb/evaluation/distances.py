@@ -22,7 +22,8 @@ def crop(pred: np.ndarray,         # what is not zero counts
          truth: np.ndarray,        # shape of `pred`
         ) -> tuple[slice, ...]:    # empty slices if nothing does
     "The smallest box that holds both masks, or both label maps"
-    if pred.shape != truth.shape: raise InputError("masks", f"sizes {pred.shape} and {truth.shape} differ", "bring both to one grid")
+    if pred.shape != truth.shape:
+        raise InputError("masks", f"sizes {pred.shape} and {truth.shape} differ", "bring both to one grid")
     union, box = np.logical_or(pred, truth), []
     for k in range(union.ndim):
         found = np.flatnonzero(union.any(axis=tuple(a for a in range(union.ndim) if a != k)))
@@ -55,7 +56,8 @@ def as_mask(values: np.ndarray,  # booleans, or numbers of which one value besid
 def check_spacing(spacing: tuple[float, ...], ndim: int) -> tuple[float, ...]:
     "Spacing as numbers; raises unless there is a positive one for each axis"
     spacing = tuple(map(float, spacing))
-    if len(spacing) != ndim: raise InputError("spacing", f"{len(spacing)} numbers for {ndim} axes", "give one number an axis")
+    if len(spacing) != ndim:
+        raise InputError("spacing", f"{len(spacing)} numbers for {ndim} axes", "give one number an axis")
     if not all(0 < s < np.inf for s in spacing):
         raise InputError("spacing", f"{spacing} is not positive throughout", "give the size of a pixel along each axis")
     return spacing
@@ -123,7 +125,8 @@ def _both_ways(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> tupl
     return np.sqrt(squares.min(1)), np.sqrt(squares.min(0))
 
 # %% ../../nbs/library/4_evaluation/00_distances.ipynb #5dc107c1
-_TILTED = {(1, 0): 1/8, (2, 2): 0., (3, 2): 3/8, (4, 0): 0., (4, 2): 1/2, (4, 3): 3/4}  # (voxels, ends of the chain): share of |w|
+# (voxels, ends of the chain): share of |w|
+_TILTED = {(1, 0): 1/8, (2, 2): 0., (3, 2): 3/8, (4, 0): 0., (4, 2): 1/2, (4, 3): 3/4}
 
 def _piece(voxels: set[int], spacing: np.ndarray) -> float:
     "Area of the surface that cuts connected corners of a block off; bit k of a corner is its place along axis k"
@@ -132,7 +135,8 @@ def _piece(voxels: set[int], spacing: np.ndarray) -> float:
     ends = [s[0] for s in steps if len(s) == 1]
     across = set(range(3)) - {k for s in steps for k in s}
     flat = sum(faces[k] for k in across) * {3: .5, 4: 1.}.get(n, 0)
-    rectangles = sum(np.sqrt(faces @ faces - faces[k]**2) / 4 for k in ends) if (n, len(ends)) in ((2, 2), (4, 2)) else 0
+    rectangles = (sum(np.sqrt(faces @ faces - faces[k]**2) / 4 for k in ends)
+                  if (n, len(ends)) in ((2, 2), (4, 2)) else 0)
     return _TILTED[n, len(ends)] * np.sqrt(faces @ faces) + flat + rectangles
 
 # %% ../../nbs/library/4_evaluation/00_distances.ipynb #db7d0df3
@@ -147,7 +151,7 @@ def _pieces(voxels: set[int]) -> Iterator[set[int]]:
         yield piece
 
 @lru_cache
-def element_areas(spacing: tuple[float, ...]) -> np.ndarray:  # (2 ** 2 ** ndim,) mm² by block code; in a plane the lengths in mm
+def element_areas(spacing: tuple[float, ...]) -> np.ndarray:  # (2 ** 2 ** ndim,) mm² by block code; in 2D lengths in mm
     "Area of the surface within a block, for each set of its voxels"
     if len(spacing) == 2: return element_areas((*spacing, 1.))[np.arange(16) * 17]  # a plane is a slab one thick
     sides = [{v for v in range(8) if code >> v & 1} for code in range(256)]
@@ -208,7 +212,8 @@ class Distances:
         return float(sum(d @ a for d, a in zip(self.sides, self.areas)) / sum(a.sum() for a in self.areas))
 
     def areas_within(self, tolerance: float) -> tuple[float, float]:
-        "Area of either surface within a tolerance of the other, what is as far as it included; raises for a negative one"
+        """Area of either surface within a tolerance of the other, what is as far as it included; raises for a negative
+        one"""
         if not 0 <= tolerance < np.inf: raise InputError("tolerance", f"is {tolerance}", "give a distance of 0 or more")
         return tuple(float(a[at_most(d, tolerance)].sum()) for d, a in zip(self.sides, self.areas))
 
@@ -234,7 +239,7 @@ Distances.nsd, Distances.boundary_f1 = nsd, boundary_f1
 # %% ../../nbs/library/4_evaluation/00_distances.ipynb #0dec7376
 def surface_distances(pred: np.ndarray,             # bool, two or three axes
                       truth: np.ndarray,            # bool, shape of `pred`
-                      spacing: tuple[float, ...],   # mm or px a step, one number an axis: no default, so that no unit is assumed
+                      spacing: tuple[float, ...],   # mm or px a step, one an axis: no default, so no unit is assumed
                       convention: str = "outline",  # one of CONVENTIONS
                      ) -> Distances:
     "Distances between the surfaces of two masks, in the unit of `spacing`"
@@ -252,7 +257,8 @@ def surface_distances(pred: np.ndarray,             # bool, two or three axes
         surfaces = [_edges(m) for m in masks]
         areas = tuple(np.ones(np.count_nonzero(s)) for s in surfaces)
     p, t = surfaces
-    if not len(areas[0]) or not len(areas[1]): return Distances(tuple(np.full(len(a), np.inf) for a in areas), areas, convention)
+    if not len(areas[0]) or not len(areas[1]):
+        return Distances(tuple(np.full(len(a), np.inf) for a in areas), areas, convention)
     return Distances(_both_ways(p, t, spacing), areas, convention)
 
 # %% ../../nbs/library/4_evaluation/00_distances.ipynb #b391e2c0
@@ -275,9 +281,11 @@ def _shrunk(mask: np.ndarray, half: int, axis: int) -> np.ndarray:
     return inside
 
 def rim(mask: np.ndarray, half: tuple[int, ...]) -> np.ndarray:
-    "The part of a mask from which a box of a half-width along each axis reaches outside; beyond the image lies background"
+    """The part of a mask from which a box of a half-width along each axis reaches outside; beyond the image lies
+    background"""
     inside = mask
-    for k, h in enumerate(half): inside = _shrunk(inside, min(h, mask.shape[k]), k) if 2*h < mask.shape[k] else np.zeros_like(mask)
+    for k, h in enumerate(half):
+        inside = _shrunk(inside, min(h, mask.shape[k]), k) if 2*h < mask.shape[k] else np.zeros_like(mask)
     return mask & ~inside
 
 # %% ../../nbs/library/4_evaluation/00_distances.ipynb #ca8ec722

@@ -28,8 +28,10 @@ class Overlaps:
 def _labels(part: np.ndarray) -> np.ndarray:
     "A label map with labels that can be counted"
     if part.dtype == bool: return part.view(np.uint8)
-    if part.dtype.kind not in "iu": raise InputError("label map", f"holds {part.dtype} and not integers", "convert it, or name a threshold")
-    if part.min(initial=0) < 0: raise InputError("label map", f"holds the label {part.min()}", "use 0 for background and positive labels")
+    if part.dtype.kind not in "iu":
+        raise InputError("label map", f"holds {part.dtype} and not integers", "convert it, or name a threshold")
+    if part.min(initial=0) < 0:
+        raise InputError("label map", f"holds the label {part.min()}", "use 0 for background and positive labels")
     return part
 
 # %% ../../nbs/library/4_evaluation/01_matching.ipynb #f35ab130
@@ -78,7 +80,8 @@ class Instances:
 
     def matched(self, above: float) -> np.ndarray:  # at least 0.5, so that matches are unique
         "IoU of the matched pairs"
-        if not .5 <= above <= 1: raise InputError("threshold", f"is {above}", "give an IoU from 0.5 to 1: matches are then unique")
+        if not .5 <= above <= 1:
+            raise InputError("threshold", f"is {above}", "give an IoU from 0.5 to 1: matches are then unique")
         return self.iou[~at_most(self.iou, above)]
 
 # %% ../../nbs/library/4_evaluation/01_matching.ipynb #ea130445
@@ -109,7 +112,8 @@ def instance_scores(pred: np.ndarray,   # label map, one label an instance
     ap = [h / (objects - h) if objects else np.nan for h in hits]
     rq = 2 * hits[0] / objects if objects else np.nan
     sq = float(found.matched(.5).mean()) if hits[0] else np.nan
-    return dict(pq=rq * sq if hits[0] else rq, rq=rq, sq=sq, ap=float(np.mean(ap)), ap50=ap[0], ap75=ap[THRESHOLDS.index(.75)])
+    return dict(pq=rq * sq if hits[0] else rq, rq=rq,
+                sq=sq, ap=float(np.mean(ap)), ap50=ap[0], ap75=ap[THRESHOLDS.index(.75)])
 
 # %% ../../nbs/library/4_evaluation/01_matching.ipynb #ee69d088
 def stack(labels: np.ndarray) -> np.ndarray:  # bool (instance, *size)
@@ -136,7 +140,7 @@ def _hits(iou: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:  
     return hits
 
 # %% ../../nbs/library/4_evaluation/01_matching.ipynb #e292e80e
-def average_precision(images: Sequence[tuple[np.ndarray, np.ndarray]],  # of each image the IoU matrix and the confidences (predicted,)
+def average_precision(images: Sequence[tuple[np.ndarray, np.ndarray]],  # by image: IoU matrix, confidences (predicted,)
                       threshold: float,                                 # IoU of a hit
                      ) -> float:                                        # 0 to 1
     "Area under precision over recall of a set; nan if it holds no true instance"
@@ -162,4 +166,5 @@ def lesion_scores(pred: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     box = crop(pred, truth)
     found = instances(components(pred[box]), components(truth[box]))
     sensitivity = len(np.unique(found.truth)) / found.true if found.true else np.nan
-    return dict(lesions=found.true, lesion_sensitivity=sensitivity, lesion_false_positives=found.predicted - len(np.unique(found.pred)))
+    return dict(lesions=found.true, lesion_sensitivity=sensitivity,
+                lesion_false_positives=found.predicted - len(np.unique(found.pred)))

@@ -54,7 +54,9 @@ def _decoding(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except MedsegError: raise
-    except MemoryError: raise ResourceError(str(path), "needs more memory than is free here", "use a larger machine, or cut it into parts") from None
+    except MemoryError:
+        raise ResourceError(str(path), "needs more memory than is free here",
+                            "use a larger machine, or cut it into parts") from None
     except Exception as e:
         if isinstance(e, OSError) and e.errno:
             raise InputError(str(path), f"cannot be read ({e.strerror})", "check the file's permissions") from e
@@ -63,7 +65,9 @@ def _decoding(path: Path) -> Iterator[None]:
 
 # %% ../../nbs/library/1_images/01_files.ipynb #be509367
 PIXELS = 500_000_000  # largest image that is read
-STEP = (1e-7, 1e4)     # mm: smallest and largest spacing, from an atom to ten metres; what lies beyond is a mistake, and overflows what is computed from it
+# mm: smallest and largest spacing, from an atom to ten metres; what lies beyond is a mistake, and overflows what is
+# computed from it
+STEP = (1e-7, 1e4)
 
 def _times(shape: tuple) -> str: return " x ".join(str(int(n)) for n in shape)
 
@@ -71,12 +75,14 @@ def _too_large(size: str) -> tuple[str, str]:
     return f"its header asks for {size} pixels, above the limit of {PIXELS:,}", "cut it into parts, or mend the header"
 
 def _check_size(path: Path, shape: tuple) -> None:
-    if min(shape, default=0) < 1: raise InputError(str(path), f"has no pixels (its size is {_times(shape)})", "export it again")
+    if min(shape, default=0) < 1:
+        raise InputError(str(path), f"has no pixels (its size is {_times(shape)})", "export it again")
     if prod(map(int, shape)) > PIXELS: raise InputError(str(path), *_too_large(_times(shape)))
 
 def _check_spacing(path: Path, spacing) -> None:
     if not all(STEP[0] <= s <= STEP[1] for s in spacing):
-        raise InputError(str(path), f"its spacing is {_plain(spacing)} mm, not from {STEP[0]:g} to {STEP[1]:g}", "write the true spacing into the header")
+        raise InputError(str(path), f"its spacing is {_plain(spacing)} mm, not from {STEP[0]:g} to {STEP[1]:g}",
+                         "write the true spacing into the header")
 
 def _check_bytes(path: Path, found: int, needed: int) -> None:
     if found < needed: raise InputError(str(path), f"is cut short ({found} of {needed} bytes)", _AGAIN)
@@ -91,7 +97,8 @@ def _spacing(path: Path, affine: np.ndarray) -> tuple[float, ...]:
     _check_spacing(path, size)
     axes = affine[:3, :3] / size
     if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
-        raise InputError(str(path), "its affine is sheared: the axes are not at right angles", "resample it on a straight grid")
+        raise InputError(str(path), "its affine is sheared: the axes are not at right angles",
+                         "resample it on a straight grid")
     return tuple(float(s) for s in size)
 
 # %% ../../nbs/library/1_images/01_files.ipynb #2074d845
@@ -105,7 +112,8 @@ def _finished(path: Path, image: Image) -> Image:
         raise InputError(str(path), f"holds NaN or infinity in {finite.size - finite.sum()} of {finite.size} values",
                          "replace them before export")
     if array.dtype.kind == "f" and array.dtype.itemsize > 4 and (top := np.abs(array).max()) > np.finfo(np.float32).max:
-        raise InputError(str(path), f"holds the value {top:g}, beyond 32-bit numbers", "mend it, or scale the values down")
+        raise InputError(str(path), f"holds the value {top:g}, beyond 32-bit numbers",
+                         "mend it, or scale the values down")
     if image.spacing: _check_spacing(path, image.spacing)
     array = array.astype(np.uint8) if array.dtype.kind == "b" else array
     image.array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -115,7 +123,8 @@ def _plain(values) -> str: return ", ".join(f"{v:g}" for v in values)
 
 # %% ../../nbs/library/1_images/01_files.ipynb #92e99eb1
 _FORMATS = ("PNG", "GIF", "TIFF", "JPEG", "BMP")
-_EXACT = ("raw", "packbits", "group3", "group4", "tiff_ccitt", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd", "tiff_raw_16")
+_EXACT = ("raw", "packbits", "group3", "group4", "tiff_ccitt",
+          "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd", "tiff_raw_16")
 
 _HUSH = threading.Lock()
 
@@ -144,19 +153,23 @@ def _depth(path: Path, picture) -> int:  # bits of one channel
     return max(picture.tag_v2.get(258, (1,))) if picture.format == "TIFF" else 8
 
 def _check_tiff(path: Path, tags: dict, depth: int) -> None:
-    "Refuse what Pillow misreads: white as zero beyond 8 bits, signed 8 bits, unsigned 32 bits, compressed numbers in the other byte order"
+    """Refuse what Pillow misreads: white as zero beyond 8 bits, signed 8 bits, unsigned 32 bits, compressed numbers in
+    the other byte order"""
     kind = max(tags.get(339, (1,)))
-    if depth > 8 and tags.get(262) == 0: raise InputError(str(path), "stores white as zero", "save it with black as zero")
+    if depth > 8 and tags.get(262) == 0:
+        raise InputError(str(path), "stores white as zero", "save it with black as zero")
     if (depth, kind) in ((8, 2), (32, 1)):
         raise InputError(str(path), "holds signed 8-bit or unsigned 32-bit numbers", "save it as unsigned 8 or 16 bits")
     if depth > 8 and kind > 1 and tags.prefix == b"MM" and tags.get(259, 1) != 1:
-        raise InputError(str(path), "holds compressed signed numbers or floats, high byte first", "save it uncompressed, or low byte first")
+        raise InputError(str(path), "holds compressed signed numbers or floats, high byte first",
+                         "save it uncompressed, or low byte first")
 
 def _check_bands(path: Path, picture) -> None:
     "Refuse what Pillow drops or mixes up: a channel more than it knows, and two colours in more than one bit"
     known = len(picture.getbands())
     if picture.format == "TIFF" and (found := picture.tag_v2.get(277, 1)) > known:
-        raise InputError(str(path), f"has {found} channels, of which only {known} would be read", "save it as grey or RGB")
+        raise InputError(str(path), f"has {found} channels, of which only {known} would be read",
+                         "save it as grey or RGB")
     if picture.format == "BMP" and picture.mode == "1":
         with open(path, "rb") as file: bits = int.from_bytes(file.read(30)[28:], "little")
         if bits > 1: raise InputError(str(path), f"stores two colours in {bits} bits", "save it as PNG")
@@ -177,7 +190,8 @@ def _deep_colour(path: Path, shallow: np.ndarray) -> np.ndarray:
         raise InputError(str(path), "two readers disagree on its 16-bit colours", "save it upright as a 16-bit RGB PNG")
     return deep[..., :3]
 
-def _alpha(path: Path) -> InputError: return InputError(str(path), "has transparent pixels", "flatten it on a background, without alpha")
+def _alpha(path: Path) -> InputError:
+    return InputError(str(path), "has transparent pixels", "flatten it on a background, without alpha")
 
 # %% ../../nbs/library/1_images/01_files.ipynb #696ba23b
 def _pixels(path: Path, picture, stored: bool) -> np.ndarray:
@@ -204,7 +218,9 @@ def _read_picture(path: Path, stored: bool) -> Image:
         if picture.format == "PNG": picture.verify()  # the checksums of all chunks; closes the file
     with _opened(path) as picture:
         frames = getattr(picture, "n_frames", 1)
-        if frames > 1: raise InputError(str(path), f"holds {frames} pictures", "save each as a file of its own, or all as one NIfTI volume")
+        if frames > 1:
+            raise InputError(str(path), f"holds {frames} pictures",
+                             "save each as a file of its own, or all as one NIfTI volume")
         lossy = picture.format == "JPEG" or picture.format == "TIFF" and picture.info.get("compression") not in _EXACT
         array = _pixels(path, picture, stored)
     return Image(array, None, channels=array.shape[2] if array.ndim == 3 else 0, lossy=lossy)
@@ -230,11 +246,13 @@ def _read_array(path: Path, stored: bool) -> Image:
         file = source if source is not path else stack.enter_context(open(path, "rb"))
         shape = _array_shape(file)
         if not 2 <= len(shape) <= 4:
-            raise InputError(str(path), f"has {len(shape)} axes", "save (row, column[, channel]) or (i, j, k[, channel])")
+            raise InputError(str(path), f"has {len(shape)} axes",
+                             "save (row, column[, channel]) or (i, j, k[, channel])")
         _check_size(path, shape)
         file.seek(0)
         array = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1): raise ValueError("more bytes than its header says")  # at the end the archive's checksum is compared
+        # at the end the archive's checksum is compared
+        if file.read(1): raise ValueError("more bytes than its header says")
     return Image(array, None, channels=shape[-1] if len(shape) == 4 or len(shape) == 3 and shape[-1] <= 4 else 0)
 
 # %% ../../nbs/library/1_images/01_files.ipynb #17c1d045
@@ -242,7 +260,8 @@ def _nifti_header(path: Path, start: bytes):
     "Header of a NIfTI file, as it stands there"
     import nibabel as nib
     _check_bytes(path, len(start), 348)
-    kind = nib.Nifti2Header if 540 in (int.from_bytes(start[:4], order) for order in ("little", "big")) else nib.Nifti1Header
+    kind = (nib.Nifti2Header if 540 in (int.from_bytes(start[:4], order) for order in ("little", "big"))
+            else nib.Nifti1Header)
     header = kind(start[:kind.template_dtype.itemsize], check=False)
     if not bytes(header["magic"].item()).startswith(b"n+") or header["sizeof_hdr"] not in (348, 540):
         raise InputError(str(path), "is no single-file NIfTI", "save header and voxels in one .nii.gz")
@@ -252,7 +271,8 @@ def _nifti_shape(path: Path, header) -> tuple[int, ...]:
     shape = tuple(int(n) for n in header["dim"][1:1 + max(int(header["dim"][0]), 0)])
     _check_size(path, shape)
     while len(shape) > 3 and shape[-1] == 1: shape = shape[:-1]
-    if not 2 <= len(shape) <= 4: raise InputError(str(path), f"has {len(shape)} axes", "save a volume (i, j, k) or (i, j, k, channel)")
+    if not 2 <= len(shape) <= 4:
+        raise InputError(str(path), f"has {len(shape)} axes", "save a volume (i, j, k) or (i, j, k, channel)")
     return shape if len(shape) > 2 else (*shape, 1)
 
 # %% ../../nbs/library/1_images/01_files.ipynb #50ac1f41
@@ -260,13 +280,16 @@ def _nifti_affine(path: Path, header) -> np.ndarray:
     "The one affine of a NIfTI header"
     size = header["pixdim"][1:4][:max(int(header["dim"][0]), 1)]
     if not np.isfinite(size).all() or (size <= 0).any():
-        raise InputError(str(path), f"its spacing is {_plain(size)} (zero, negative or no number)", "write the true spacing into pixdim")
+        raise InputError(str(path), f"its spacing is {_plain(size)} (zero, negative or no number)",
+                         "write the true spacing into pixdim")
     _check_spacing(path, size)
     if not all(0 <= header[f"{n}form_code"] <= 5 for n in "sq"):
         raise InputError(str(path), "its sform_code or qform_code is none of NIfTI's", "write the affine with its code")
-    forms = {n: get() for n, get in (("sform", header.get_sform), ("qform", header.get_qform)) if header[f"{n}_code"] > 0}
+    forms = {n: get() for n, get in (("sform", header.get_sform), ("qform", header.get_qform))
+             if header[f"{n}_code"] > 0}
     if not forms:
-        raise InputError(str(path), "has neither sform nor qform, so its orientation is unknown", "write the affine with its code")
+        raise InputError(str(path), "has neither sform nor qform, so its orientation is unknown",
+                         "write the affine with its code")
     if len(forms) == 2 and np.abs(forms["sform"] - forms["qform"]).max() > 1e-3:
         raise InputError(str(path), "its sform and its qform disagree, so readers would place it differently",
                          "keep the right one and set the other's code to 0")
@@ -275,7 +298,8 @@ def _nifti_affine(path: Path, header) -> np.ndarray:
     if not np.allclose(spacing[:len(size)], size, rtol=1e-3):
         raise InputError(str(path), f"its affine says {_plain(spacing)} mm and pixdim {_plain(size)} mm",
                          "write the true spacing into both")
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"): raise InputError(str(path), "its unit of length is not mm", "convert it to mm")
+    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
+        raise InputError(str(path), "its unit of length is not mm", "convert it to mm")
     return affine
 
 # %% ../../nbs/library/1_images/01_files.ipynb #0d35bf19
@@ -293,7 +317,8 @@ def _read_nifti(path: Path, stored: bool) -> Image:
         with nib.imageglobals.LoggingOutputSuppressor():  # what it mends and tells was judged above
             image = (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image).from_bytes(data)
         array = np.asanyarray(image.dataobj).reshape(shape, order="F")
-        if array.dtype == np.float64 and header["bitpix"] <= 16: array = array.astype(np.float32)  # scaled from at most 16 bits
+        # scaled from at most 16 bits
+        if array.dtype == np.float64 and header["bitpix"] <= 16: array = array.astype(np.float32)
     return Image(array, _spacing(path, affine), affine, channels=shape[3] if len(shape) == 4 else 0)
 
 # %% ../../nbs/library/1_images/01_files.ipynb #020c6abe
@@ -302,13 +327,16 @@ def _text_header(path: Path) -> tuple[dict[str, str], bytes]:
     data, nrrd = path.read_bytes(), path.suffix.lower() == ".nrrd"
     end = re.search(rb"\r?\n\r?\n" if nrrd else rb"ElementDataFile *= *[^\n]*\n?", data)
     if not end or nrrd and not data.startswith(b"NRRD"): raise InputError(str(path), "its header is cut short", _AGAIN)
-    lines = re.findall(r"(?m)^([^#:=\r\n]+): +(.*?)\r?$" if nrrd else r"(?m)^([^=\r\n]+)=(.*?)\r?$", data[:end.end()].decode("latin-1"))
+    lines = re.findall(r"(?m)^([^#:=\r\n]+): +(.*?)\r?$" if nrrd else r"(?m)^([^=\r\n]+)=(.*?)\r?$",
+                       data[:end.end()].decode("latin-1"))
     fields = {name.strip().lower(): value.strip() for name, value in lines}
     name = fields.get("data file", fields.get("datafile", "LOCAL")) if nrrd else fields["elementdatafile"]
     if name == "LOCAL": return fields, data[end.end():]
     if nrrd or Path(name).name != name or name == "LIST" or "%" in name:
         raise InputError(str(path), f"its voxels are elsewhere ({name})", "save header and voxels as one .nrrd or .mha")
-    if name == path.name: raise InputError(str(path), "names itself as the file of its voxels", "name the .raw file, or save both as one .mha")
+    if name == path.name:
+        raise InputError(str(path), "names itself as the file of its voxels",
+                         "name the .raw file, or save both as one .mha")
     if not (path.parent / name).is_file():
         raise InputError(str(path), f"its voxels should be in {name}, which does not exist", "copy both files together")
     return fields, (path.parent / name).read_bytes()
@@ -329,16 +357,19 @@ def _counts(path: Path, name: str, text: str, n: int) -> list[int]:
 # %% ../../nbs/library/1_images/01_files.ipynb #cf96abcf
 _TYPES = {"i1": "signed char, int8, met_char", "u1": "uchar, unsigned char, uint8, met_uchar",
           "i2": "short, short int, signed short, signed short int, int16, met_short",
-          "u2": "ushort, unsigned short, unsigned short int, uint16, met_ushort", "i4": "int, signed int, int32, met_int, met_long",
+          "u2": "ushort, unsigned short, unsigned short int, uint16, met_ushort",
+          "i4": "int, signed int, int32, met_int, met_long",
           "u4": "uint, unsigned int, uint32, met_uint, met_ulong",
           "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, met_long_long",
-          "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, met_ulong_long", "f4": "float, met_float", "f8": "double, met_double"}
+          "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, met_ulong_long",
+          "f4": "float, met_float", "f8": "double, met_double"}
 _CODES = {name: code for code, names in _TYPES.items() for name in names.split(", ")}
 
 def _type(path: Path, name: str, big: str | None) -> np.dtype:
     code = _CODES.get(name.lower().removesuffix("_t"))
     if code is None: raise InputError(str(path), f"its voxels are of type {name}", "save it as integers or floats")
-    if big is None and code[1] != "1": raise InputError(str(path), "does not say which byte of a number comes first", "save it again")
+    if big is None and code[1] != "1":
+        raise InputError(str(path), "does not say which byte of a number comes first", "save it again")
     return np.dtype((">" if big else "<") + code)
 
 def _voxels(path: Path, data: bytes, packed: bool, skip: int, needed: int) -> bytes:
@@ -354,7 +385,8 @@ def _voxels(path: Path, data: bytes, packed: bool, skip: int, needed: int) -> by
 
 # %% ../../nbs/library/1_images/01_files.ipynb #4854ea08
 _FLIP = np.diag([-1., -1., 1., 1.])  # LPS to RAS, and back
-_SPACES = {"left-posterior-superior": (-1, -1, 1), "right-anterior-superior": (1, 1, 1), "left-anterior-superior": (-1, 1, 1)}
+_SPACES = {"left-posterior-superior": (-1, -1, 1),
+           "right-anterior-superior": (1, 1, 1), "left-anterior-superior": (-1, 1, 1)}
 _SPACES |= {"".join(word[0] for word in name.split("-")): signs for name, signs in _SPACES.items()}
 
 def _laid_out(path: Path,
@@ -370,7 +402,9 @@ def _laid_out(path: Path,
     array = flat.reshape(sizes[::-1]).T
     if channel is not None: array = np.moveaxis(array, channel, -1)
     channels, axes = (sizes[channel], len(sizes) - 1) if channel is not None else (0, len(sizes))
-    if axes == 2: return Image(array.swapaxes(0, 1), None if spacing is None else tuple(map(float, spacing[::-1])), channels=channels)
+    if axes == 2:
+        return Image(array.swapaxes(0, 1),
+                     None if spacing is None else tuple(map(float, spacing[::-1])), channels=channels)
     if affine is not None: return Image(array, _spacing(path, affine), affine, channels)
     return Image(array, None if spacing is None else tuple(map(float, spacing)), channels=channels)
 
@@ -386,27 +420,33 @@ def _read_nrrd(path: Path, stored: bool) -> Image:
     sizes = _counts(path, "sizes", fields["sizes"], n)
     steps = re.findall(r"none|\([^)]*\)", fields.get("space directions", "").lower())
     kinds = fields.get("kinds", "domain " * n).lower().split()
-    apart = {k for k, kind in enumerate(kinds) if kind not in ("domain", "space", "none", "???")} | {k for k, s in enumerate(steps) if s == "none"}
+    apart = {k for k, kind in enumerate(kinds) if kind not in ("domain", "space", "none", "???")} | {
+        k for k, s in enumerate(steps) if s == "none"}
     if len(apart) > 1 or len(kinds) != n or "complex" in kinds:
         raise InputError(str(path), f"its axes are of the kinds {', '.join(kinds)}", "save one volume in a file")
     channel = min(apart, default=None)
     _check_axes(path, sizes, channel)
     big = dict(little=False, big=True).get(fields.get("endian", "").lower())
     dtype, way = _type(path, fields["type"], big), fields["encoding"].lower()
-    if way not in ("raw", "gzip", "gz"): raise InputError(str(path), f"its voxels are encoded as {way}", "save it raw or with gzip")
-    data = _without_lines(path, data, _counts(path, "line skip", fields.get("line skip", fields.get("lineskip", "0")), 1)[0])
+    if way not in ("raw", "gzip", "gz"):
+        raise InputError(str(path), f"its voxels are encoded as {way}", "save it raw or with gzip")
+    data = _without_lines(path, data,
+                          _counts(path, "line skip", fields.get("line skip", fields.get("lineskip", "0")), 1)[0])
     skip, = _counts(path, "byte skip", fields.get("byte skip", fields.get("byteskip", "0")), 1)
     flat = np.frombuffer(_voxels(path, data, way != "raw", skip, prod(sizes) * dtype.itemsize), dtype)
-    return _laid_out(path, flat, sizes, channel, *_nrrd_grid(path, fields, [s for s in steps if s != "none"], n, channel))
+    return _laid_out(path, flat, sizes, channel,
+                     *_nrrd_grid(path, fields, [s for s in steps if s != "none"], n, channel))
 
 def _without_lines(path: Path, data: bytes, n: int) -> bytes:
     "What follows the first `n` lines"
     if not n: return data
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
-    if not 0 < n <= len(ends): raise InputError(str(path), f"its line skip is {n}, and {len(ends)} lines follow its header", "mend the header")
+    if not 0 < n <= len(ends):
+        raise InputError(str(path), f"its line skip is {n}, and {len(ends)} lines follow its header", "mend the header")
     return data[ends[n - 1] + 1:]
 
-def _nrrd_grid(path: Path, fields: dict[str, str], steps: list[str], n: int, channel: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _nrrd_grid(path: Path, fields: dict[str, str],
+               steps: list[str], n: int, channel: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     "Spacing and affine, where the header tells them"
     axes = n - (channel is not None)
     if "spacings" in fields:
@@ -414,7 +454,8 @@ def _nrrd_grid(path: Path, fields: dict[str, str], steps: list[str], n: int, cha
         return (told if channel is None else np.delete(told, channel)), None
     if not steps: return None, None
     across = np.array([_numbers(path, "space directions", s, axes) for s in steps])
-    if len(across) != axes: raise InputError(str(path), f"has {len(across)} space directions for {axes} axes", "mend the header")
+    if len(across) != axes:
+        raise InputError(str(path), f"has {len(across)} space directions for {axes} axes", "mend the header")
     spacing, signs = np.linalg.norm(across, axis=1), _SPACES.get(fields.get("space", "").lower())
     if axes != 3 or signs is None: return spacing, None
     affine = np.eye(4)
@@ -430,20 +471,25 @@ def _read_meta(path: Path, stored: bool) -> Image:
     sizes, channel = _counts(path, "DimSize", fields["dimsize"], n), None
     if parts != 1: sizes, channel = [parts, *sizes], 0
     _check_axes(path, sizes, channel)
-    if fields.get("binarydata", "true").lower() == "false": raise InputError(str(path), "its voxels are encoded as text", "save it raw or compressed")
-    if {fields.get("elementtointensityfunctionslope", "1"), fields.get("elementtointensityfunctionoffset", "0")} - {"1", "0"}:
+    if fields.get("binarydata", "true").lower() == "false":
+        raise InputError(str(path), "its voxels are encoded as text", "save it raw or compressed")
+    if {fields.get("elementtointensityfunctionslope", "1"),
+        fields.get("elementtointensityfunctionoffset", "0")} - {"1", "0"}:
         raise InputError(str(path), "scales its numbers, which readers pass over", "save the scaled numbers")
     dtype = _type(path, fields["elementtype"], yes("binarydatabyteordermsb", "elementbyteordermsb"))
     packed, skip = yes("compresseddata"), _counts(path, "HeaderSize", fields.get("headersize", "0"), 1)[0]
     if packed and fields.get("compresseddatasize") != str(len(data)):  # others then return wrong numbers
-        raise InputError(str(path), f"has {len(data)} compressed bytes, its header says {fields.get('compresseddatasize', 'nothing')}", "save it again")
+        raise InputError(str(path),
+                         f"has {len(data)} compressed bytes, its header says "
+                         f"{fields.get('compresseddatasize', 'nothing')}", "save it again")
     flat = np.frombuffer(_voxels(path, data, packed, skip, prod(sizes) * dtype.itemsize), dtype)
     return _laid_out(path, flat, sizes, channel, *_meta_grid(path, fields, n))
 
 def _meta_grid(path: Path, fields: dict[str, str], n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     "Spacing and affine, where the header tells them"
     def told(*names): return next(((name, fields[name]) for name in names if name in fields), None)
-    steps, turn, place = told("elementspacing", "elementsize"), told("transformmatrix", "orientation", "rotation"), told("offset", "position", "origin")
+    steps, turn, place = told("elementspacing", "elementsize"), told("transformmatrix", "orientation",
+                                                                     "rotation"), told("offset", "position", "origin")
     if steps is None: return None, None
     spacing = _numbers(path, *steps, n)
     if turn is None or n != 3: return spacing, None
@@ -461,14 +507,18 @@ def _dicom(path: Path):
         with unquoted(path): slice_ = pydicom.dcmread(path)
     except InputError as e:
         if not isinstance(e.__cause__, pydicom.errors.InvalidDicomError): raise
-        raise InputError(str(path), "is no DICOM file (the preamble is missing)", "export it again as a DICOM file") from None
-    if "PixelData" not in slice_: raise InputError(str(path), "holds no pixels", "take it out of the folder, or export the images")
+        raise InputError(str(path), "is no DICOM file (the preamble is missing)",
+                         "export it again as a DICOM file") from None
+    if "PixelData" not in slice_:
+        raise InputError(str(path), "holds no pixels", "take it out of the folder, or export the images")
     if int(slice_.get("NumberOfFrames") or 1) > 1:
         raise InputError(str(path), "holds several frames", "convert it to NIfTI, or export single frames")
     _check_size(path, (_tag(path, slice_, "Rows"), _tag(path, slice_, "Columns")))
     check_slice(path, slice_)
-    if (high := slice_.get("HighBit")) != (bits := slice_.get("BitsStored")) - 1:  # decoders take the lowest bits in any case
-        raise InputError(str(path), f"keeps its {bits:d} bits up to bit {high:d}, not in the lowest", "export it again in the usual layout")
+    # decoders take the lowest bits in any case
+    if (high := slice_.get("HighBit")) != (bits := slice_.get("BitsStored")) - 1:
+        raise InputError(str(path), f"keeps its {bits:d} bits up to bit {high:d}, not in the lowest",
+                         "export it again in the usual layout")
     return slice_
 
 def _is_lossy(slice_) -> bool:
@@ -477,7 +527,8 @@ def _is_lossy(slice_) -> bool:
     return slice_.get("LossyImageCompression") == "01" or slice_.file_meta.TransferSyntaxUID in changed
 
 def _tag(path: Path, slice_, name: str):
-    if slice_.get(name) is None: raise InputError(str(path), f"has no {name}", "export the original image, with its geometry")
+    if slice_.get(name) is None:
+        raise InputError(str(path), f"has no {name}", "export the original image, with its geometry")
     return slice_[name].value
 
 # %% ../../nbs/library/1_images/01_files.ipynb #6f13b163
@@ -488,7 +539,9 @@ def _check_decoder(path: Path, slice_) -> None:
     try: there = get_decoder(syntax).is_available
     except NotImplementedError: there = False
     if there: return
-    raise InputError(str(path), f"its transfer syntax {syntax.name if syntax.name != str(syntax) else '(unknown)'} needs a decoder that is not installed",
+    raise InputError(str(path),
+                     f"its transfer syntax {syntax.name if syntax.name != str(syntax) else '(unknown)'} needs a "
+                     "decoder that is not installed",
                      "pip install pylibjpeg[all], or save it uncompressed")
 
 @naming
@@ -503,14 +556,16 @@ def _dicom_pixels(path: Path, slice_) -> np.ndarray:  # (row, column[, channel])
             raw = (-1 if slice_.PixelRepresentation else 2 ** slice_.BitsStored - 1) - raw
         if {"ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"}.isdisjoint(slice_.dir()): return raw
         values = apply_modality_lut(raw, slice_)
-        whole = values.dtype.kind == "f" and (values == np.rint(values)).all() and float(slice_.get("RescaleSlope", 1)).is_integer()
+        whole = (values.dtype.kind == "f" and (values == np.rint(values)).all()
+                 and float(slice_.get("RescaleSlope", 1)).is_integer())
         if whole: return values.astype(np.int32 if np.abs(values).max() < 2 ** 31 else np.float64)
         return values.astype(np.float32) if values.dtype.kind == "f" else values
 
 def _dicom_spacing(path: Path, slice_) -> tuple[float, float]:  # between rows, between columns
     rows, columns = (float(s) for s in _tag(path, slice_, "PixelSpacing"))
     if not (rows > 0 and columns > 0):
-        raise InputError(str(path), f"its PixelSpacing is {rows:g}, {columns:g}", "export it again with the true spacing")
+        raise InputError(str(path), f"its PixelSpacing is {rows:g}, {columns:g}",
+                         "export it again with the true spacing")
     return rows, columns
 
 @naming
@@ -525,13 +580,16 @@ def _series(folder: Path) -> list[tuple[Path, object]]:
     "The slices of the one series in a folder"
     def is_dicom(path):
         with open(path, "rb") as file: return file.read(132)[128:] == b"DICM" or path.suffix.lower() == ".dcm"
-    paths = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR" and is_dicom(p)]
+    paths = [p for p in sorted(folder.iterdir()) if p.is_file()
+             and not p.name.startswith(".") and p.name != "DICOMDIR" and is_dicom(p)]
     slices = [(p, _dicom(p)) for p in paths]
     if len(slices) < 2:
-        raise InputError(str(folder), f"holds {len(slices)} DICOM slices", "name the folder of a whole series, or a single file")
+        raise InputError(str(folder), f"holds {len(slices)} DICOM slices",
+                         "name the folder of a whole series, or a single file")
     uids = [_tag(p, s, "SeriesInstanceUID") for p, s in slices]
     if len(set(uids)) > 1:
-        found = ", ".join(f"{next(p.name for (p, _), v in zip(slices, uids) if v == u)} and {uids.count(u) - 1} more" for u in sorted(set(uids)))
+        found = ", ".join(f"{next(p.name for (p, _), v in zip(slices, uids) if v == u)} and {uids.count(u) - 1} more"
+                          for u in sorted(set(uids)))
         raise InputError(str(folder), f"holds several series: {found}", "put each series into a folder of its own")
     if len({str(s.get("PatientID", "")) for _, s in slices}) > 1:
         raise InputError(str(folder), "holds slices of several patients", "put each patient into a folder of its own")
@@ -555,9 +613,12 @@ def _sorted_series(folder: Path, slices: list) -> tuple[list, np.ndarray]:
     steps = np.diff(places @ normal)
     step = np.median(steps)
     for (a, _), (b, _), d in zip(slices, slices[1:], steps):
-        if d < 1e-3: raise InputError(str(folder), f"{a.name} and {b.name} are at the same position", "keep one of them")
+        if d < 1e-3:
+            raise InputError(str(folder), f"{a.name} and {b.name} are at the same position", "keep one of them")
         if abs(d - step) > .05 * step:
-            raise InputError(str(folder), f"{a.name} and {b.name} are {d:g} mm apart, others {step:g} mm: a slice is missing or misplaced",
+            raise InputError(str(folder),
+                             f"{a.name} and {b.name} are {d:g} mm apart, others {step:g} mm: a slice is missing or "
+                             "misplaced",
                              "export the whole series")
     drift = np.linalg.norm((places[-1] - places[0]) - steps.sum() * normal) / steps.sum()
     if drift > 1e-3:
@@ -578,8 +639,10 @@ def _read_series(folder: Path) -> Image:
 
 # %% ../../nbs/library/1_images/01_files.ipynb #ef2c7d17
 _READERS: dict[str, Callable[[Path, bool], Image]] = {
-    **dict.fromkeys((".png", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"), _read_picture), ".npy": _read_array, ".npz": _read_array,
-    ".nii": _read_nifti, ".nii.gz": _read_nifti, ".nrrd": _read_nrrd, ".mhd": _read_meta, ".mha": _read_meta, ".dcm": _read_dicom}
+    **dict.fromkeys((".png", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"), _read_picture),
+    ".npy": _read_array, ".npz": _read_array,
+    ".nii": _read_nifti, ".nii.gz": _read_nifti, ".nrrd": _read_nrrd,
+    ".mhd": _read_meta, ".mha": _read_meta, ".dcm": _read_dicom}
 
 SUFFIXES = tuple(_READERS)
 
@@ -592,10 +655,13 @@ def _read(path: Path, stored: bool = False) -> Image:
     path = Path(path)
     with _decoding(path):
         if path.is_dir(): return _finished(path, _read_series(path))
-        if not path.is_file(): raise InputError(str(path), "is no regular file" if path.exists() else "does not exist", "check the name")
-        if suffix(path) not in _READERS: raise InputError(str(path), "is of no known format", f"save it as one of: {', '.join(SUFFIXES)}")
+        if not path.is_file():
+            raise InputError(str(path), "is no regular file" if path.exists() else "does not exist", "check the name")
+        if suffix(path) not in _READERS:
+            raise InputError(str(path), "is of no known format", f"save it as one of: {', '.join(SUFFIXES)}")
         if not (size := path.stat().st_size): raise InputError(str(path), "is empty (0 bytes)", _AGAIN)
-        if size > 8 * PIXELS + 2 ** 26: raise InputError(str(path), f"has {size:,} bytes, more than {PIXELS:,} pixels take", "cut it into parts")
+        if size > 8 * PIXELS + 2 ** 26:
+            raise InputError(str(path), f"has {size:,} bytes, more than {PIXELS:,} pixels take", "cut it into parts")
         return _finished(path, _READERS[suffix(path)](path, stored))
 
 def read(path: Path  # a file of a known format, or the folder of a DICOM series
@@ -610,7 +676,8 @@ class Encoding(BaseModel, extra="forbid", frozen=True):
     threshold: float | None = Field(None, allow_inf_nan=False)  # threshold: greater values are label 1
     readers: int | None = Field(None, ge=1, le=32)             # bits: number of readers
     consensus: int | None = Field(None, ge=1)                  # bits: readers that must agree where one mask is wanted
-    colours: dict[str, int] | None = Field(None, min_length=1) # colours: "#rrggbb" to label; all colours of the files, the background's too
+    colours: dict[str, int] | None = Field(
+        None, min_length=1) # colours: "#rrggbb" to label; all colours of the files, the background's too
 
     @model_validator(mode="after")
     def _fields_fit(self):
@@ -620,7 +687,8 @@ class Encoding(BaseModel, extra="forbid", frozen=True):
         if given - needed: raise ValueError(f"encoding `{self.kind}` has no `{min(given - needed)}`")
         if self.consensus and self.consensus > self.readers: raise ValueError("`consensus` is greater than `readers`")
         wrong = [c for c, v in (self.colours or {}).items() if not re.fullmatch("#[0-9a-f]{6}", c) or v < 0]
-        if wrong: raise ValueError(f"colour `{wrong[0]}` is not written as `#rrggbb` in lower case, or its label is negative")
+        if wrong:
+            raise ValueError(f"colour `{wrong[0]}` is not written as `#rrggbb` in lower case, or its label is negative")
         return self
 
 # %% ../../nbs/library/1_images/01_files.ipynb #b19eb396
@@ -640,7 +708,8 @@ def _one_channel(subject: str, mask: Image) -> np.ndarray:
     "The array of a mask whose channels are all equal"
     if not mask.channels: return mask.array
     if (mask.array != mask.array[..., :1]).any():
-        raise InputError(subject, f"has {mask.channels} channels that differ", "save one channel, or declare the encoding `colours`")
+        raise InputError(subject, f"has {mask.channels} channels that differ",
+                         "save one channel, or declare the encoding `colours`")
     return mask.array[..., 0]
 
 # %% ../../nbs/library/1_images/01_files.ipynb #33311622
@@ -648,14 +717,17 @@ def _from_bits(subject: str, array: np.ndarray, readers: int) -> np.ndarray:  # 
     "Reader k's outline, from bit k"
     array = _whole(subject, array)
     if array.max() >= 2 ** readers:
-        raise InputError(subject, f"holds {array.max()}, too great for the bits of {readers} readers", "mend `readers` or the file")
+        raise InputError(subject, f"holds {array.max()}, too great for the bits of {readers} readers",
+                         "mend `readers` or the file")
     return np.stack([(array >> k) & 1 for k in range(readers)]).astype(bool)
 
 def _above(subject: str, array: np.ndarray, threshold: float) -> np.ndarray:
     "1 where the array is above a threshold that its type can lie on both sides of"
     known = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
     if known and not known.min <= threshold < known.max:
-        raise InputError(subject, f"holds {array.dtype} numbers, which never lie on both sides of the threshold {threshold:g}", "mend `threshold`")
+        raise InputError(subject,
+                         f"holds {array.dtype} numbers, which never lie on both sides of the threshold {threshold:g}",
+                         "mend `threshold`")
     return (array > threshold).astype(np.uint8)
 
 def consensus(readers: np.ndarray, # (readers, …) of bool
@@ -692,16 +764,20 @@ def check_pair(image: Image,
               ) -> None:
     "Refuse a mask that is not on the image's grid"
     if tuple(mask_shape) != image.shape:
-        raise InputError(subject, f"the mask is {_times(mask_shape)} and the image {_times(image.shape)}", "export both on one grid")
+        raise InputError(subject, f"the mask is {_times(mask_shape)} and the image {_times(image.shape)}",
+                         "export both on one grid")
     if image.affine is None or mask_affine is None: return
     off = np.abs(image.affine - mask_affine).max()
-    if off > 1e-3: raise InputError(subject, f"the affines of mask and image differ by {off:g}", "resample the mask on the image's grid")
+    if off > 1e-3:
+        raise InputError(subject, f"the affines of mask and image differ by {off:g}",
+                         "resample the mask on the image's grid")
 
 # %% ../../nbs/library/1_images/01_files.ipynb #39d5ecd9
 def _from_files(folder: Path) -> Image:
     "Label map of a folder that holds one mask for each instance"
     paths = sorted(p for p in folder.iterdir() if suffix(p) in SUFFIXES) if folder.is_dir() else []
-    if not paths: raise InputError(str(folder), "is no folder of masks", "name a folder that holds one file for each instance")
+    if not paths:
+        raise InputError(str(folder), "is no folder of masks", "name a folder that holds one file for each instance")
     whole = None
     for number, path in enumerate(paths, 1):
         part = _read(path, stored=True)
@@ -710,7 +786,8 @@ def _from_files(folder: Path) -> Image:
         check_pair(whole, part.shape, str(path), part.affine)
         inside = _one_channel(str(path), part) > 0
         if not inside.any(): raise InputError(str(path), "is empty", "take it out of the folder, or mend it")
-        if whole.array[inside].any(): raise InputError(str(path), "overlaps another instance", "give each pixel to one instance")
+        if whole.array[inside].any():
+            raise InputError(str(path), "overlaps another instance", "give each pixel to one instance")
         whole.array[inside] = number
     return whole
 
@@ -726,7 +803,8 @@ def read_mask(path: Path,                # of a file; for `files` of a folder
     subject, kind = str(path), encoding.kind
     mask = _from_files(Path(path)) if kind == "files" else _read(path, stored=kind in ("labels", "bits"))
     if mask.lossy and kind != "threshold": raise _lossy(subject)
-    if _READERS.get(suffix(path)) is _read_array and mask.array.ndim == 3 and not (image and image.shape == mask.shape): mask.channels = 0
+    if _READERS.get(suffix(path)) is _read_array and mask.array.ndim == 3 and not (image and image.shape == mask.shape):
+        mask.channels = 0
     if image is not None: check_pair(image, mask.shape, subject, mask.affine)
     if kind == "colours": return _from_colours(subject, mask, encoding.colours)
     array = _one_channel(subject, mask)
@@ -743,7 +821,8 @@ def check_labels(mask: np.ndarray,          # label map
     values, counts = np.unique(mask, return_counts=True)
     unknown = ~np.isin(values, [0, *label_map.values()])
     if unknown.any():
-        raise InputError(subject, f"values that are not in the label map: {_histogram(values[unknown], counts[unknown])}",
+        raise InputError(subject,
+                         f"values that are not in the label map: {_histogram(values[unknown], counts[unknown])}",
                          "add them to `labels` or mend the mask")
 
 # %% ../../nbs/library/1_images/01_files.ipynb #a3ce061e

@@ -44,7 +44,8 @@ def unquoted(path: object) -> Iterator[None]:
     except (MedsegError, MemoryError): raise
     except Exception as e:
         if isinstance(e, OSError) and e.errno: raise
-        raise InputError(str(path), f"is damaged or cut short ({type(e).__name__})", "copy it again from its source and compare the hash") from e
+        raise InputError(str(path), f"is damaged or cut short ({type(e).__name__})",
+                         "copy it again from its source and compare the hash") from e
 
 def naming(reader: Callable) -> Callable:
     "A reader, whose first argument is a path, that raises nothing else"
@@ -56,22 +57,30 @@ def naming(reader: Callable) -> Callable:
 # %% ../../nbs/library/1_images/00_headers.ipynb #f0900012
 _PLACE = dict(ImagePositionPatient=3, ImageOrientationPatient=6, PixelSpacing=2)  # how many numbers each has
 
-def numbers(path: object, slice_, name: str, count: int) -> np.ndarray | None:  # None where the header has no such element
+def numbers(path: object, slice_, name: str,
+            count: int) -> np.ndarray | None:  # None where the header has no such element
     "Finite numbers of an element; raises InputError"
     if slice_.get(name) in (None, "", []): return None
     try: values = np.array(slice_[name].value, float).reshape(-1)
     except (ValueError, TypeError): values = np.array([])
     if len(values) != count or not np.isfinite(values).all():
-        raise InputError(str(path), f"its {name} is not {count} finite number{'s' * (count > 1)}", "export it again from its source")
+        raise InputError(str(path), f"its {name} is not {count} finite number{'s' * (count > 1)}",
+                         "export it again from its source")
     return values
 
 def check_scale(path: object, slice_) -> None:
     "Refuse a slice whose rescale elements give no values; raises InputError"
     there = [n for n in ("RescaleSlope", "RescaleIntercept") if n in slice_]
-    if len(there) == 1: raise InputError(str(path), f"has {there[0]} alone, without its partner", "export it with RescaleSlope and RescaleIntercept")
+    if len(there) == 1:
+        raise InputError(str(path), f"has {there[0]} alone, without its partner",
+                         "export it with RescaleSlope and RescaleIntercept")
     values = [numbers(path, slice_, n, 1) for n in there]
-    if any(v is None for v in values): raise InputError(str(path), "has a RescaleSlope or RescaleIntercept without a value", "export it again from its source")
-    if values and values[0][0] == 0: raise InputError(str(path), "its RescaleSlope is 0, which makes all values equal", "export it again from its source")
+    if any(v is None for v in values):
+        raise InputError(str(path), "has a RescaleSlope or RescaleIntercept without a value",
+                         "export it again from its source")
+    if values and values[0][0] == 0:
+        raise InputError(str(path), "its RescaleSlope is 0, which makes all values equal",
+                         "export it again from its source")
 
 def check_slice(path: object, slice_) -> None:
     "Refuse a slice whose place or scale cannot be meant; raises InputError"
@@ -79,7 +88,8 @@ def check_slice(path: object, slice_) -> None:
     if (axes := place["ImageOrientationPatient"]) is not None:
         across, down = axes.reshape(2, 3)
         if max(abs(across @ across - 1), abs(down @ down - 1), abs(across @ down)) > .02:
-            raise InputError(str(path), "its ImageOrientationPatient is no pair of unit vectors at right angles", "export it again from its source")
+            raise InputError(str(path), "its ImageOrientationPatient is no pair of unit vectors at right angles",
+                             "export it again from its source")
     check_scale(path, slice_)
 
 # %% ../../nbs/library/1_images/00_headers.ipynb #f0900015
@@ -90,12 +100,15 @@ def check_series(slices: list[tuple[Path, object]]) -> None:  # file and dataset
     seen: dict[str, Path] = {}
     for path, slice_ in slices:
         uid = str(slice_.get("SOPInstanceUID", ""))
-        if uid and uid in seen: raise InputError(str(path), f"has the SOPInstanceUID of {seen[uid].name}", "give each slice a UID of its own")
+        if uid and uid in seen:
+            raise InputError(str(path), f"has the SOPInstanceUID of {seen[uid].name}",
+                             "give each slice a UID of its own")
         seen[uid] = path
     first, whole = slices[0]
     for path, slice_ in slices:
         if odd := [n for n in _SCALE if (n in slice_) != (n in whole)]:
-            raise InputError(str(path), f"differs from {first.name} in whether it has {odd[0]}", "export the whole series in one way")
+            raise InputError(str(path), f"differs from {first.name} in whether it has {odd[0]}",
+                             "export the whole series in one way")
 
 # %% ../../nbs/library/1_images/00_headers.ipynb #f0900018
 _TEXT = ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
@@ -107,7 +120,9 @@ def _allowed(keyword: str, vr: str, value: object) -> bool:
     from pydicom import config, valuerep
     text = str(value)
     if vr in _COUNTED or not text: return True
-    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", re.sub(r"[\r\n\t\f]", "", text) if vr in ("LT", "ST", "UT") else text): return False
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]",
+                 re.sub(r"[\r\n\t\f]", "", text) if vr in ("LT", "ST", "UT") else text):
+        return False
     if vr == "UI": return bool(re.fullmatch(r"[0-9.]{1,64}", text))
     if vr in ("DS", "IS"): return bool(np.isfinite(float(text)))
     if vr in ("DA", "TM"): getattr(valuerep, vr)(text)

@@ -61,12 +61,14 @@ def failure(e: BaseException) -> str:
     return type(e).__name__ + (f" in {Path(places[-1].filename).name}, line {places[-1].lineno}" if places else "")
 
 # %% ../../nbs/library/0_kit/00_core.ipynb #e7a1c14f
-_UNFIT = {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ, errno.ENXIO, errno.ENODEV, errno.EBUSY}
+_UNFIT = {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
+          errno.EINVAL, errno.EILSEQ, errno.ENXIO, errno.ENODEV, errno.EBUSY}
 
 def refusal(e: OSError, path: object) -> MedsegError | None:  # None for what is not a matter of disk or permission
     "The operating system's refusal to write as an error of the kit"
     if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return ResourceError(str(path), "the disk is full", "free some space and call again; earlier results are untouched")
+        return ResourceError(str(path), "the disk is full",
+                             "free some space and call again; earlier results are untouched")
     if e.errno in _UNFIT or isinstance(e, (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)):
         return InputError(str(path), f"cannot be written ({e.strerror})", "choose a folder that you may write to")
 
@@ -75,7 +77,8 @@ def writing(path: Path  # what is being written; named in the error
            ) -> Iterator[None]:
     "Raise the operating system's refusals as errors of the kit"
     try: yield
-    except FileNotFoundError as e: raise InputError(str(path), f"cannot be written ({e.strerror})", "choose another place") from None
+    except FileNotFoundError as e:
+        raise InputError(str(path), f"cannot be written ({e.strerror})", "choose another place") from None
     except OSError as e: raise refusal(e, path) or e from None
 
 # %% ../../nbs/library/0_kit/00_core.ipynb #fe0c6890
@@ -123,7 +126,8 @@ def manifest_folders() -> dict[str, Path]:
 def manifest_folder(id: str) -> Path: return manifest_folders()[choose(id, sorted(manifest_folders()), "data set")]
 
 # %% ../../nbs/library/0_kit/00_core.ipynb #1d4df5c7
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link",
+          stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 def kind_of(path: Path) -> str:  # "a file", "a folder", "a link", "a device", …; empty where there is nothing
     "What lies at a path; a link is not followed"
@@ -137,13 +141,15 @@ def output_file(path: Path) -> Path:
     raise InputError(str(path), f"cannot be written: it is {kind}", "name a new file")
 
 def output_folder(path: Path,
-                  mark: str = "",  # pattern of a name that the command itself writes; a folder that holds one is the command's own
+                  mark: str = "",  # pattern of a name that the command writes: a folder that holds one is the command's
                  ) -> Path:
     "`path`, if results may be written there: nothing lies there, or an empty folder, or one of the command's own"
     path, kind = Path(path), kind_of(path)
-    if kind not in ("", "a folder"): raise InputError(str(path), f"cannot be written: it is {kind}", "name a new folder")
+    if kind not in ("", "a folder"):
+        raise InputError(str(path), f"cannot be written: it is {kind}", "name a new folder")
     with writing(path):
-        if Path.cwd().is_relative_to(os.path.realpath(path)): raise InputError(str(path), "is the folder that you are in, or holds it", "name a new folder")
+        if Path.cwd().is_relative_to(os.path.realpath(path)):
+            raise InputError(str(path), "is the folder that you are in, or holds it", "name a new folder")
         if not kind or not any(path.iterdir()) or mark and any(not p.is_symlink() for p in path.glob(mark)): return path
     raise InputError(str(path), f"is not empty{f' and holds no {mark}' if mark else ''}", "name a new folder")
 
@@ -154,7 +160,8 @@ def write(path: Path,           # where; missing folders are made
          ) -> Path:
     "Write a file atomically"
     path = output_file(path)
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # a file's name may hold what is no text
+    # a file's name may hold what is no text
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -171,7 +178,8 @@ def write(path: Path,           # where; missing folders are made
 def plain(value: object) -> object:
     "`value` as JSON knows it: NumPy scalars and arrays unpacked, NaN and infinities as None, paths as text"
     if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)): return [plain(v) for v in (sorted(value) if isinstance(value, set) else value)]
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return [plain(v) for v in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, np.generic): value = value.item()
     if isinstance(value, float): return value if np.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
@@ -183,7 +191,8 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?%?|[-+]?(inf|nan)")
 
 def harmless(cell: object) -> object:
     "A cell that no spreadsheet takes for a formula"
-    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(tuple("=+-@\t\r\n＝＋－＠")) or _NUMBER.fullmatch(cell): return cell
+    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(tuple("=+-@\t\r\n＝＋－＠")) or _NUMBER.fullmatch(cell):
+        return cell
     return "'" + cell
 
 
@@ -193,7 +202,8 @@ def replace_folder(new: Path,  # finished folder, on the same disk
                   ) -> None:
     "Put `new` in the place of the folder `place`"
     import shutil
-    if (kind := kind_of(place)) not in ("", "a folder"): raise InputError(str(place), f"cannot be written: it is {kind}", "name a new folder")
+    if (kind := kind_of(place)) not in ("", "a folder"):
+        raise InputError(str(place), f"cannot be written: it is {kind}", "name a new folder")
     old = new.with_name(new.name + "-old")
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +237,8 @@ def need(device: str) -> None:
     "Refuse to compute on a device that is not here"
     if device == "cpu": return
     import torch
-    if not torch.cuda.is_available(): raise ResourceError(f"device {device}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
+    if not torch.cuda.is_available():
+        raise ResourceError(f"device {device}", "there is no GPU here", "use profile cpu, or a machine with CUDA")
 
 # %% ../../nbs/library/0_kit/00_core.ipynb #466bc682
 def machine_class() -> str:
@@ -240,7 +251,8 @@ def machine_class() -> str:
 def peak() -> float:  # MB
     "Largest memory that this process has had; nan where the system does not say"
     status = Path("/proc/self/status")
-    if status.exists(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6  # getrusage would count the parent's too
+    # getrusage would count the parent's too
+    if status.exists(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6
     try: import resource
     except ImportError: return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
@@ -253,18 +265,21 @@ def read_text(path: Path,
              ) -> str:           # with Unix line ends
     "A regular file as UTF-8 text"
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode): raise InputError(str(path), "is no regular file", "name a file of text")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(str(path), "is no regular file", "name a file of text")
         with open(path, encoding="utf-8-sig") as f: text = f.read(most + 1)
     except FileNotFoundError: raise InputError(str(path), "does not exist", "check the name") from None
     except UnicodeDecodeError: raise InputError(str(path), "is not UTF-8 text", "save it as UTF-8") from None
-    except OSError as e: raise InputError(str(path), f"cannot be read ({e.strerror})", "check the name and the permissions") from None
+    except OSError as e:
+        raise InputError(str(path), f"cannot be read ({e.strerror})", "check the name and the permissions") from None
     if len(text) > most: raise InputError(str(path), f"is longer than {most:,} letters", "cut it into parts")
     return text
 
 def read_json(path: Path) -> object:
     "A regular file as JSON"
     try: return json.loads(read_text(path))
-    except (ValueError, RecursionError) as e: raise InputError(str(path), f"is not JSON ({e})", "restore it, or write it again") from None
+    except (ValueError, RecursionError) as e:
+        raise InputError(str(path), f"is not JSON ({e})", "restore it, or write it again") from None
 
 
 # %% ../../nbs/library/0_kit/00_core.ipynb #63f88148
@@ -283,9 +298,11 @@ def read_yaml(path: Path) -> dict:
     "A YAML file whose top is a mapping"
     text = read_text(path, YAML)
     try: content = yaml.load(text, Loader=_UniqueKeys)
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as e:  # what odd tags and deep nesting raise
+    except (yaml.YAMLError, ValueError, TypeError, LookupError,
+            AttributeError, OverflowError, RecursionError) as e:  # what odd tags and deep nesting raise
         line = f" in line {e.problem_mark.line + 1}" if getattr(e, "problem_mark", None) else ""
-        raise InputError(str(path), f"is not valid YAML{line} ({getattr(e, 'problem', None) or e})", "mend that line") from None
+        raise InputError(str(path), f"is not valid YAML{line} ({getattr(e, 'problem', None) or e})",
+                         "mend that line") from None
     if not isinstance(content, dict): raise InputError(str(path), "holds no mapping", "write `key: value` lines")
     return content
 
@@ -339,7 +356,8 @@ def bounded(seconds: float,  # of processor time
     before = signal.signal(signal.SIGPROF, end)
     signal.setitimer(signal.ITIMER_PROF, seconds, 1)  # and again, where the first one was swallowed
     try: yield
-    except _Spent: raise ResourceError(subject, f"took more than {seconds:g} seconds of processor time", remedy) from None
+    except _Spent:
+        raise ResourceError(subject, f"took more than {seconds:g} seconds of processor time", remedy) from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

@@ -25,19 +25,26 @@ def unlocked() -> list[str]:
     lock = root() / "requirements.lock"
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
     wanted = [r for r in map(Requirement, filter(None, lines)) if r.marker is None or r.marker.evaluate()]
-    return [f"{r.name} {v}, locked {r.specifier}" for r in wanted if (v := _installed(r.name)) and not r.specifier.contains(v.split("+")[0], prereleases=True)]
+    return [f"{r.name} {v}, locked {r.specifier}" for r in wanted
+            if (v := _installed(r.name)) and not r.specifier.contains(v.split("+")[0], prereleases=True)]
 
 # %% ../../nbs/library/0_kit/05_doctor.ipynb #b965299f
 def examine() -> list[dict]:  # what, found, ok
     "What matters for running the study"
-    if not root().is_dir(): raise InputError(str(root()), "is no folder", "let MEDSEG_ROOT name the folder of the project")
+    if not root().is_dir():
+        raise InputError(str(root()), "is no folder", "let MEDSEG_ROOT name the folder of the project")
     free = shutil.disk_usage(root()).free / 2**30
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else float("nan")
+    memory = (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+              if hasattr(os, "sysconf") else float("nan"))
     other = unlocked()
     known = manifest_folders()
     here = [d for d in known if any((p / d).is_dir() for p in [folder("cache"), *data_folders()])]
-    rows = [("python", platform.python_version(), platform.python_version_tuple() >= ("3", "11")), ("machine", machine_class(), True),
-            ("cores", os.cpu_count(), True), ("memory", f"{memory:.0f} GiB", not memory < 3.5), ("free disk", f"{free:.0f} GiB", free > 2),
-            ("locked versions", "; ".join(other[:5]) or "installed", not other), ("data sets here", ", ".join(here) or "phantoms only", True)]
-    rows += [(tool, _installed(tool) or "not installed", _installed(tool) is not None) for tool in ("torch", "papermill", "typst", "pypandoc-binary")]
+    rows = [("python", platform.python_version(), platform.python_version_tuple() >= ("3", "11")),
+            ("machine", machine_class(), True),
+            ("cores", os.cpu_count(), True), ("memory", f"{memory:.0f} GiB", not memory < 3.5),
+            ("free disk", f"{free:.0f} GiB", free > 2),
+            ("locked versions", "; ".join(other[:5]) or "installed", not other),
+            ("data sets here", ", ".join(here) or "phantoms only", True)]
+    rows += [(tool, _installed(tool) or "not installed", _installed(tool) is not None)
+             for tool in ("torch", "papermill", "typst", "pypandoc-binary")]
     return [dict(what=w, found=f, ok=bool(ok)) for w, f, ok in rows]

@@ -25,7 +25,8 @@ class State:
     def json(self, path: str) -> dict:
         try: found = json.loads(self.read(path)) if path in self.files else {}
         except (ValueError, RecursionError): found = None
-        if not isinstance(found, dict): raise InputError(path, "is no JSON object", "restore it, or run its section again")
+        if not isinstance(found, dict):
+            raise InputError(path, "is no JSON object", "restore it, or run its section again")
         return found
 
 def blob(data: bytes) -> str: return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -37,18 +38,23 @@ def _compared(path: str) -> bool:
     return not name.startswith("measured") and name != "provenance.json"
 
 def _of_folder(place: Path) -> State:
-    files = [p for name in (*PROFILES, "peers") for p in sorted((place / name).rglob("*"))]  # nothing else: the folder may be a whole disk
-    found = {p.relative_to(place).as_posix(): blob(p.read_bytes()) for p in files if p.is_file() and not p.name.startswith(".")}
+    # nothing else: the folder may be a whole disk
+    files = [p for name in (*PROFILES, "peers") for p in sorted((place / name).rglob("*"))]
+    found = {p.relative_to(place).as_posix(): blob(p.read_bytes())
+             for p in files if p.is_file() and not p.name.startswith(".")}
     return State(found, lambda path: (place / path).read_bytes())
 
-def _git(*words: str) -> bytes: return subprocess.run(["git", "-C", str(root()), *words], capture_output=True, check=True).stdout
+def _git(*words: str) -> bytes:
+    return subprocess.run(["git", "-C", str(root()), *words], capture_output=True, check=True).stdout
 
 def _of_revision(name: str) -> State:
     try: listed = _git("ls-tree", "-r", "-z", name, "reports/").decode().split("\0")
     except (subprocess.CalledProcessError, FileNotFoundError):
-        raise InputError(name, "is neither a folder nor a git revision", "give for example HEAD, or a folder of reports") from None
+        raise InputError(name, "is neither a folder nor a git revision",
+                         "give for example HEAD, or a folder of reports") from None
     rows = [line.split(None, 3) for line in listed if line]
-    return State({path.removeprefix("reports/"): h for _, _, h, path in rows}, lambda path: _git("show", f"{name}:reports/{path}"))
+    return State({path.removeprefix("reports/"): h for _, _, h, path in rows},
+                 lambda path: _git("show", f"{name}:reports/{path}"))
 
 def state(name: str | None) -> State:  # None: the working tree
     "The reports in a folder or at a git revision"
@@ -89,18 +95,21 @@ def _section(place: str, a: State, b: State, tolerance: bool) -> list[dict]:
     before, after = a.json(f"{place}/provenance.json"), b.json(f"{place}/provenance.json")
     loose = tolerance and _elsewhere(place, a, b)
     free = loose and _learnt(place, b)
-    why, old, new = _why(before, after), _numbers(a.json(f"{place}/results.json")), _numbers(b.json(f"{place}/results.json"))
-    rows = [dict(place=place, what=k, before=(old.get(k) or {}).get("value"), after=(new.get(k) or {}).get("value"), why=why,
+    why, old, new = _why(before, after), _numbers(a.json(f"{place}/results.json")), _numbers(
+        b.json(f"{place}/results.json"))
+    rows = [dict(place=place, what=k, before=(old.get(k) or {}).get("value"),
+                 after=(new.get(k) or {}).get("value"), why=why,
                  counts=not (loose and _within(old.get(k), new.get(k)) or free and k in old and k in new))
             for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     names = {p for p in {*a.files, *b.files} if p.rpartition("/")[0] == place and _compared(p)}
     return rows + [dict(place=place, what=p.rpartition("/")[2], before=None, after=None, why=why, counts=not loose)
-                   for p in sorted(names) if a.files.get(p) != b.files.get(p) and (not p.endswith("results.json") or not rows)]
+                   for p in sorted(names) if a.files.get(p) != b.files.get(p)
+                   and (not p.endswith("results.json") or not rows)]
 
 # %% ../../nbs/library/0_kit/04_drift.ipynb #c8ea8e1f
 def compare(a: str,                 # revision or folder
             b: str | None = None,   # the same; None for the working tree
-            tolerance: bool = False,  # between kinds of machine, forgive what lies within a number's tolerance, and what was learnt
+            tolerance: bool = False,  # between kinds of machine, forgive what a tolerance covers, and what was learnt
            ) -> list[dict]:         # place, what, before, after, why, counts (whether it is held against the change)
     "What differs between two states of the reports; profiles that only one of them holds are left out"
     old, new = state(a), state(b)
@@ -115,5 +124,7 @@ def compare(a: str,                 # revision or folder
 def lines(rows: list[dict]) -> list[str]:
     "Rows for a person"
     if not rows: return ["nothing moved"]
-    return [f"{r['place']}: {r['what']}" + (f" {r['before']} -> {r['after']}" if r["before"] is not None or r["after"] is not None else " differs")
-            + (f" (changed: {', '.join(r['why'])})" if r["why"] else "") + ("" if r["counts"] else ", not counted on another kind of machine") for r in rows]
+    return [f"{r['place']}: {r['what']}"
+            + (f" {r['before']} -> {r['after']}" if r["before"] is not None or r["after"] is not None else " differs")
+            + (f" (changed: {', '.join(r['why'])})" if r["why"] else "")
+            + ("" if r["counts"] else ", not counted on another kind of machine") for r in rows]

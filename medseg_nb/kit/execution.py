@@ -4,34 +4,41 @@
 
 # %% auto #0
 __all__ = ['Name', 'Section', 'sections', 'notebook', 'module_of', 'exports_to', 'read_notebook', 'code', 'defaults',
-           'parameters', 'grid', 'experiment', 'exports', 'section_code', 'parts', 'results_folder', 'provenance',
-           'stamp', 'changes', 'data_here', 'checkable', 'unfit', 'status', 'normalised', 'SectionError', 'reraised',
-           'environment', 'measuring', 'with_kernel', 'execute', 'lineage', 'record_of', 'run', 'refresh',
-           'over_budget', 'exported', 'check_exports', 'build_record', 'with_upstream', 'chosen', 'drop_other',
-           'run_all', 'on_cluster']
+           'parameters', 'offers', 'grid', 'file_state', 'recording', 'Run', 'installed', 'project_state', 'list_runs',
+           'experiment', 'exports', 'section_code', 'parts', 'results_folder', 'provenance', 'stamp', 'changes',
+           'data_here', 'checkable', 'unfit', 'status', 'normalised', 'SectionError', 'reraised', 'environment',
+           'measuring', 'with_kernel', 'execute', 'lineage', 'record_of', 'run', 'refresh', 'over_budget', 'exported',
+           'check_exports', 'build_record', 'with_upstream', 'chosen', 'drop_other', 'next_section', 'run_in_worker',
+           'Worker', 'one_by_one', 'side_by_side', 'run_all', 'on_cluster']
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #abd8468c
 import ast
 import contextlib
 import functools
 import json
+import multiprocessing.connection
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from .core import (PROFILES, InputError, MedsegError, ResourceError, choose, device, digest, folder, machine_class,
-                            manifest_folder, manifest_folders, need, read_yaml, root, replace_folder, sha256, to_json, write)
-from .keys import Closure, closure, definitions, module_definitions, skeleton, source, surroundings
+from .core import (
+    PROFILES, InputError, MedsegError, ResourceError, choose, data_folders, device, digest, folder, machine_class,
+    manifest_folder, manifest_folders, need, read_yaml, root, replace_folder, sha256, to_json, write)
+from .keys import (
+    BOOKKEEPING, Closure, closure, computed, defines, definitions, keep, recall, skeleton, source, sources,
+    surroundings, tree_digest, used_names)
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #3b656444
 Name = Literal[PROFILES]
@@ -43,24 +50,29 @@ class Section(BaseModel, extra="forbid", frozen=True):
     budget: dict[Name, dict[Literal["minutes", "gib"], float]] = {}
     parameters: dict[Name, dict[str, Any]] = {}  # values that replace those of the parameters cell
     profiles: list[Name] = list(PROFILES)        # where it takes part
-    withdrawn: list[Name] = []       # where its results were taken back until it is executed again; nothing waits for it there
+    withdrawn: list[Name] = []  # profiles whose results were taken back until it is executed again; nothing waits
     files: list[str] = []            # from nbs/: tables, or folders of them, that its code reads
 
-    def allowed(self, profile: str) -> dict: return self.budget.get("smoke" if profile == "own" else profile, {})  # a user's set has smoke's budgets
+    def allowed(self, profile: str) -> dict:
+        return self.budget.get("smoke" if profile == "own" else profile, {})  # a user's set has smoke's budgets
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #2935ab2d
 @functools.lru_cache(maxsize=4)
 def _sections(path: Path, stamp: int) -> dict[str, Section]:
     rows, found = read_yaml(path).get("sections"), {}
-    if not isinstance(rows, list) or not rows: raise InputError(str(path), "`sections` is no list", "list the sections below it, `- section: name`")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(str(path), "`sections` is no list", "list the sections below it, `- section: name`")
     for row in rows:
         try: s = Section.model_validate(row)
         except ValidationError as e:
             where, fault = ".".join(map(str, e.errors()[0]["loc"])), e.errors()[0]["msg"]
-            raise InputError(str(path), f"section {row}: {where}: {fault}", f"use the keys {', '.join(Section.model_fields)}") from None
+            raise InputError(str(path), f"section {row}: {where}: {fault}",
+                             f"use the keys {', '.join(Section.model_fields)}") from None
         if s.section in found: raise InputError(str(path), f"section {s.section} stands twice", "remove one")
         late = [u for u in s.upstream if u not in found]
-        if late: raise InputError(str(path), f"section {s.section} reads {late[0]}, which does not stand before it", "mend the order")
+        if late:
+            raise InputError(str(path), f"section {s.section} reads {late[0]}, which does not stand before it",
+                             "mend the order")
         found[s.section] = s
     return found
 
@@ -98,7 +110,9 @@ def read_notebook(path: Path) -> dict:
 def code(nb: dict, name: str = "notebook") -> ast.Module:
     "All code of a notebook, as one syntax tree"
     try: return ast.parse("\n".join(c["source"] for c in nb["cells"] if c["cell_type"] == "code"))
-    except SyntaxError as e: raise InputError(name, f"its code cannot be read ({e.msg}: {(e.text or '').strip()})", "mend that line") from None
+    except SyntaxError as e:
+        raise InputError(name, f"its code cannot be read ({e.msg}: {(e.text or '').strip()})",
+                         "mend that line") from None
 
 def defaults(nb: dict) -> dict:
     "Values in the parameters cell"
@@ -120,31 +134,125 @@ def parameters(section: str,
     return known | changed
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #7e3a5f17
+def offers(section: str, name: str) -> bool:
+    "Whether a section's module defines a name, or takes it from the library"
+    return defines(module_of(section), name)
+
 def grid(section: str, given: dict) -> list:
     "Configs of the runs that a section trains or reads; empty for most"
-    module = module_of(section)
-    if not source(module).is_file() or "grid" not in module_definitions(module).nodes: return []
-    return import_module(module).grid(given["profile"], given["datasets"])
+    return (import_module(module_of(section)).grid(given["profile"], given["datasets"])
+            if offers(section, "grid") else [])
+
+def _sets_of(config) -> set[str]:
+    "Data sets of a run, of the generator whose images it learned from, and of the run that it started from"
+    return {config.dataset}.union(*(_sets_of(c) for c in (config.generator, config.start) if c))
+
+# %% ../../nbs/library/0_kit/03_execution.ipynb #4419625b
+def file_state(path: str) -> str | None:  # None where there is nothing
+    "Digest of a file's content, or of the names in a folder"
+    try: return digest(sorted(os.listdir(path))) if os.path.isdir(path) else sha256(Path(path))
+    except OSError: return None
+
+_LOOKED_AT: ContextVar[dict | None] = ContextVar("looked at", default=None)
+
+def _record(event: str, arguments: tuple) -> None:
+    "Note the state of a file of the project, or of its data, before it is opened"
+    if event not in ("open", "os.scandir", "os.listdir") or (states := _LOOKED_AT.get()) is None: return
+    path = os.path.abspath(os.fsdecode(arguments[0])) if isinstance(arguments[0], (str, bytes, os.PathLike)) else ""
+    if path in states or path.endswith((".py", ".pyc")) or not f"{path}{os.sep}".startswith(states[""]): return
+    entered = _LOOKED_AT.set(None)
+    try: states[path] = file_state(path)
+    finally: _LOOKED_AT.reset(entered)
+
+@functools.cache
+def _watch_files() -> None: sys.addaudithook(_record)
+
+@contextlib.contextmanager
+def recording() -> Iterator[dict[str, str | None]]:  # state of each file at its first opening, by its path
+    "Which files of the project, and of data, are looked at"
+    _watch_files()
+    places = root(), folder("runs"), folder("reports"), folder("cache"), *data_folders()
+    states = {"": tuple(f"{p}{os.sep}" for p in places)}
+    entered = _LOOKED_AT.set(states)
+    try: yield states
+    finally: _LOOKED_AT.reset(entered); del states[""]
+
+# %% ../../nbs/library/0_kit/03_execution.ipynb #4fe847b1
+class Run(NamedTuple):
+    "What a section's key, and its record, hold of a run"
+    key: str
+    precision: str
+    seed: int
+    datasets: list[str]
+
+@functools.lru_cache(maxsize=2)
+def _contents(stamps: tuple) -> str: return digest([[path, sha256(Path(path))] for path, *_ in stamps])
+
+@functools.cache
+def installed() -> str:
+    "Digest of Python's version and the names of all installed distributions"
+    found = set()
+    for place in filter(os.path.isdir, sys.path): found.update(os.listdir(place))
+    return digest([sys.version, sorted(name for name in found if name.endswith((".dist-info", ".egg-info")))])
+
+def project_state() -> str:
+    "Digest of all code, tables of `nbs/`, manifests with their splits, and installed packages"
+    tables = [*folder("nbs").glob("*.yaml")]
+    for place in manifest_folders().values(): tables += [place / "dataset.yaml", place / "splits.json"]
+    found = [p for p, _ in sources().stamps] + [str(p) for p in tables if p.is_file()]
+    stamps = tuple((p, (s := os.stat(p)).st_mtime_ns, s.st_size) for p in found)
+    return digest([_contents(stamps), installed(), os.environ.get("MEDSEG_DATA")])
+
+def list_runs(section: str, given: dict) -> list[Run]:
+    "The runs that a section trains or reads, in order"
+    if not offers(section, "grid"): return []
+    reports, entry = folder("reports") / given["profile"], sections()[section]
+    upstream = {u: file_state(str(reports / u / "provenance.json")) for u in entry.upstream}
+    read = [upstream, {f: _hash(f) for f in entry.files}, project_state()]
+    inputs = digest([section, given, read, root(), folder("runs"), folder("reports")])
+    place = computed("runs", f"{given['profile']}-{section}.json")
+    kept = recall(place, inputs)
+    if kept and all(file_state(p) == s for p, s in kept["files"].items()): return [Run(*r) for r in kept["runs"]]
+    with recording() as files:
+        found = [Run(c.key, c.precision, c.seed, sorted(_sets_of(c))) for c in grid(section, given)]
+    keep(place, inputs, dict(runs=found, files=files))
+    return found
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #dbbf438e
 def _tests(cell: dict) -> bool:
     "A cell of asserts, which is neither exported nor part of the experiment"
     if cell["cell_type"] != "code" or re.search(r"^#\|\s*(export|study)\b", cell["source"], re.M): return False
-    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Name) and n.id == "pytest" for n in ast.walk(ast.parse(cell["source"])))
+    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Name)
+               and n.id == "pytest" for n in ast.walk(ast.parse(cell["source"])))
 
 def experiment(nb: dict) -> dict:
     "A notebook without its tests, as papermill is given it"
     return dict(nb, cells=[c for c in nb["cells"] if not _tests(c)])
 
-def exports(cell: dict) -> bool: return cell["cell_type"] == "code" and re.match(r"#\|\s*export\b", cell["source"]) is not None
+def exports(cell: dict) -> bool:
+    return cell["cell_type"] == "code" and re.match(r"#\|\s*export\b", cell["source"]) is not None
 
-def section_code(section: str) -> tuple[object, Closure]:  # syntax tree of its experiment, and what that reaches
-    "What a section's result depends on in code: neither its tests nor the place of a definition count"
-    nb, home = experiment(read_notebook(notebook(section))), module_of(section)
-    tree = code(dict(nb, cells=[c for c in nb["cells"] if not exports(c)]), notebook(section).name)
-    imports = surroundings(home).imports | definitions(tree).imports
-    return skeleton(tree.body, imports), closure([], tree, home=home)
+def _read_section(section: str) -> tuple[list, list]:  # syntax tree of its experiment, and the names that it uses
+    path, home = notebook(section), module_of(section)
+    whole = read_notebook(path)
+    code(whole, path.name)  # can be read, or an error that says why
+    tree = code(dict(whole, cells=[c for c in experiment(whole)["cells"] if not exports(c)]), path.name)
+    return skeleton(tree.body, surroundings(home).imports | definitions(tree).imports), used_names(tree, home)
 
+def section_code(section: str) -> tuple[str, Closure]:  # digest of its code, and what its experiment reaches
+    """What a section's result depends on in code; tests, the place of a definition, and what keeps the books do not
+    count"""
+    read = [notebook(section), source(module_of(section)), source("medseg_nb.kit.execution")]
+    inputs = digest([*(file_state(str(p)) for p in read), sources().reading])
+    place = computed("sections", f"{section}.json")
+    if kept := recall(place, inputs):
+        reached = closure(map(tuple, kept["uses"]), stop=BOOKKEEPING)
+        if reached.key == kept["reached"]: return kept["code"], reached
+    tree, uses = _read_section(section)
+    reached = closure(uses, stop=BOOKKEEPING)
+    kept = dict(uses=uses, reached=reached.key, code=tree_digest([tree, reached.key]))
+    keep(place, inputs, kept)
+    return kept["code"], reached
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #501ba09b
 def _hash(file: str) -> str:
@@ -155,10 +263,10 @@ def _hash(file: str) -> str:
 
 def parts(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's result depends on, by kind"
-    given, (tree, reached) = parameters(section, profile, data), section_code(section)
+    given, (code, reached) = parameters(section, profile, data), section_code(section)
     results = {u: folder("reports") / profile / u / "results.json" for u in sections()[section].upstream}
-    runs, sets = grid(section, given), given.get("datasets", [])
-    return dict(code=digest([tree, reached.key]),
+    runs, sets = list_runs(section, given), given.get("datasets", [])
+    return dict(code=code,
                 runs=digest([c.key for c in runs]),
                 parameters=given,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
@@ -172,7 +280,8 @@ def parts(section: str, profile: str, data: str | None = None) -> dict:
 def results_folder(section: str, profile: str) -> Path: return folder("reports") / profile / section
 
 def provenance(section: str, profile: str) -> dict | None:
-    "What is known of a section's stored results; None where there are none, or where a file of them was changed or lost"
+    """What is known of a section's stored results; None where there are none, or where a file of them was changed or
+    lost"""
     place = results_folder(section, profile)
     record = place / "provenance.json"
     try:
@@ -189,7 +298,8 @@ def changes(section: str, profile: str, data: str | None = None) -> list[str]:
     stored = provenance(section, profile)
     if stored is None: return ["no whole results"]
     marked = stamp(section, profile)
-    if profile in ("smoke", "own") and not (marked.is_file() and stored["key"] in marked.read_text()): return ["not executed here yet"]
+    if profile in ("smoke", "own") and not (marked.is_file() and stored["key"] in marked.read_text()):
+        return ["not executed here yet"]
     new, old = parts(section, profile, data), stored["parts"]
     return [k for k in new if new[k] != old.get(k)]
 
@@ -202,18 +312,19 @@ def checkable(section: str, profile: str, data: str | None = None) -> bool:
     "Whether a section can be executed here: its data is here, and so are the results that it reads"
     known = sections()
     upper = [known[u] for u in known[section].upstream]
-    read = [results_folder(s.section, profile) / "results.json" for s in upper if profile in s.profiles and profile not in s.withdrawn]
+    read = [results_folder(s.section, profile) / "results.json"
+            for s in upper if profile in s.profiles and profile not in s.withdrawn]
     return all(p.exists() for p in read) and data_here(section, profile, data)
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #4d15255e
 def unfit(section: str, profile: str, data: str | None = None) -> str:  # empty where it fits
     "Why a user's data set has no place in a section"
-    given, module = parameters(section, profile, data).get("datasets", []), module_of(section)
+    given = parameters(section, profile, data).get("datasets", [])
     if profile != "own" or not data: return ""
     read = next((u for u in sections()[section].upstream if unfit(u, profile, data)), None)
     if read: return f"it reads {read}, which leaves {data} out"
-    if not given or not source(module).is_file() or "unfit" not in module_definitions(module).nodes: return ""
-    return next((why for d in given if (why := import_module(module).unfit(d))), "")
+    if not given or not offers(section, "unfit"): return ""
+    return next((why for d in given if (why := import_module(module_of(section)).unfit(d))), "")
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #a3eedfc3
 def status(profile: str, data: str | None = None) -> list[dict]:
@@ -221,9 +332,11 @@ def status(profile: str, data: str | None = None) -> list[dict]:
     rows = []
     for name, entry in sections().items():
         if profile not in entry.profiles: continue
-        if why := unfit(name, profile, data): rows.append(dict(section=name, profile=profile, state="does not fit", why=[why])); continue
+        if why := unfit(name, profile, data):
+            rows.append(dict(section=name, profile=profile, state="does not fit", why=[why])); continue
         why = changes(name, profile, data)
-        state = "current" if not why else "stale" if (results_folder(name, profile) / "results.json").exists() else "absent"
+        state = ("current" if not why else "stale"
+                 if (results_folder(name, profile) / "results.json").exists() else "absent")
         if why and not checkable(name, profile, data): state = "not checkable here" if state == "stale" else "absent"
         rows.append(dict(section=name, profile=profile, state=state, why=why))
     return rows
@@ -238,8 +351,9 @@ def normalised(source: dict,    # the notebook as it stands in nbs/
     cells = []
     for cell in source["cells"]:
         cells.append(dict(cell))
-        if done := outputs.get(cell["id"]): cells[-1] |= dict(outputs=[o for o in done["outputs"] if o.get("name") != "stderr"],
-                                                              execution_count=done["execution_count"])
+        if done := outputs.get(cell["id"]):
+            cells[-1] |= dict(outputs=[o for o in done["outputs"] if o.get("name") != "stderr"],
+                              execution_count=done["execution_count"])
         if "parameters" in cell["metadata"].get("tags", []):
             cells += [dict(c, id="injected", metadata=dict(tags=["injected-parameters"]), outputs=[]) for c in injected]
     for o in (o for c in cells for o in c.get("outputs", [])): o.get("metadata", {}).clear()
@@ -255,9 +369,12 @@ def reraised(section: str, name: str, text: str, kept: Path) -> MedsegError:
     kinds = dict(InputError=InputError, ResourceError=ResourceError)
     if name in kinds and (m := re.fullmatch(r"(.*?): (.*); (.*)", text, re.S)): return kinds[name](*m.groups())
     if "No space left on device" in text or "Disk quota" in text:
-        return ResourceError(section, "the disk is full", "free some space and call again; earlier results are untouched")
-    if name in ("MemoryError", "DeadKernelError"): return ResourceError(section, "ran out of memory", "close other programs and call again")
-    return SectionError(section, f"its notebook raised {name}: {text.strip().splitlines()[0] if text.strip() else ''}", f"open {kept} to see where")
+        return ResourceError(section, "the disk is full",
+                             "free some space and call again; earlier results are untouched")
+    if name in ("MemoryError", "DeadKernelError"):
+        return ResourceError(section, "ran out of memory", "close other programs and call again")
+    return SectionError(section, f"its notebook raised {name}: {text.strip().splitlines()[0] if text.strip() else ''}",
+                        f"open {kept} to see where")
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #8a3476f0
 @contextlib.contextmanager
@@ -285,7 +402,8 @@ def measuring() -> Iterator[dict]:  # filled at the end: seconds, peak_gib
     import psutil
     found, done, start, me = dict(seconds=0., peak_gib=0.), threading.Event(), time.monotonic(), psutil.Process()
     def watch():
-        while not done.wait(.2): found["peak_gib"] = max(found["peak_gib"], sum(_memory(c) for c in me.children()) / 2**30)
+        while not done.wait(.2):
+            found["peak_gib"] = max(found["peak_gib"], sum(_memory(c) for c in me.children()) / 2**30)
     thread = threading.Thread(target=watch, daemon=True); thread.start()
     try: yield found
     finally: done.set(); thread.join(); found["seconds"] = time.monotonic() - start
@@ -297,7 +415,8 @@ def with_kernel(nb: dict, executed: Path, given: dict) -> None:
     import papermill
     for left in (2, 1, 0):
         try:
-            papermill.execute_notebook(nbformat.from_dict(nb), executed, given, kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr,
+            papermill.execute_notebook(nbformat.from_dict(nb), executed, given,
+                                       kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr,
                                        extra_arguments=["--log-level=CRITICAL"])
             return
         except RuntimeError as e:
@@ -309,7 +428,8 @@ def execute(section: str, given: dict, stage: Path) -> dict:  # what was measure
     "Execute a section's notebook with papermill; its results and its normalised notebook go to `stage`"
     kept = folder("runs") / "failed" / f"{given['profile']}-{section}.ipynb"
     executed = stage / "notebook.ipynb"
-    variables = dict(MEDSEG_STAGE=str(stage), PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    variables = dict(MEDSEG_STAGE=str(stage), PYTHONHASHSEED="0",
+                     OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYDEVD_DISABLE_FILE_VALIDATION="1")
     if given["profile"] == "smoke": variables["MEDSEG_DATA"] = None
     try:
         with environment(**variables), measuring() as found:
@@ -336,10 +456,6 @@ def _finish(section: str, profile: str, stage: Path, record: dict, found: dict) 
     write(stamp(section, profile), to_json(dict(key=record["key"])))
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #32ad08bc
-def _sets_of(config) -> set[str]:
-    "Data sets of a run, of the generator whose images it learned from, and of the run that it started from"
-    return {config.dataset}.union(*(_sets_of(c) for c in (config.generator, config.start) if c))
-
 def _sets_in(value: object) -> set[str]:
     "Ids of data sets within parameters"
     if isinstance(value, str): return {value} & set(manifest_folders())
@@ -356,30 +472,37 @@ def _sets_written(place: Path) -> set[str]:
 def lineage(section: str, profile: str, data: str | None = None,
             place: Path | None = None,  # folder of its results, once there are some
            ) -> dict[str, dict]:        # hash, synthetic; by data set
-    "All data that went into a section: of its parameters and runs, what its results name, and the same of every section upstream"
+    """All data that went into a section: of its parameters and runs, what its results name, and the same of every
+    section upstream"""
     given, found = parameters(section, profile, data), {}
     for upper in sections()[section].upstream: found |= (provenance(upper, profile) or {}).get("data", {})
-    names = _sets_in(given).union(*map(_sets_of, grid(section, given)), *([_sets_written(place)] if place else []))
+    names = _sets_in(given).union(*(r.datasets for r in list_runs(section, given)),
+                                  *([_sets_written(place)] if place else []))
     for name in names:
         facts = read_yaml(manifest_folder(name) / "dataset.yaml")
-        found[name] = dict(hash=import_module("medseg_nb.data.manifest").data_key(name), synthetic=bool(facts.get("synthetic")))
+        found[name] = dict(hash=import_module("medseg_nb.data.manifest").data_key(name),
+                           synthetic=bool(facts.get("synthetic")))
     return dict(sorted(found.items()))
 
 def record_of(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's results depend on, as it stands in provenance.json"
     found = parts(section, profile, data)
-    seeds = sorted({c.seed for c in grid(section, found["parameters"])} or {found["parameters"].get("seed", "none")})
-    return dict(key=digest(found), parts=found, notebook=notebook(section).name, seed=", ".join(map(str, seeds)), machine=machine_class(),
+    seeds = sorted({r.seed for r in list_runs(section, found["parameters"])}
+                   or {found["parameters"].get("seed", "none")})
+    return dict(key=digest(found), parts=found, notebook=notebook(section).name,
+                seed=", ".join(map(str, seeds)), machine=machine_class(),
                 data=lineage(section, profile, data))
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #08cafbfd
-def run(section: str, profile: str, data: str | None = None) -> str:  # "current", "executed", "not checkable here" or "does not fit"
+def run(section: str, profile: str,
+        data: str | None = None) -> str:  # "current", "executed", "not checkable here" or "does not fit"
     "Bring one section up to date"
     from filelock import FileLock
     lock = folder("runs") / "locks" / f"{profile}-{section}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        if unfit(section, profile, data): shutil.rmtree(results_folder(section, profile), ignore_errors=True); return "does not fit"
+        if unfit(section, profile, data):
+            shutil.rmtree(results_folder(section, profile), ignore_errors=True); return "does not fit"
         if not changes(section, profile, data): refresh(section, profile); return "current"
         if not checkable(section, profile, data): return "not checkable here"
         reports = folder("reports") / profile
@@ -389,7 +512,8 @@ def run(section: str, profile: str, data: str | None = None) -> str:  # "current
             stage.mkdir(parents=True)
             record = record_of(section, profile, data)
             found = execute(section, record["parts"]["parameters"], stage)
-            parts_now = record["parts"] | dict(runs=digest([c.key for c in grid(section, record["parts"]["parameters"])]))  # a search knows its runs at its end
+            runs = list_runs(section, record["parts"]["parameters"])  # a search knows them at its end
+            parts_now = record["parts"] | dict(runs=digest([r.key for r in runs]))
             record |= dict(parts=parts_now, key=digest(parts_now), data=lineage(section, profile, data, stage))
             _finish(section, profile, stage, record, found)
         finally: shutil.rmtree(stage, ignore_errors=True)
@@ -410,7 +534,8 @@ def over_budget(section: str, profile: str, found: dict) -> None:
     budget = sections()[section].allowed(profile)
     for name, value, unit in (("minutes", found["seconds"] / 60, "min"), ("gib", found["peak_gib"], "GiB")):
         if value > budget.get(name, float("inf")):
-            print(f"warning: {section} ({profile}) took {value:.1f} {unit}; its budget is {budget[name]} {unit}", file=sys.stderr)
+            print(f"warning: {section} ({profile}) took {value:.1f} {unit}; its budget is {budget[name]} {unit}",
+                  file=sys.stderr)
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #06969c53
 def exported(nb: dict) -> ast.Module:
@@ -424,25 +549,38 @@ def _absolute(tree: ast.Module, package: str = "medseg_nb") -> list:
     return [skeleton(ast.Module(body, [])), sorted(map(str, imports.items()))]
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #ff3a35a0
+def _differs(path: Path, name: str | None) -> bool:
+    "Whether a module below medseg_nb is not what a notebook exports to it"
+    wanted = exported(read_notebook(path))
+    if not wanted.body or not name: return False
+    module, package = source(f"medseg_nb.{name}"), f"medseg_nb.{name}".rpartition(".")[0]
+    if not module.is_file(): return True
+    return _absolute(ast.parse(module.read_text(encoding="utf-8")), package) != _absolute(wanted)
+
 def check_exports() -> None:
     "Refuse to run with a module that differs from its notebook"
-    for path in sorted(folder("nbs").rglob("[0-9][0-9]_*.ipynb")):
-        nb = read_notebook(path)
-        wanted, name = exported(nb), exports_to(nb)
-        if not wanted.body or not name: continue
-        module, package = source(f"medseg_nb.{name}"), f"medseg_nb.{name}".rpartition(".")[0]
-        text = module.read_text(encoding="utf-8") if module.is_file() else ""
-        if not text or _absolute(ast.parse(text), package) != _absolute(wanted):
-            fault = f"differs from {path.relative_to(folder('nbs').parent).as_posix()}"
-            raise InputError(f"medseg_nb/{name.replace('.', '/')}.py", fault, "call `make export`")
+    nbs, reading = folder("nbs"), digest([sources().reading, sha256(source("medseg_nb.kit.execution"))])
+    place = computed("exports.json")
+    before, now = recall(place, reading) or {}, {}
+    for path in sorted(nbs.rglob("[0-9][0-9]_*.ipynb")):
+        shown, content = path.relative_to(nbs.parent).as_posix(), sha256(path)
+        known = before.get(shown)
+        name = known[1] if known and known[0] == content else exports_to(read_notebook(path))
+        now[shown] = [content, name, file_state(str(source(f"medseg_nb.{name}"))) if name else None]
+        if now[shown] != known and _differs(path, name):
+            raise InputError(f"medseg_nb/{name.replace('.', '/')}.py", f"differs from {shown}", "call `make export`")
+    if now != before: keep(place, reading, now)
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #41ecf2fe
 def build_record(profile: str) -> None:
     "Note commit and time of the last build"
-    def git(*words): return subprocess.run(["git", "-C", str(root()), *words], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*words):
+        return subprocess.run(["git", "-C", str(root()), *words],
+                              capture_output=True, text=True, check=True).stdout.strip()
     try: facts = dict(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
     except (OSError, subprocess.CalledProcessError): facts = {}
-    write(folder("runs") / "build.json", to_json(facts | dict(profile=profile, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))))
+    write(folder("runs") / "build.json",
+          to_json(facts | dict(profile=profile, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))))
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #6c27c3d3
 def with_upstream(names: list[str]) -> set[str]:
@@ -467,20 +605,100 @@ def drop_other(data: str | None) -> None:
         if kept and mine is not None and kept["parts"]["parameters"].get("datasets") != mine:
             return shutil.rmtree(folder("reports") / "own", ignore_errors=True)
 
-def run_all(profile: str, data: str | None = None, only: list[str] | None = None) -> dict[str, str]:  # state by section
-    "Bring the sections of a profile up to date, in order; with `only` just those, and what they read from"
+# %% ../../nbs/library/0_kit/03_execution.ipynb #d5cccc64
+def next_section(waiting: list[str], busy: list[str], profile: str,
+                 memory: float,  # GiB
+                ) -> str | None:
+    "The first section that may begin: what it reads is finished, and with the busy ones it stays within memory"
+    known = sections()
+    def gib(name): return known[name].allowed(profile).get("gib", 0)
+    for name in waiting:
+        if {*waiting, *busy} & set(known[name].upstream): continue
+        if not busy or gib(name) + sum(map(gib, busy)) <= memory: return name
+
+def run_in_worker(section: str, profile: str, data: str | None, log: str, answer) -> None:
+    "Bring a section up to date, with its messages in a log; this process ends with the one that started it"
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    with open(log, "wb") as f: os.dup2(f.fileno(), 2)
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)
+    try: answer.send(run(section, profile, data))
+    except (MedsegError, OSError) as e: answer.send(e)
+    except KeyboardInterrupt: sys.exit(130)
+
+class Worker:
+    "A section at work in a process of its own"
+    def __init__(self, section: str, profile: str, data: str | None):
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.section, self.start, self.rest = section, time.monotonic(), ""
+        self.log = folder("runs") / "logs" / f"{profile}-{section}.log"
+        write(self.log, "")
+        self.answer, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=run_in_worker, args=(section, profile, data, str(self.log), theirs))
+        self.process.start(); theirs.close()
+        self.messages = open(self.log, encoding="utf-8", errors="replace")
+
+    def print_messages(self) -> None:
+        "Print the lines that are new and complete"
+        *lines, self.rest = (self.rest + self.messages.read()).split("\n")
+        for line in lines: print(f"[{self.section}] {line}", file=sys.stderr, flush=True)
+
+    def result(self) -> str | Exception:
+        "State of the section after it has ended, or what went wrong"
+        self.messages.close()
+        try: return self.answer.recv()
+        except EOFError:
+            fault = f"its process ended with code {self.process.exitcode}"
+            return ResourceError(self.section, fault, f"see {self.log}, and call again")
+
+# %% ../../nbs/library/0_kit/03_execution.ipynb #f023f88b
+def one_by_one(wanted: list[str], profile: str, data: str | None) -> Iterator[tuple[str, str, float]]:
+    "Sections with their state and seconds, in order"
+    for name in wanted: start = time.monotonic(); yield name, run(name, profile, data), time.monotonic() - start
+
+def side_by_side(wanted: list[str], profile: str, data: str | None, jobs: int) -> Iterator[tuple[str, str, float]]:
+    "The same as they finish, several at once; the first error is raised when all that were at work have finished"
+    import nbformat  # these two once for all processes
+    import papermill
+    import psutil
+    waiting, busy, failed, memory = list(wanted), {}, None, psutil.virtual_memory().available / 2**30
+    try:
+        with tempfile.TemporaryDirectory() as places, environment(MEDSEG_PLACES=places):
+            while busy or waiting and not failed:
+                while len(busy) < jobs and not failed and (name := next_section(waiting, [*busy], profile, memory)):
+                    busy[name] = Worker(name, profile, data); waiting.remove(name)
+                multiprocessing.connection.wait([w.process.sentinel for w in busy.values()], .5)
+                for w in [*busy.values()]:
+                    ended = w.process.exitcode is not None
+                    w.print_messages()
+                    if not ended: continue
+                    del busy[w.section]
+                    if isinstance(found := w.result(), Exception): failed = failed or found
+                    else: yield w.section, found, time.monotonic() - w.start
+    finally:
+        for w in busy.values(): w.process.terminate()
+    if failed: raise failed
+
+# %% ../../nbs/library/0_kit/03_execution.ipynb #60d963c9
+def run_all(profile: str, data: str | None = None, only: list[str] | None = None,
+            jobs: int = 1,     # sections at once
+           ) -> dict[str, str]: # state by section
+    "Bring the sections of a profile up to date; with `only` just those, and what they read from"
     wanted, known = chosen(profile, only), sections()
     need(device(profile))
     if profile == "own": drop_other(data)
     check_exports()
-    for name in wanted: code(read_notebook(notebook(name)), notebook(name).name)
+    for name in wanted: section_code(name)  # can be read, or nothing is executed
     todo = [r["section"] for r in status(profile, data) if r["state"] in ("stale", "absent") and r["section"] in wanted]
     minutes = sum(known[n].allowed(profile).get("minutes", 0) for n in todo)
-    if todo: print(f"{len(todo)} of {len(wanted)} sections to execute ({', '.join(todo)}); budget {minutes:g} minutes", file=sys.stderr)
-    for name in wanted:
-        start, state = time.monotonic(), run(name, profile, data)
-        told = f", {time.monotonic() - start:.0f} s" if state == "executed" else f": {unfit(name, profile, data)}" if state == "does not fit" else ""
-        print(f"{name} ({profile}): {state}{told}", file=sys.stderr, flush=True)
+    if todo:
+        print(f"{len(todo)} of {len(wanted)} sections to execute ({', '.join(todo)}); budget {minutes:g} minutes",
+              file=sys.stderr)
+    several = jobs > 1 and len(todo) > 1
+    done = side_by_side(wanted, profile, data, jobs) if several else one_by_one(wanted, profile, data)
+    for name, state, seconds in done:
+        why = f", {seconds:.0f} s" if state == "executed" else ""
+        if state == "does not fit": why = f": {unfit(name, profile, data)}"
+        print(f"{name} ({profile}): {state}{why}", file=sys.stderr, flush=True)
     build_record(profile)
     return {r["section"]: r["state"] for r in status(profile, data)}
 
@@ -490,9 +708,12 @@ def on_cluster(profile: str, executor: str, jobs: int | None, data: str | None =
     choose(executor, ("slurm", "kubernetes"), "executor")
     place = root() / "workflow"
     settings = place / "profiles" / executor
-    command = ["-s", str(place / "Snakefile"), "-d", str(root()), "--executor", executor, "--config", f"profile={profile}"]
+    command = ["-s", str(place / "Snakefile"), "-d", str(root()),
+               "--executor", executor, "--config", f"profile={profile}"]
     if data: command.append(f"data={data}")
     if settings.is_dir(): command += ["--workflow-profile", str(settings)]
     if jobs: command += ["-j", str(jobs)]
     done = subprocess.run([sys.executable, "-m", "snakemake", *command])
-    if done.returncode: raise ResourceError("snakemake", f"ended with code {done.returncode}", "read its messages above; finished runs are kept")
+    if done.returncode:
+        raise ResourceError("snakemake", f"ended with code {done.returncode}",
+                            "read its messages above; finished runs are kept")

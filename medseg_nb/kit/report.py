@@ -56,7 +56,8 @@ def rounded(value: object) -> object:
     "Floats to six significant digits; everything else as it is"
     return float(f"{value:.6g}") if isinstance(value, (float, np.floating)) and np.isfinite(value) else value
 
-def to_csv(frame: pd.DataFrame) -> str: return frame.map(rounded).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+def to_csv(frame: pd.DataFrame) -> str:
+    return frame.map(rounded).to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 ROWS = "cases.csv.gz"  # per-case rows of a section or a run: packed, since they are most of what is committed
 
@@ -109,21 +110,27 @@ def numbers(self: Report, values: dict[str, Estimate | float | int | str]) -> No
     "Store numbers, and sentences that numbers chose, under keys that prose may quote"
     for name, value in values.items():
         estimate = value if isinstance(value, Estimate) else Estimate(value)
-        self.results["numbers"][_check(name, self.results["numbers"], "number")] = {k: rounded(v) for k, v in asdict(estimate).items()}
+        self.results["numbers"][_check(name, self.results["numbers"], "number")] = {k: rounded(v)
+                                                                                    for k, v in asdict(
+            estimate).items()}
     self._save()
 
 Report.numbers = numbers
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #b2a7e002
-TRACK = ("budget_s", "start")  # columns: planned budget in single-thread seconds (none where it was planned in steps), how the weights began
+# columns: planned budget in single-thread seconds (none where it was planned in steps), how the weights began
+TRACK = ("budget_s", "start")
 SUBJECTS = ("model", "way", "method", "variant", "training", "network")  # columns that name what was trained
 SCOPES = ("dataset", "source", "target")  # columns within which rows are compared
 BUDGET_AXIS = "training budget (seconds of one thread)"  # label of an axis that names budgets
-WITHIN = (*SCOPES, "part", "runs", "setting", "tool", "unit", "k", "varied", "patients", "size", "images", "region")  # columns that narrow a row down further
+# columns that narrow a row down further
+WITHIN = (*SCOPES, "part", "runs", "setting", "tool", "unit", "k", "varied", "patients", "size", "images", "region")
 
-def track_label(budget_s: float | None, start: str | None) -> str:  # "60 s", "180 s, ImageNet"; empty where nothing was trained
+def track_label(budget_s: float | None,
+                start: str | None) -> str:  # "60 s", "180 s, ImageNet"; empty where nothing was trained
     "A training budget in words; weights that began at random need none"
-    parts = [f"{budget_s:g} s" if pd.notna(budget_s) else "", start if isinstance(start, str) and start != "random" else ""]
+    parts = [f"{budget_s:g} s" if pd.notna(budget_s) else "",
+             start if isinstance(start, str) and start != "random" else ""]
     return ", ".join(filter(None, parts))
 
 def with_track(name: str, budget_s: float | None, start: str | None) -> str:
@@ -132,7 +139,8 @@ def with_track(name: str, budget_s: float | None, start: str | None) -> str:
     return f"{name} ({label})" if label else name
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #b2a7e004
-def _words(text: object) -> list[str]: return [w.lower().replace("-", "").replace("_", "") for w in re.findall(r"[\w+-]+", str(text))]
+def _words(text: object) -> list[str]:
+    return [w.lower().replace("-", "").replace("_", "") for w in re.findall(r"[\w+-]+", str(text))]
 
 def names_in(text: object, names: Sequence[str]) -> set[str]:
     "Which of some names a text holds, the longest first, so that Mask R-CNN is no CNN"
@@ -159,9 +167,10 @@ def _unnamed(text: str, tracks: set) -> list[str]:
     return sorted(w for w in wanted if not re.search(rf"(?<![\w.]){re.escape(w)}(?!\w)", text))
 
 def _meant(text: str, budgets: pd.DataFrame, names: set[str], **where: object) -> set:
-    "Budgets of networks; of one that has several, those that a text names"
+    "Budgets of networks (an empty name: of all); of one that has several, those that a text names"
     found = set()
-    for tracks in (_tracks(budgets, {n}, **where) for n in names): found |= {t for t in tracks if not _unnamed(text, {t})} or tracks
+    for tracks in (_tracks(budgets, {n} - {""}, **where) for n in names):
+        found |= {t for t in tracks if track_label(*t) and not _unnamed(text, {t})} or tracks
     return found
 
 def _told(tracks: set) -> str: return "; ".join(sorted(track_label(*t) or "planned in steps" for t in tracks))
@@ -171,41 +180,69 @@ def remembered(rows: pd.DataFrame) -> pd.DataFrame | None:
     "Budgets of a section's rows, of what no network was trained for too; None where the rows know of none"
     trained = rows.run.astype(str).str.fullmatch("[0-9a-f]{16}") if "run" in rows else pd.Series(False, rows.index)
     if (rows.start.isna() if "start" in rows else ~rows.index.isna())[trained].any():
-        raise InputError("cases.csv", "holds rows of trained runs without their budget", "take them from `training.fit`, or add it by `training.with_budgets`")
+        raise InputError("cases.csv", "holds rows of trained runs without their budget",
+                         "take them from `training.fit`, or add it by `training.with_budgets`")
     if set(TRACK) - set(rows): return None
     known = [c for c in (*SUBJECTS, *WITHIN) if c in rows]
     return rows[[*known, *TRACK]].drop_duplicates()
 
 def _cell_text(row: dict) -> str:
     "A row's cells as text; a number in a column of budgets is one in seconds"
-    return "; ".join(f"{v:g} s" if "budget" in str(c) and isinstance(v, (int, float, np.number)) else str(v) for c, v in row.items())
+    return "; ".join(f"{v:g} s" if "budget" in str(c)
+                     and isinstance(v, (int, float, np.number)) else str(v) for c, v in row.items())
+
+def _named(budgets: pd.DataFrame, row: dict) -> set[str]:
+    "Networks and methods of the section's rows that a table's row names"
+    names = {n for s in SUBJECTS if s in budgets for n in budgets[s].dropna()}
+    texts = [v for c, v in row.items() if isinstance(v, str) and c not in (*WITHIN, *TRACK)]
+    return {n for text in texts for n in names_in(text, names)}
 
 def _row_tracks(budgets: pd.DataFrame, row: dict) -> set:
     "Budgets of the networks that a table's row is about: those that it names, or all of its data set"
-    names = {n for s in SUBJECTS if s in budgets for n in budgets[s].dropna()}
-    texts = [v for c, v in row.items() if isinstance(v, str) and c not in (*WITHIN, *TRACK)]
-    mine = {n for text in texts for n in names_in(text, names)}
-    where = {c: row[c] for c in WITHIN if c in row and pd.notna(row[c])}
-    if not mine and set(TRACK) <= set(row) and any(isinstance(row.get(s), str) for s in SUBJECTS): return set()  # a method without training
+    mine, where = _named(budgets, row), {c: row[c] for c in WITHIN if c in row and pd.notna(row[c])}
+    # a method without training
+    if not mine and set(TRACK) <= set(row) and any(isinstance(row.get(s), str) for s in SUBJECTS): return set()
     return _meant(_cell_text(row), budgets, mine, **where) if mine else _tracks(budgets, set(), **where)
 
-def check_table(budgets: pd.DataFrame | None, name: str, frame: pd.DataFrame) -> None:
+def _labels(tracks: set) -> set[str]: return set(filter(None, _told(tracks).split("; ")))
+
+def _check_listed(budgets: pd.DataFrame, name: str, frame: pd.DataFrame) -> None:
+    """Refuse a column `budgets` that is not what the rows say: all budgets that a table's row is about or, where the
+    table does not name parts, those of some parts of the rows"""
+    parts = budgets["part"].dropna().unique() if "part" in budgets and "part" not in frame else ()
+    for row in frame.to_dict("records"):
+        told = row.pop("budgets")
+        listed = set(filter(None, told.split("; "))) if isinstance(told, str) else set()
+        wanted = _labels(_row_tracks(budgets, row))
+        each = [_labels(_row_tracks(budgets, row | dict(part=p))) for p in parts]
+        if listed != wanted and not (listed and listed == set().union(*(e for e in each if e <= listed))):
+            raise InputError(f"table {name}", f"says `budgets` {told!r} where the rows say "
+                             f"{'; '.join(sorted(wanted))!r}: " + ", ".join(str(v) for v in [*row.values()][:3]),
+                             "write the column by `report.list_budgets`")
+
+def check_table(budgets: pd.DataFrame | None, name: str, frame: pd.DataFrame,
+                source: str = "cases.csv",  # a table from elsewhere is checked in the rows that name networks
+               ) -> None:
     "Refuse a table that compares networks of different budgets and does not name them in each row"
-    if budgets is None or "budgets" in frame or frame.attrs.get("networks") is False: return
+    if budgets is None or frame.attrs.get("networks") is False: return
+    if "budgets" in frame: return _check_listed(budgets, name, frame)
     scope = [c for c in SCOPES if c in frame and c in budgets]
-    groups = [g for _, g in frame.groupby(scope, sort=False)] if scope else [frame]
-    for group in groups:
-        rows = [(row, _row_tracks(budgets, row)) for row in group.to_dict("records")]
+    for group in [g for _, g in frame.groupby(scope, sort=False)] if scope else [frame]:
+        rows = [(row, _row_tracks(budgets, row)) for row in group.to_dict("records")
+                if source == "cases.csv" or _named(budgets, row)]
         every = set().union(*(tracks for _, tracks in rows))
         for row, tracks in rows if len(every) > 1 else ():
             if lacking := _unnamed(_cell_text(row), tracks):
-                raise InputError(f"table {name}", f"compares rows of different budgets ({_told(every)}), and one does not name {lacking[0]}: "
-                                 + ", ".join(str(v) for v in [*row.values()][:3]), "add the columns by `report.name_budgets`")
+                raise InputError(f"table {name}",
+                                 f"compares rows of different budgets ({_told(every)}), and one does not name "
+                                 f"{lacking[0]}: "
+                                 + ", ".join(str(v) for v in [*row.values()][:3]),
+                                 "add the columns by `report.name_budgets`")
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #b2a7e008
 def name_budgets(table: pd.DataFrame,  # one row a comparison or a score
                  rows: pd.DataFrame,   # per-case rows with the columns TRACK
-                ) -> pd.DataFrame:     # with `budget_s` and `start` behind the network's name, and `against_budget_s`, `against_start` behind its opponent's
+                ) -> pd.DataFrame:  # with `budget_s`, `start`, `against_budget_s`, `against_start` behind the names
     "A table with the training budget of each network that its rows name; as it is, where the rows know of none"
     budgets = None if set(TRACK) - set(rows) else remembered(rows)
     subject = next((s for s in SUBJECTS if s in table), None)
@@ -218,17 +255,21 @@ def name_budgets(table: pd.DataFrame,  # one row a comparison or a score
             mine = names_in(r[subject if prefix and "A/A" in str(r[column]) else column], names)
             where = {c: r[c] for c in WITHIN if c in r and pd.notna(r[c])}
             tracks, name = _tracks(budgets, mine, **where) if mine else set(), r[column]
-            if len(tracks) > 1: raise InputError(str(name), f"stands for runs of different budgets ({_told(tracks)})", "give them rows of their own")
+            if len(tracks) > 1:
+                raise InputError(str(name), f"stands for runs of different budgets ({_told(tracks)})",
+                                 "give them rows of their own")
             cells.append(next(iter(tracks), (None, None)))
         at = list(table).index(column) + 1
         for k, part in enumerate(TRACK): table = _inserted(table, at + k, prefix + part, [c[k] for c in cells])
     return table
 
 def list_budgets(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    "A table whose rows name no networks, or several, with all budgets of `rows` that went into a row in the column `budgets`"
+    """A table whose rows name no networks, or several, with all budgets of `rows` that went into a row in the column
+    `budgets`"""
     budgets = None if set(TRACK) - set(rows) else remembered(rows)
     if budgets is None: return table
-    if budgets.start.notna().any(): return table.assign(budgets=[_told(_row_tracks(budgets, r)) for r in table.to_dict("records")])
+    if budgets.start.notna().any():
+        return table.assign(budgets=[_told(_row_tracks(budgets, r)) for r in table.to_dict("records")])
     table = table.copy()
     table.attrs["networks"] = False  # nothing that was trained went into it
     return table
@@ -237,11 +278,14 @@ def label_networks(fig, rows: pd.DataFrame):
     "A figure whose labels name networks, with the budgets behind the names"
     from matplotlib.text import Text
     budgets = None if set(TRACK) - set(rows) else remembered(rows)
-    names = {} if budgets is None else {n: _tracks(budgets, {n}) for s in SUBJECTS if s in budgets for n in budgets[s].dropna().unique()}
+    names = ({} if budgets is None
+             else {n: _tracks(budgets, {n}) for s in SUBJECTS if s in budgets for n in budgets[s].dropna().unique()})
     for name, tracks in sorted(((n, t) for n, t in names.items() if t), key=lambda pair: -len(pair[0])):
-        spelled = re.compile(r"(?<![\w-])" + "[-_ ]?".join(map(re.escape, re.sub(r"[-_ ]", "", name))) + r"(?![\w-]| \(\d)", re.I)
+        spelled = re.compile(r"(?<![\w-])" + "[-_ ]?".join(map(re.escape, re.sub(r"[-_ ]", "", name)))
+                             + r"(?![\w-]| \(\d)", re.I)
         for t in fig.findobj(Text):
-            if names_in(t.get_text(), names) >= {name}: t.set_text(spelled.sub(lambda m: f"{m[0]} ({_told(tracks)})", t.get_text()))
+            if names_in(t.get_text(), names) >= {name}:
+                t.set_text(spelled.sub(lambda m: f"{m[0]} ({_told(tracks)})", t.get_text()))
     return fig
 
 def _inserted(table: pd.DataFrame, at: int, name: str, values: list) -> pd.DataFrame:
@@ -254,30 +298,38 @@ def check_figure(budgets: pd.DataFrame | None, name: str, fig) -> None:
     from matplotlib.text import Text
     if budgets is None: return
     names = {n for s in SUBJECTS if s in budgets for n in budgets[s].dropna()}
-    labels = {text: names_in(text, names) for t in fig.findobj(Text) if (text := t.get_text().strip()) and t.get_visible()}
-    if BUDGET_AXIS in labels: budgets = budgets.assign(budget_s=np.nan)  # then only how weights begin is left to be named
+    labels = {text: names_in(text, names) for t in fig.findobj(Text)
+              if (text := t.get_text().strip()) and t.get_visible()}
+    # then only how weights begin is left to be named
+    if BUDGET_AXIS in labels: budgets = budgets.assign(budget_s=np.nan)
     shown, scopes = set().union(*labels.values()), [c for c in SCOPES if c in budgets]
     for _, here in (budgets.groupby(scopes, sort=False) if scopes else [("", budgets)]) if shown else ():
         every = set().union(*(_meant(text, here, mine) for text, mine in labels.items()))
         for text, mine in labels.items() if len(every) > 1 else ():
             if lacking := _unnamed(text, _meant(text, here, mine)):
-                raise InputError(f"figure {name}", f"shows networks of different budgets ({_told(every)}), and the label {text!r} does not name {lacking[0]}",
+                raise InputError(f"figure {name}",
+                                 f"shows networks of different budgets ({_told(every)}), and the label {text!r} does "
+                                 f"not name {lacking[0]}",
                                  "write it by `report.with_track`")
 
 def check_claim(budgets: pd.DataFrame | None, row: dict) -> None:
-    "Refuse a claim that sets networks of different budgets against each other, and does not say so in its statement"
-    if budgets is None: return
-    names = {n for s in SUBJECTS if s in budgets for n in budgets[s].dropna()}
+    """Refuse a claim that sets networks of different budgets against each other, and does not say so in its statement;
+    one that names no network is about all of its data set"""
+    place = str(row["dataset"]).split(" for ")[0]
+    names = set() if budgets is None else {n for s in SUBJECTS if s in budgets for n in budgets[s].dropna()}
     mine = names_in(row["statement"], names) | names_in(row["id"], names)
-    tracks = _meant(row["statement"], budgets, mine, dataset=str(row["dataset"]).split(" for ")[0])
+    if budgets is None or not mine and "simulat" in place: return
+    tracks = _meant(row["statement"], budgets, mine or {""}, dataset=place, **({} if mine else dict(target=place)))
     if len(tracks) > 1 and (lacking := _unnamed(row["statement"], tracks)):
-        raise InputError(f"claim {row['id']}", f"compares networks of different budgets ({_told(tracks)}), and does not name {lacking[0]}",
+        raise InputError(f"claim {row['id']}",
+                         f"compares networks of different budgets ({_told(tracks)}), and does not name {lacking[0]}",
                          "say it in the statement, by `report.with_track`")
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #b2a7e012
 DATA_COLUMNS = ("dataset", "source", "target", "study")  # columns of a table that name data sets
 
-def _values(frame: pd.DataFrame) -> set[str]: return {str(v).split(",")[0] for c in DATA_COLUMNS if c in frame for v in frame[c].dropna().unique()}
+def _values(frame: pd.DataFrame) -> set[str]:
+    return {str(v).split(",")[0] for c in DATA_COLUMNS if c in frame for v in frame[c].dropna().unique()}
 
 def data_in(frame: pd.DataFrame) -> set[str]:
     "Data sets that the columns of a frame name, and what they say is simulated"
@@ -289,7 +341,8 @@ def data_of(frame: pd.DataFrame, source: str) -> list[str] | None:  # None: all 
     values = _values(frame)
     if values: return sorted(data_in(frame)) if data_in(frame) == values else None
     kind, _, file = source.partition(": ")
-    return [f"simulated by {file}"] if kind == "simulated" else [] if kind in ("setting", "definition", "cited") else None
+    return ([f"simulated by {file}"] if kind == "simulated" else []
+            if kind in ("setting", "definition", "cited") else None)
 
 def told_data(data: Sequence[str]) -> list[str]:
     "`data`, if each is a data set or said to be simulated"
@@ -303,11 +356,14 @@ def cells(frame: pd.DataFrame, estimates: Sequence[str]) -> pd.DataFrame:
     "A table's cells as they are printed"
     hidden = {f"{e}_{side}" for e in estimates for side in ("low", "high")}
     shown = frame.drop(columns=[c for c in frame if c in hidden]).astype(object)
-    for e in estimates: shown[e] = [str(Estimate(v, lo, hi)) for v, lo, hi in zip(frame[e], frame[f"{e}_low"], frame[f"{e}_high"])]
-    return shown.map(lambda v: "" if v is None or v is pd.NA or (isinstance(v, float) and np.isnan(v)) else f"{v:.4g}" if isinstance(v, float) else str(v))
+    for e in estimates:
+        shown[e] = [str(Estimate(v, lo, hi)) for v, lo, hi in zip(frame[e], frame[f"{e}_low"], frame[f"{e}_high"])]
+    return shown.map(lambda v: "" if v is None or v is pd.NA
+                     or (isinstance(v, float) and np.isnan(v)) else f"{v:.4g}" if isinstance(v, float) else str(v))
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #5e145b9e
-SOURCES = ("count", "cited", "setting", "simulated", "measured", "set score", "definition")  # of columns that are no statistics over cases
+# of columns that are no statistics over cases
+SOURCES = ("count", "cited", "setting", "simulated", "measured", "set score", "definition")
 
 def declared(source: str) -> str:
     "`source`, if it says of what kind a column is and in which file it can be looked up"
@@ -331,12 +387,14 @@ def table(self: Report,
     _check(name, self.results["tables"], "table")
     for other in ([] if source == "cases.csv" else [source]) + list(others.values()): declared(other)
     for column in others: choose(column, frame, f"column of table {name}")
-    if source == "cases.csv": check_table(self.budgets, name, frame)
+    check_table(self.budgets, name, frame, source)
     shown = data_of(frame, source) if data is None else told_data(data)
     write(self.folder / f"{name}.csv", to_csv(frame))
-    self.results["tables"][name] = dict(caption=caption, by=list(by), estimates=list(estimates), source=source, others=others, data=shown)
+    self.results["tables"][name] = dict(caption=caption, by=list(by),
+                                        estimates=list(estimates), source=source, others=others, data=shown)
     for row in frame.to_dict("records"):
-        self.numbers({key(name, *[row[b] for b in by], e): Estimate(row[e], row[f"{e}_low"], row[f"{e}_high"], row.get("n"), tolerance=tolerance)
+        self.numbers({key(name, *[row[b] for b in by], e): Estimate(row[e], row[f"{e}_low"],
+                                                                    row[f"{e}_high"], row.get("n"), tolerance=tolerance)
                       for e in estimates})
     self._save()
     return cells(frame, estimates)
@@ -363,7 +421,10 @@ def figure(self: Report,
     write((self.private if private else self.folder) / f"{name}.svg", svg.getvalue())
     plt.close(fig)
     if private: return
-    self.results["figures"][_check(name, self.results["figures"], "figure")] = dict(caption=caption, data=None if data is None else told_data(data))
+    self.results["figures"][_check(name, self.results["figures"], "figure")] = dict(caption=caption,
+                                                                                    data=None
+                                                                                    if data is None
+                                                                                    else told_data(data))
     self._save()
     display(Image(png.getvalue()))
 

@@ -22,7 +22,7 @@ from scipy import ndimage
 from ..kit.core import InputError, rng
 from ..data.manifest import Case, Manifest
 from ..images.files import Image
-from ..study.metrics import confusion, dice
+from ..evaluation.metrics import confusion, dice
 from ..preparation.preprocess import network_input, prepare, scaled
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #0f2e9e69
@@ -51,7 +51,9 @@ def fit_otsu(images: Sequence[np.ndarray],  # (row, column, channel), training c
              masks: Sequence[np.ndarray],   # bool (row, column)
             ) -> tuple[int, bool]:          # channel, and whether the lesion is bright
     "Channel and side with the highest mean Dice on the training cases"
-    def gain(choice): return np.nanmean([dice(*confusion(otsu(i[..., choice[0]], choice[1]), m)) for i, m in zip(images, masks)] or [0.])
+    def gain(choice):
+        return np.nanmean([dice(*confusion(otsu(i[..., choice[0]], choice[1]), m)) for i, m in zip(images, masks)]
+                          or [0.])
     return max([(c, b) for c in range(images[0].shape[-1]) for b in (True, False)], key=gain)
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #30ba8c83
@@ -66,7 +68,8 @@ def baselines(m: Manifest, train: list[Case], test: list[Case],
     guess = np.select(list(guesses.values())[::-1], list(guesses)[::-1], 0)
     channel, bright = fit_otsu([pixels(c) for c in train], [c.semantic() > 0 for c in train])
     first = min(m.foreground.values())
-    return dict(chance=[on(guess, c.semantic().shape) for c in test], otsu=[otsu(pixels(c)[..., channel], bright) * first for c in test])
+    return dict(chance=[on(guess, c.semantic().shape) for c in test],
+                otsu=[otsu(pixels(c)[..., channel], bright) * first for c in test])
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #f9e00c5a
 def blurred(image: np.ndarray,  # (row, column, channel)
@@ -93,7 +96,8 @@ def features(image: np.ndarray,  # (row, column, channel), 0 to 1
         y, x = np.gradient(value, axis=(0, 1))
         (yy, yx), xx = np.gradient(y, axis=(0, 1)), np.gradient(x, axis=1)
         middle, half = (yy + xx) / 2, np.hypot((yy - xx) / 2, yx)
-        found += [value, np.hypot(y, x), middle + half, middle - half, np.sqrt(np.maximum(blurred(image**2, scale) - value**2, 0))]
+        found += [value, np.hypot(y, x), middle + half, middle - half,
+                  np.sqrt(np.maximum(blurred(image**2, scale) - value**2, 0))]
     rows, columns = np.broadcast_arrays(*from_middle(image.shape))
     return np.concatenate([*found, np.stack([rows, columns, np.hypot(rows, columns)], -1)], -1)
 
@@ -112,15 +116,19 @@ class Picture:
     def shape(self) -> tuple[int, int]: return self.array.shape[:2]
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #6d14a76a
-def subsets(n: int) -> list[tuple[int, ...]]: return [s for k in range(1, n) for s in combinations(range(n), k)]  # some of n parts, but not all
+def subsets(n: int) -> list[tuple[int, ...]]:
+    return [s for k in range(1, n) for s in combinations(range(n), k)]  # some of n parts, but not all
 
 class Method:
     "Divides a picture into parts; its fields are settings"
     grid: dict[str, tuple] = {}  # values of each setting, other than the channel
-    def lesions(self, values: Sequence[int]) -> list[tuple[int, ...]]: return subsets(2)  # which parts may be a region of these labels
-    def divide(self, picture: Picture, learnt: Callable | None = None) -> np.ndarray: raise NotImplementedError  # (row, column), part of each pixel
+    def lesions(self, values: Sequence[int]) -> list[tuple[int, ...]]:
+        return subsets(2)  # which parts may be a region of these labels
+    def divide(self, picture: Picture, learnt: Callable | None = None) -> np.ndarray:
+        raise NotImplementedError  # (row, column), part of each pixel
     @staticmethod
-    def learn(pictures: Iterable[Picture], labels: Sequence[np.ndarray]) -> Callable | None: return None  # from training cases
+    def learn(pictures: Iterable[Picture], labels: Sequence[np.ndarray]) -> Callable | None:
+        return None  # from training cases
 
 def settings(kind: type[Method],
              channel: int,       # that is looked at, where a method looks at one
@@ -140,7 +148,8 @@ class Adaptive(Method):
     def lesions(self, values): return subsets(3)
     def divide(self, picture, learnt=None):
         grey = picture.smooth[..., self.channel]
-        return np.digitize(grey - ndimage.uniform_filter(grey, 1 + 2 * int(self.window * min(grey.shape) / 2)), [-self.offset, self.offset])
+        return np.digitize(grey - ndimage.uniform_filter(grey, 1 + 2 * int(self.window * min(grey.shape) / 2)),
+                           [-self.offset, self.offset])
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #4236cbc8
 @dataclass(frozen=True)
@@ -191,7 +200,8 @@ class Canny(Method):
     def divide(self, picture, learnt=None):
         from skimage.feature import canny
         side = min(picture.shape)
-        edges = canny(picture.array[..., self.channel], self.width * side, 1 - 2 * self.share, 1 - self.share, use_quantiles=True)
+        edges = canny(picture.array[..., self.channel], self.width * side,
+                      1 - 2 * self.share, 1 - self.share, use_quantiles=True)
         return enclosed(edges, max(1., self.gap * side))
 
 def enclosed(edges: np.ndarray,  # bool (row, column)
@@ -205,7 +215,8 @@ def enclosed(edges: np.ndarray,  # bool (row, column)
     return wider(narrower(filled))[room:-room, room:-room]
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #87b345bb
-def _seed(*purpose: object) -> int: return int(rng("classical", *purpose).integers(2**31))  # scikit-learn takes a number
+def _seed(*purpose: object) -> int:
+    return int(rng("classical", *purpose).integers(2**31))  # scikit-learn takes a number
 
 @dataclass(frozen=True)
 class Clusters(Method):
@@ -250,7 +261,8 @@ def sampled(pictures: Iterable[Picture],
         for value in np.unique(label):
             at = np.flatnonzero(label == value)
             taken = rng("classical", "pixels", k, value).choice(at, min(len(at), PIXELS), replace=False)
-            found.append((picture.features.reshape(label.size, -1)[taken], np.full(len(taken), value), np.full(len(taken), len(at) / len(taken))))
+            found.append((picture.features.reshape(label.size, -1)[taken],
+                          np.full(len(taken), value), np.full(len(taken), len(at) / len(taken))))
     x, y, weights = map(np.concatenate, zip(*found))
     return x, y, weights / weights.mean()
 
@@ -293,7 +305,9 @@ class RandomForest(Pixels):
         from sklearn.ensemble import RandomForestClassifier
         x, y, weights = sampled(pictures, labels)
         model = RandomForestClassifier(20, min_samples_leaf=5, random_state=_seed("forest")).fit(x, y, weights)
-        return lru_cache(1)(lambda picture: (model.classes_, np.log(model.predict_proba(picture.features.reshape(-1, x.shape[1])) + 1e-3)))
+        return lru_cache(1)(lambda picture: (model.classes_,
+                                             np.log(model.predict_proba(picture.features.reshape(-1, x.shape[1]))
+                                                    + 1e-3)))
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #ea5f73f2
 def separation(picture: Picture, truth: np.ndarray) -> np.ndarray:  # (channel,), 0.5 to 1
@@ -368,7 +382,8 @@ def fit(kind: type[Method],
         truths = [np.isin(l, values) for l in labels]
         if not any(t.any() for t in truths): continue
         def score(c, i): return dice(*confusion(mask(*c, i), truths[i]))
-        choices = [(m, lesion, one) for m in settings(kind, telling(pictures, truths)) for lesion in m.lesions(values) for one in (False, True)]
+        choices = [(m, lesion, one) for m in settings(kind, telling(pictures, truths))
+                   for lesion in m.lesions(values) for one in (False, True)]
         found[name] = Finder(*best(choices, score, n), whole)
     return found
 
@@ -390,13 +405,16 @@ def predict(picture: Picture,
     "The label map of a picture"
     answer, divided = np.zeros(picture.shape, np.uint8), cache(lambda method, learnt: method.divide(picture, learnt))
     for name, f in ((n, finders[n]) for n in paints if n in finders):
-        mask, around = tidied(_among(divided(f.method, f.learnt), f.lesion), f.one), [regions[r] for r in paints if set(regions[name]) < set(regions[r])]
+        mask, around = tidied(_among(divided(f.method, f.learnt), f.lesion), f.one), [regions[r] for r in paints
+                                                                                      if set(regions[name]) < set(
+            regions[r])]
         if around: mask = mask & np.isin(answer, around[-1])
         answer[mask] = paints[name]
     return answer
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #abe857d5
-METHODS: dict[str, type[Method]] = dict(adaptive=Adaptive, region_growing=RegionGrowing, watershed=Watershed, canny=Canny, kmeans=KMeans,
+METHODS: dict[str, type[Method]] = dict(adaptive=Adaptive,
+                                        region_growing=RegionGrowing, watershed=Watershed, canny=Canny, kmeans=KMeans,
                                         gaussian_mixture=GaussianMixture, svm=SVM, random_forest=RandomForest)
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #2cf5f463
@@ -413,7 +431,8 @@ def traditional(m: Manifest, train: Sequence[Case], test: Sequence[Case],
                ) -> dict[str, list[np.ndarray]]:     # label maps of the test cases by method, on their own grids
     "Predictions of chance, of Otsu's threshold and of the eight traditional methods, of pictures"
     from threadpoolctl import threadpool_limits
-    if len(shape) != 2: raise InputError("shape", f"has {len(shape)} axes", "give rows and columns: these methods take pictures")
+    if len(shape) != 2:
+        raise InputError("shape", f"has {len(shape)} axes", "give rows and columns: these methods take pictures")
     if min(shape) < 8: raise InputError("shape", f"is {tuple(shape)}", "give at least 8 rows and columns")
     if not train: raise InputError("train", "holds no case", "give training cases")
     def picture(pixels): return Picture(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
@@ -423,5 +442,7 @@ def traditional(m: Manifest, train: Sequence[Case], test: Sequence[Case],
         finders = {name: fit(kind, known, labels, m.scored) for name, kind in METHODS.items()}
         for image in (c.image() for c in test):
             seen = picture(network_input(image, shape, "percentile"))
-            for name in METHODS: found[name].append(scaled(Image(predict(seen, finders[name], m.scored, paints), None), image.shape, labels=True))
+            for name in METHODS:
+                found[name].append(scaled(Image(predict(seen, finders[name], m.scored, paints), None),
+                                          image.shape, labels=True))
     return baselines(m, train, test, shape) | found

@@ -52,4 +52,5 @@ def focal_tversky(logits: Tensor, truth: Tensor,
     p, t = _foreground(logits, truth)
     both = (p * t).sum(2)
     wrong = missed * (t.sum(2) - both) + (1 - missed) * (p.sum(2) - both)
-    return (wrong / (both + wrong + smooth)).clamp_min(1e-6).pow(power).mean()  # the slope of a power below one has no bound at zero
+    # the slope of a power below one has no bound at zero
+    return (wrong / (both + wrong + smooth)).clamp_min(1e-6).pow(power).mean()

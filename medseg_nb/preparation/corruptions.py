@@ -19,7 +19,7 @@ import pandas as pd
 from ..kit.core import InputError, choose, rng
 from ..data.manifest import manifest
 from ..images.files import Image
-from ..study.phantoms import smooth
+from ..data.phantoms import smooth
 from .preprocess import WINDOWS
 
 # %% ../../nbs/library/3_preparation/01_corruptions.ipynb #19882657
@@ -33,11 +33,12 @@ def signal(image: np.ndarray) -> float:
     bright = image[image > image.mean()]
     return float(bright.mean()) if bright.size else float(image.mean())
 
-def rician_noise(image: np.ndarray, snr: float, random: np.random.Generator) -> np.ndarray: return rician(image, abs(signal(image)) / snr, random)
+def rician_noise(image: np.ndarray, snr: float, random: np.random.Generator) -> np.ndarray:
+    return rician(image, abs(signal(image)) / snr, random)
 
 # %% ../../nbs/library/3_preparation/01_corruptions.ipynb #8f8a7836
 def displaced(image: np.ndarray,
-              moves: np.ndarray,  # (line, 2): rows and columns that the object lies off while a line is read, in the order of reading
+              moves: np.ndarray,  # (line, 2): rows and columns that the object is off at each line, in order of reading
              ) -> np.ndarray:
     "Magnitude of an image whose lines of k-space were read of a displaced object"
     lines, columns = (np.fft.fftfreq(n) for n in image.shape[:2])
@@ -77,7 +78,8 @@ def field(shape: tuple[int, ...],
     found = 1 + percent / 100 * ((rough - rough.min()) / span - .5) if span > 0 else np.ones(shape)
     return found / found.max()
 
-def bias_field(image: np.ndarray, percent: float, random: np.random.Generator) -> np.ndarray: return image * field(image.shape, percent, random)
+def bias_field(image: np.ndarray, percent: float, random: np.random.Generator) -> np.ndarray:
+    return image * field(image.shape, percent, random)
 
 # %% ../../nbs/library/3_preparation/01_corruptions.ipynb #25e74ed2
 def span(image: np.ndarray,
@@ -98,7 +100,8 @@ def quantum_noise(image: np.ndarray, percent: float, random: np.random.Generator
     return image + percent / 100 * span(image, bits) * grain(image.shape, random)
 
 # %% ../../nbs/library/3_preparation/01_corruptions.ipynb #84048ef3
-def _shadow(shape: tuple[int, int], angle: float) -> tuple[np.ndarray, np.ndarray, int]:  # first bin, share of the next one, bins
+def _shadow(shape: tuple[int, int],
+            angle: float) -> tuple[np.ndarray, np.ndarray, int]:  # first bin, share of the next one, bins
     "Where each pixel falls on the detector"
     bins = int(np.ceil(np.hypot(*shape))) + 3
     rows, columns = (np.arange(n) - (n - 1) / 2 for n in shape)
@@ -111,7 +114,8 @@ def projected(image: np.ndarray, angles: np.ndarray) -> np.ndarray:  # (angle, b
     found = []
     for angle in angles:
         first, rest, bins = _shadow(image.shape, angle)
-        found.append(np.bincount(first.ravel(), (image * (1 - rest)).ravel(), bins) + np.bincount(first.ravel() + 1, (image * rest).ravel(), bins))
+        found.append(np.bincount(first.ravel(), (image * (1 - rest)).ravel(), bins)
+                     + np.bincount(first.ravel() + 1, (image * rest).ravel(), bins))
     return np.array(found)
 
 def reconstructed(rays: np.ndarray, angles: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -120,14 +124,16 @@ def reconstructed(rays: np.ndarray, angles: np.ndarray, shape: tuple[int, int]) 
     ramp = np.where(n == 0, .25, np.where(n % 2, -1 / (np.pi * np.where(n == 0, 1, n)) ** 2, 0))
     size = 2 ** int(np.ceil(np.log2(len(n) + rays.shape[1])))
     soft = .5 + .5 * np.cos(2 * np.pi * np.fft.rfftfreq(size))
-    filtered = np.fft.irfft(np.fft.rfft(rays, size) * np.fft.rfft(ramp, size) * soft, size)[:, rays.shape[1] - 1:2 * rays.shape[1] - 1]
+    filtered = np.fft.irfft(np.fft.rfft(rays, size) * np.fft.rfft(ramp, size) * soft,
+                            size)[:, rays.shape[1] - 1:2 * rays.shape[1] - 1]
     total = np.zeros(shape)
     for angle, line in zip(angles, filtered):
         first, rest, _ = _shadow(shape, angle)
         total += line[first] * (1 - rest) + line[first + 1] * rest
     return total * np.pi / len(angles)
 
-def _border(image: np.ndarray) -> float: return float(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean())
+def _border(image: np.ndarray) -> float:
+    return float(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean())
 
 def streaks(image: np.ndarray, every: float, random: np.random.Generator) -> np.ndarray:
     "Streaks of a reconstruction from every second, third … view; of a volume slice by slice"
@@ -156,7 +162,8 @@ def jpeg(image: np.ndarray,  # (row, column, channel), one channel or three, 0 t
     "What JPEG keeps of a picture"
     from PIL import Image as Pictures
     if image.shape[2] not in (1, 3) or image.size and not 0 <= image.min() <= image.max() <= 255:
-        raise InputError("jpeg", "compresses pictures of eight bits with one or three channels", "choose another artefact")
+        raise InputError("jpeg", "compresses pictures of eight bits with one or three channels",
+                         "choose another artefact")
     pixels, file = np.rint(image).astype(np.uint8), io.BytesIO()
     Pictures.fromarray(pixels if image.shape[2] == 3 else pixels[..., 0]).save(file, "JPEG", quality=int(quality))
     return np.asarray(Pictures.open(file), float).reshape(image.shape)
@@ -170,7 +177,8 @@ def hairs(shape: tuple[int, int], count: int, random: np.random.Generator) -> np
     size, sheet = max(shape), Pictures.new("L", tuple(FINER * n for n in shape[::-1]))
     t = np.linspace(0, 1, 24)[:, None]
     for _ in range(count):
-        middle, angle, (length, bend, width) = random.random(2) * shape[::-1], random.random() * np.pi, random.uniform((.5, -.3, .006), (1.2, .3, .014)) * size
+        middle, angle, (length, bend, width) = random.random(2) * shape[::-1], random.random() * np.pi, random.uniform(
+            (.5, -.3, .006), (1.2, .3, .014)) * size
         along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
         curve = FINER * (middle + (t - .5) * length * along + 4 * t * (1 - t) * bend * across)
         ImageDraw.Draw(sheet).line([tuple(p) for p in curve.tolist()], fill=255, width=max(1, round(FINER * width)))
@@ -194,8 +202,10 @@ class Artefact:
     together: bool = False      # all channels at once
     alike: bool = False         # the same draw for every channel
 
-KINDS = {"magnetic resonance": ("MR", "brain MRI"), "computed tomography": ("CT", "lung CT"), "dermoscopy": ("dermoscopy",),
-         "photography": ("colonoscopy", "fundus photography"), "microscopy": ("microscopy", "fluorescence microscopy")}  # as manifests name them
+KINDS = {"magnetic resonance": ("MR", "brain MRI"),
+         "computed tomography": ("CT", "lung CT"), "dermoscopy": ("dermoscopy",),
+         "photography": ("colonoscopy", "fundus photography"),
+         "microscopy": ("microscopy", "fluorescence microscopy")}  # as manifests name them
 MR, CT, DERMOSCOPY, PHOTOGRAPHY, MICROSCOPY = KINDS
 
 ARTEFACTS = {
@@ -206,7 +216,8 @@ ARTEFACTS = {
     "quantum_noise": Artefact(quantum_noise, (CT,), "% of the window", (2, 4, 8, 12, 20)),
     "streaks": Artefact(streaks, (CT,), "one in so many views", (2, 3, 4, 6, 8)),
     "jpeg": Artefact(jpeg, (DERMOSCOPY, PHOTOGRAPHY), "JPEG quality", (50, 30, 20, 10, 5), together=True),
-    "vignette": Artefact(vignette, (DERMOSCOPY, PHOTOGRAPHY, MICROSCOPY), "% of light lost in the corners", (20, 40, 60, 80, 90)),
+    "vignette": Artefact(vignette, (DERMOSCOPY, PHOTOGRAPHY, MICROSCOPY),
+                         "% of light lost in the corners", (20, 40, 60, 80, 90)),
     "hair": Artefact(hair, (DERMOSCOPY,), "hairs", (2, 5, 10, 20, 40), together=True),
     "shot_noise": Artefact(shot_noise, (MICROSCOPY,), "photons at full scale", (300, 100, 30, 10, 5)),
 }
@@ -217,7 +228,8 @@ def artefacts_for(id: str) -> list[str]:
 
 def levels() -> pd.DataFrame:  # artefact, modalities, unit, level_1 …
     "All artefacts with their levels"
-    return pd.DataFrame([dict(artefact=name, modalities=", ".join(a.modalities), unit=a.unit) | {f"level_{k}": v for k, v in enumerate(a.levels, 1)}
+    return pd.DataFrame([dict(artefact=name, modalities=", ".join(a.modalities), unit=a.unit)
+                         | {f"level_{k}": v for k, v in enumerate(a.levels, 1)}
                          for name, a in ARTEFACTS.items()])
 
 # %% ../../nbs/library/3_preparation/01_corruptions.ipynb #fd06147e
@@ -235,11 +247,15 @@ def disturbed(image: Image,
              ) -> Image:        # of the same size and type
     "An image with an artefact"
     a = ARTEFACTS[choose(name, ARTEFACTS, "artefact")]
-    if not 0 <= level <= len(a.levels): raise InputError(name, f"has no level {level}", f"choose one from 0 to {len(a.levels)}")
-    if MR not in a.modalities and CT not in a.modalities and image.ndim != 2: raise InputError(name, "is made for pictures", "give it images of two axes")
+    if not 0 <= level <= len(a.levels):
+        raise InputError(name, f"has no level {level}", f"choose one from 0 to {len(a.levels)}")
+    if MR not in a.modalities and CT not in a.modalities and image.ndim != 2:
+        raise InputError(name, "is made for pictures", "give it images of two axes")
     if not level: return image
     pixels = (image.array if image.channels else image.array[..., None]).astype(float)
     more = dict(bits=image.array.dtype == np.uint8) if a.of in (quantum_noise, shot_noise, hair) else {}
     def one(x, *channel): return a.of(x, a.levels[level - 1], rng("artefact", name, *purpose, *channel), **more)
-    found = one(pixels) if a.together else np.stack([one(c, *([] if a.alike else [k])) for k, c in enumerate(np.moveaxis(pixels, -1, 0))], -1)
-    return replace(image, array=_stored(found if image.channels else found[..., 0], image.array.dtype, MR in a.modalities))
+    found = (one(pixels) if a.together
+             else np.stack([one(c, *([] if a.alike else [k])) for k, c in enumerate(np.moveaxis(pixels, -1, 0))], -1))
+    return replace(image, array=_stored(found if image.channels else found[..., 0],
+                                        image.array.dtype, MR in a.modalities))

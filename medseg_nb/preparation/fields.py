@@ -19,7 +19,8 @@ from ..data.manifest import Case, Metadata, manifest
 # %% ../../nbs/library/3_preparation/02_fields.ipynb #78f85c9b
 CONVERSIONS = {  # unit: the unit that stands for it, and how much of that it is
     "days": ("years", 1 / 365.25), "weeks": ("years", 7 / 365.25), "months": ("years", 1 / 12), "years": ("years", 1.),
-    "um": ("mm", 1e-3), "cm": ("mm", 10.), "m": ("mm", 1e3), "mm": ("mm", 1.), "g": ("kg", 1e-3), "kg": ("kg", 1.), "ml": ("l", 1e-3), "l": ("l", 1.),
+    "um": ("mm", 1e-3), "cm": ("mm", 10.), "m": ("mm", 1e3),
+                 "mm": ("mm", 1.), "g": ("kg", 1e-3), "kg": ("kg", 1.), "ml": ("l", 1e-3), "l": ("l", 1.),
     "share": ("%", 100.), "%": ("%", 1.)}
 
 def canonical(unit: str) -> tuple[str, float]: return CONVERSIONS.get(unit, (unit, 1.))
@@ -72,7 +73,9 @@ def _clean(case: Case, column: Metadata, unit: str) -> Value:
     if own != unit:
         fault = f"field {column.name} is in {column.unit or 'no unit'}, the encoder's in {unit or 'none'}"
         raise InputError(case.dataset, fault, "convert it, or fit on this set")
-    if not np.isfinite(value): raise InputError(case.dataset, f"field {column.name} of case {case.id} is {value}", "mend the cell or leave it empty")
+    if not np.isfinite(value):
+        raise InputError(case.dataset, f"field {column.name} of case {case.id} is {value}",
+                         "mend the cell or leave it empty")
     return float(value) * factor
 
 def _by_patient(found: Sequence[Case], name: str, unit: str) -> dict[str, list[Value]]:
@@ -83,7 +86,8 @@ def _by_patient(found: Sequence[Case], name: str, unit: str) -> dict[str, list[V
         values.setdefault(c.patient, []).extend([] if value is None else [value])
     return values
 
-def _known(declared: dict[str, Metadata], name: str, dataset: str) -> Metadata: return declared[choose(name, declared, f"field of {dataset}")]
+def _known(declared: dict[str, Metadata], name: str, dataset: str) -> Metadata:
+    return declared[choose(name, declared, f"field of {dataset}")]
 
 # %% ../../nbs/library/3_preparation/02_fields.ipynb #7d2129ba
 def _fit(name: str, column: Metadata, values: dict[str, list[Value]]) -> Field:
@@ -101,7 +105,8 @@ def _fit(name: str, column: Metadata, values: dict[str, list[Value]]) -> Field:
 
 def _flat(field: Field) -> bool:
     "Whether the field has one value or none in the training fold"
-    return len(field.categories) + bool(field.rare) < 2 if field.type == "category" else field.missing == field.n or field.low == field.high
+    return (len(field.categories) + bool(field.rare) < 2
+            if field.type == "category" else field.missing == field.n or field.low == field.high)
 
 # %% ../../nbs/library/3_preparation/02_fields.ipynb #b2ca0820
 class Encoder(BaseModel):
@@ -118,7 +123,8 @@ class Encoder(BaseModel):
     def encode(self, found: Sequence[Case]) -> pd.DataFrame:  # (case, column) of float; index: case ids
         "Cases as numbers"
         declared = {d: _declared(d) for d in {c.dataset for c in found}}
-        rows = [[x for f in self.fields for x in f.encode(_clean(c, _known(declared[c.dataset], f.name, c.dataset), f.unit))] for c in found]
+        rows = [[x for f in self.fields
+                 for x in f.encode(_clean(c, _known(declared[c.dataset], f.name, c.dataset), f.unit))] for c in found]
         return pd.DataFrame(rows, index=pd.Index([c.id for c in found], name="case"), columns=self.columns, dtype=float)
 
 def fit_fields(found: Sequence[Case],                    # of the training fold, and of no other
@@ -126,13 +132,18 @@ def fit_fields(found: Sequence[Case],                    # of the training fold,
                known: Literal["before", "any"] = "before",
               ) -> Encoder:
     "An encoder of one data set's fields, fitted on these cases"
-    if len({c.dataset for c in found}) != 1: raise InputError("fields", "are fitted on the cases of one data set", "give cases, all of one set")
+    if len({c.dataset for c in found}) != 1:
+        raise InputError("fields", "are fitted on the cases of one data set", "give cases, all of one set")
     dataset, declared = found[0].dataset, _declared(found[0].dataset)
-    chosen = {n: _known(declared, n, dataset) for n in (names if names is not None else [n for n, m in declared.items() if m.known == "before"])}
-    if choose(known, ("before", "any"), "time") == "before" and (late := [n for n, m in chosen.items() if m.known == "after"]):
-        raise InputError(dataset, f"field {late[0]} is known only after surgery", 'leave it out, or say known="any" where that is meant')
+    chosen = {n: _known(declared, n, dataset)
+              for n in (names if names is not None else [n for n, m in declared.items() if m.known == "before"])}
+    if choose(known, ("before", "any"), "time") == "before" and (
+        late := [n for n, m in chosen.items() if m.known == "after"]):
+        raise InputError(dataset, f"field {late[0]} is known only after surgery",
+                         'leave it out, or say known="any" where that is meant')
     fitted = [_fit(n, m, _by_patient(found, n, canonical(m.unit)[0])) for n, m in chosen.items()]
-    notes = [f"{f.name}: " + ("missing in" if f.missing == f.n else "the same in") + f" all {f.n} training patients, left out" for f in fitted if _flat(f)]
+    notes = [f"{f.name}: " + ("missing in" if f.missing == f.n else "the same in")
+             + f" all {f.n} training patients, left out" for f in fitted if _flat(f)]
     return Encoder(fields=[f for f in fitted if not _flat(f)], notes=notes)
 
 # %% ../../nbs/library/3_preparation/02_fields.ipynb #933a0c1d
@@ -142,6 +153,8 @@ def unforeseen(encoder: Encoder, found: Sequence[Case]) -> pd.DataFrame:  # fiel
     for f in encoder.fields:
         values = _by_patient(found, f.name, f.unit)
         numbers = [np.mean(v) for v in values.values() if v and f.type == "number"]
-        rows.append(dict(field=f.name, n=len(values), missing=sum(not v for v in values.values()), beyond=sum(not f.low <= x <= f.high for x in numbers),
-                         new=sum(bool(set(v) - set(f.categories)) for v in values.values()) if f.type == "category" else 0))
+        rows.append(dict(field=f.name, n=len(values), missing=sum(not v for v in values.values()),
+                         beyond=sum(not f.low <= x <= f.high for x in numbers),
+                         new=sum(bool(set(v) - set(f.categories)) for v in values.values())
+                         if f.type == "category" else 0))
     return pd.DataFrame(rows, columns=["field", "n", "missing", "beyond", "new"])

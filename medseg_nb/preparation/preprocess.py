@@ -30,7 +30,8 @@ from scipy import ndimage
 from ..kit.core import InputError, ResourceError, choose, digest, folder, write, writing
 from ..data.manifest import KEEPING, Case, cases, content_key
 from ..images.files import (
-    PIXELS, Image, _check_bytes, _decoding, _dicom, _dicom_pixels, _nifti_affine, _nifti_header, _sorted_series, _spacing, _tag, check_pair, suffix)
+    PIXELS, Image, _check_bytes, _decoding, _dicom,
+    _dicom_pixels, _nifti_affine, _nifti_header, _sorted_series, _spacing, _tag, check_pair, suffix)
 from ..kit.keys import closure, register, registered, resolve
 from ..data.splits import check_content
 
@@ -67,7 +68,8 @@ def percentile(image: np.ndarray) -> np.ndarray:
     return minmax(np.clip(image, np.where(high > low, low, -np.inf), np.where(high > low, high, np.inf)))
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #5505cb96
-WINDOWS = {"lung": (-600., 1500.), "soft_tissue": (40., 400.), "bone": (400., 1800.), "brain": (40., 80.)}  # centre and width in HU, as common on consoles
+# centre and width in HU, as common on consoles
+WINDOWS = {"lung": (-600., 1500.), "soft_tissue": (40., 400.), "bone": (400., 1800.), "brain": (40., 80.)}
 
 def window(image: np.ndarray, centre: float, width: float) -> np.ndarray:
     "0 up to centre - width/2, 1 from centre + width/2 on, a line between"
@@ -75,7 +77,8 @@ def window(image: np.ndarray, centre: float, width: float) -> np.ndarray:
 
 def _hounsfield(image: np.ndarray, name: str) -> np.ndarray:
     if image.min() >= 0:
-        raise InputError(f"ct_{name}", "the image holds no value below zero, so these are no Hounsfield units", "rescale it, or choose another normalisation")
+        raise InputError(f"ct_{name}", "the image holds no value below zero, so these are no Hounsfield units",
+                         "rescale it, or choose another normalisation")
     return window(image, *WINDOWS[name])
 
 @register("ct_lung")
@@ -100,14 +103,15 @@ def resize(array: np.ndarray,     # (row, column) or (row, column, channel)
     size, channels = tuple(size), array if array.ndim == 3 else array[..., None]
     if array.shape[:2] == size: return array if labels else array.astype(np.float32)
     kind, method = (np.int32, Image.Resampling.NEAREST) if labels else (np.float32, Image.Resampling.BILINEAR)
-    done = [np.asarray(Image.fromarray(c.astype(kind)).resize(size[::-1], method)) for c in np.moveaxis(channels, -1, 0)]
+    done = [np.asarray(Image.fromarray(c.astype(kind)).resize(size[::-1], method))
+            for c in np.moveaxis(channels, -1, 0)]
     done = np.stack(done, -1).astype(array.dtype if labels else np.float32)
     return done if array.ndim == 3 else done[..., 0]
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #156a33bd
 def regrid(image: Image,
            shape: Sequence[int],                  # of the new grid
-           spacing: tuple[float, ...] | None,     # of the new grid in mm; None where it is unknown: then the field of view stays
+           spacing: tuple[float, ...] | None,     # of the new grid in mm; None if unknown: then the field of view stays
            labels: bool = False,                  # the array holds labels
            order: int = 1,                        # of the spline: 1 is linear, 3 cubic; labels take the nearest
           ) -> Image:                             # float32, or the labels' type
@@ -121,7 +125,8 @@ def regrid(image: Image,
         return ndimage.affine_transform(smooth, steps, first, shape, order=order, mode="nearest")
     array = np.stack([one(c) for c in np.moveaxis(image.array, -1, 0)], -1) if image.channels else one(image.array)
     move = np.block([[np.diag(steps), first[:, None]], [np.zeros((1, len(shape))), 1]])
-    return Image(array, tuple(map(float, spacing)) if known else None, None if image.affine is None else image.affine @ move, image.channels)
+    return Image(array, tuple(map(float, spacing)) if known else None,
+                 None if image.affine is None else image.affine @ move, image.channels)
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #ae9aff7b
 def _sizes(values: float | Sequence[float], axes: int, name: str) -> tuple[float, ...]:
@@ -137,10 +142,12 @@ def resample(image: Image,
              order: int = 1,                    # of the spline: 1 is linear, 3 cubic
             ) -> Image:
     "The image at another spacing"
-    if image.spacing is None: raise InputError("spacing", "of the image is unknown", "use `fit`, which takes a size in voxels")
+    if image.spacing is None:
+        raise InputError("spacing", "of the image is unknown", "use `fit`, which takes a size in voxels")
     spacing = _sizes(spacing, image.ndim, "spacing")
     shape = [max(1, round(n * old / new)) for n, old, new in zip(image.shape, image.spacing, spacing)]
-    if np.prod(shape, dtype=float) > PIXELS: raise InputError("spacing", f"{spacing} mm would make a grid of {shape}", "choose a coarser one")
+    if np.prod(shape, dtype=float) > PIXELS:
+        raise InputError("spacing", f"{spacing} mm would make a grid of {shape}", "choose a coarser one")
     return regrid(image, shape, spacing, labels, order)
 
 def fit(image: Image,
@@ -150,13 +157,16 @@ def fit(image: Image,
        ) -> Image:                  # of that size, over the same field of view
     "An image or volume resized"
     shape = [int(n) for n in _sizes(size, image.ndim, "size")]
-    return regrid(image, shape, image.spacing and tuple(s * n / m for s, n, m in zip(image.spacing, image.shape, shape)), labels, order)
+    return regrid(image, shape,
+                  image.spacing and tuple(s * n / m for s, n, m in zip(image.spacing, image.shape, shape)),
+                  labels, order)
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #0912bad8
 Box = tuple[slice, ...]
 
 def foreground(image: Image) -> np.ndarray:  # of bool, spatial axes
-    "Connected parts above Otsu's threshold of at least a twentieth of the largest, holes filled; several channels count by their mean"
+    """Connected parts above Otsu's threshold of at least a twentieth of the largest, holes filled; several channels
+    count by their mean"""
     from skimage.filters import threshold_otsu
     grey = image.array.mean(-1) if image.channels else image.array
     if np.ptp(grey) == 0: raise InputError("image", "has the same value everywhere", "give a mask")
@@ -179,7 +189,8 @@ def roi(what: np.ndarray | Image,                      # a mask, or an image who
 def crop(image: Image, box: Box) -> Image:
     "The part of an image within a box; a volume's origin moves along"
     if len(box) != image.ndim or any(not 0 <= b.start < b.stop <= n for b, n in zip(box, image.shape)):
-        raise InputError("box", f"{[(b.start, b.stop) for b in box]} does not lie within {image.shape}", "draw it on this image")
+        raise InputError("box", f"{[(b.start, b.stop) for b in box]} does not lie within {image.shape}",
+                         "draw it on this image")
     affine = None
     if image.affine is not None:
         affine = image.affine.copy()
@@ -192,8 +203,10 @@ def uncrop(part: Image,
            outside: float | None = None, # value beyond the box; None keeps the whole image's
           ) -> Image:
     "A cropped image, or what was computed from it, put back in its place"
-    if part.shape != tuple(b.stop - b.start for b in box): raise InputError("part", f"has size {part.shape}", "give it the size of the box")
-    array = np.full(whole.shape + part.array.shape[part.ndim:], outside, part.array.dtype) if outside is not None else whole.array.astype(part.array.dtype)
+    if part.shape != tuple(b.stop - b.start for b in box):
+        raise InputError("part", f"has size {part.shape}", "give it the size of the box")
+    array = (np.full(whole.shape + part.array.shape[part.ndim:], outside, part.array.dtype)
+             if outside is not None else whole.array.astype(part.array.dtype))
     array[box] = part.array
     return Image(array, whole.spacing, whole.affine, part.channels, part.lossy)
 
@@ -205,16 +218,20 @@ def noise(image: np.ndarray,                # spatial axes
     second = image[2:] - 2. * image[1:-1] + image[:-2]
     return float(1.4826 * np.median(np.abs(second if where is None else second[where[1:-1]])) / np.sqrt(6))
 
-def _gaussian(image: np.ndarray, reach: np.ndarray) -> np.ndarray: return ndimage.gaussian_filter(image, reach, mode="nearest")
+def _gaussian(image: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(image, reach, mode="nearest")
 
 def _median(image: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    if max(reach) < .5: raise InputError("sigma", "reaches no neighbour, so the median would change nothing", "choose at least half a voxel")
+    if max(reach) < .5:
+        raise InputError("sigma", "reaches no neighbour, so the median would change nothing",
+                         "choose at least half a voxel")
     return ndimage.median_filter(image, size=tuple(2 * np.rint(reach).astype(int) + 1), mode="nearest")
 
 def _nlm(image: np.ndarray, reach: np.ndarray) -> np.ndarray:
     from skimage.restoration import denoise_nl_means
     sigma = noise(image, image > image.mean())
-    return denoise_nl_means(image, patch_size=3, patch_distance=max(1, round(3 * float(reach.mean()))), h=.8 * sigma, sigma=sigma) if sigma else image
+    return denoise_nl_means(image, patch_size=3, patch_distance=max(1, round(3 * float(reach.mean()))),
+                            h=.8 * sigma, sigma=sigma) if sigma else image
 
 def _anisotropic(image: np.ndarray, reach: np.ndarray) -> np.ndarray:
     import SimpleITK as sitk
@@ -222,7 +239,9 @@ def _anisotropic(image: np.ndarray, reach: np.ndarray) -> np.ndarray:
     itk.SetSpacing((max(reach) / reach)[::-1].tolist())  # in units in which sigma is max(reach) and the shortest step 1
     time, longest = max(reach) ** 2 / 2, .5 ** (image.ndim + 1)
     steps = int(np.ceil(time / longest))
-    return sitk.GetArrayFromImage(sitk.GradientAnisotropicDiffusion(itk, timeStep=time / steps, conductanceParameter=CONDUCTANCE, numberOfIterations=steps))
+    return sitk.GetArrayFromImage(sitk.GradientAnisotropicDiffusion(itk, timeStep=time / steps,
+                                                                    conductanceParameter=CONDUCTANCE,
+                                                                    numberOfIterations=steps))
 
 CONDUCTANCE = 1.  # gradients above this many times their mean count as edges
 DENOISERS = {"gaussian": _gaussian, "median": _median, "nlm": _nlm, "anisotropic": _anisotropic}
@@ -233,7 +252,8 @@ def denoise(image: Image,
             sigma: float = 1.,  # reach in mm, or in pixels where the spacing is unknown
            ) -> Image:          # float32
     "The image with less noise"
-    known, reach = choose(method, DENOISERS, "denoising method"), _sizes(sigma, image.ndim, "sigma") / np.array(image.spacing or [1.] * image.ndim)
+    known, reach = choose(method, DENOISERS, "denoising method"), _sizes(sigma, image.ndim, "sigma") / np.array(
+        image.spacing or [1.] * image.ndim)
     def one(channel): return np.asarray(DENOISERS[known](np.ascontiguousarray(channel, np.float32), reach), np.float32)
     array = np.stack([one(c) for c in np.moveaxis(image.array, -1, 0)], -1) if image.channels else one(image.array)
     return replace(image, array=array)
@@ -247,7 +267,8 @@ def n4(image: Image,                     # without negative values within the ma
     mask = foreground(image) if mask is None else np.asarray(mask, bool)
     check_pair(image, mask.shape, "mask")
     channels = np.moveaxis(image.array, -1, 0) if image.channels else image.array[None]
-    if channels[:, mask].min() < 0: raise InputError("image", "holds negative values, which no coil makes", "correct it before it is normalised")
+    if channels[:, mask].min() < 0:
+        raise InputError("image", "holds negative values, which no coil makes", "correct it before it is normalised")
     logs = [_log_field(c, mask, image.spacing, shrink) for c in channels]
     field = np.exp(np.stack(logs, -1) if image.channels else logs[0])
     return replace(image, array=(image.array / field).astype(np.float32)), field.astype(np.float32)
@@ -288,7 +309,8 @@ class Stream:
     def slabs(self) -> Iterator[Box]:
         "Boxes that cover the volume once, of one slice at least"
         thick = max(1, PIECE // 8 // prod((*self.shape[:2], self.channels or 1)))
-        return ((slice(None), slice(None), slice(k, min(k + thick, self.shape[2]))) for k in range(0, self.shape[2], thick))
+        return ((slice(None), slice(None), slice(k, min(k + thick, self.shape[2])))
+                for k in range(0, self.shape[2], thick))
 
 def patches(shape: Sequence[int],
             size: int | Sequence[int],  # of a patch; a shorter axis is taken whole
@@ -296,7 +318,8 @@ def patches(shape: Sequence[int],
            ) -> Iterator[Box]:
     "Boxes of one size that cover a volume; the last of an axis ends at its border"
     size = [min(int(s), n) for s, n in zip(np.broadcast_to(size, len(shape)), shape)]
-    if min(size) <= overlap: raise InputError("overlap", f"is {overlap}, the patch {size}", "choose a larger patch or less overlap")
+    if min(size) <= overlap:
+        raise InputError("overlap", f"is {overlap}, the patch {size}", "choose a larger patch or less overlap")
     starts = [[*range(0, n - s, s - overlap), n - s] for n, s in zip(shape, size)]
     return (tuple(slice(a, a + s) for a, s in zip(at, size)) for at in product(*starts))
 
@@ -307,7 +330,8 @@ def _scratch(needed: int):
     with writing(place):
         place.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(place).free < needed + 2 ** 28:
-            raise ResourceError(str(place), f"has no room for a volume of {needed / 1e9:.1f} GB", "free some, or move it with MEDSEG_CACHE")
+            raise ResourceError(str(place), f"has no room for a volume of {needed / 1e9:.1f} GB",
+                                "free some, or move it with MEDSEG_CACHE")
         file = tempfile.TemporaryFile(dir=place)
         file.truncate(needed)
     return file
@@ -319,19 +343,22 @@ def _unpacked(path: Path, pieces: Iterable[bytes], needed: int):
         for piece in pieces:
             file.write(piece[:max(needed - found, 0)])
             found += len(piece)
-            if found > needed + PIECE: raise InputError(str(path), "unpacks to more than its header says", "save it again")
+            if found > needed + PIECE:
+                raise InputError(str(path), "unpacks to more than its header says", "save it again")
     _check_bytes(path, found, needed)
     return file
 
 def _inflated(file) -> Iterator[bytes]:
     "A zlib or gzip stream in pieces"
     unpack = zlib.decompressobj(wbits=47)
-    while not unpack.eof and (packed := unpack.unconsumed_tail or file.read(PIECE)): yield unpack.decompress(packed, PIECE)
+    while not unpack.eof and (packed := unpack.unconsumed_tail or file.read(PIECE)):
+        yield unpack.decompress(packed, PIECE)
     if not unpack.eof: raise ValueError("the compressed stream has no end")
 
 def _mapped(path: Path, file, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
     "A file's voxels as a memory map, the first axis running fastest"
-    if dtype.kind not in "biuf": raise InputError(str(path), f"holds no real numbers (type {dtype})", "convert it to integers or floats")
+    if dtype.kind not in "biuf":
+        raise InputError(str(path), f"holds no real numbers (type {dtype})", "convert it to integers or floats")
     if min(shape) < 1: raise InputError(str(path), f"has no voxels (its size is {shape})", "export it again")
     return np.memmap(file, dtype, "r", offset, shape, order="F")
 
@@ -343,7 +370,8 @@ def _stream_nifti(path: Path) -> Stream:
         header = _nifti_header(path, file.read(540))
         shape = [int(n) for n in header["dim"][1:1 + max(int(header["dim"][0]), 0)]]
         while len(shape) > 3 and shape[-1] == 1: shape.pop()
-        if not 3 <= len(shape) <= 4: raise InputError(str(path), f"has {len(shape)} axes", "stream a volume (i, j, k) or (i, j, k, channel)")
+        if not 3 <= len(shape) <= 4:
+            raise InputError(str(path), f"has {len(shape)} axes", "stream a volume (i, j, k) or (i, j, k, channel)")
         affine, dtype, offset = _nifti_affine(path, header), header.get_data_dtype(), int(header["vox_offset"])
         needed = prod(shape) * dtype.itemsize
         if not packed: _check_bytes(path, path.stat().st_size, offset + needed)
@@ -376,7 +404,8 @@ def _stream_itk(path: Path) -> Stream:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path)); reader.ReadImageInformation()
         parts = reader.GetNumberOfComponents()
-        dtype = sitk.GetArrayFromImage(sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), parts if parts > 1 else 0)).dtype
+        dtype = sitk.GetArrayFromImage(sitk.Image([1] * reader.GetDimension(),
+                                                  reader.GetPixelID(), parts if parts > 1 else 0)).dtype
     shape = (parts,) * (parts > 1) + reader.GetSize()
     written = tuple(int(n) for n in fields.get("sizes", fields.get("dimsize", "")).split())
     if reader.GetDimension() != 3 or written not in (shape, shape[-3:]):
@@ -390,31 +419,41 @@ def _itk_geometry(path: Path, fields: dict[str, str], reader) -> tuple[tuple[flo
     told = [fields[k] for k in ("elementspacing", "elementsize", "spacings") if k in fields]
     for numbers in (t.lower().split() for t in told):  # an axis of channels has none
         if numbers.count("nan") > len(numbers) - 3 or any(not float(x) > 0 for x in numbers if x != "nan"):
-            raise InputError(str(path), f"its spacing is {', '.join(numbers)}", "write the true spacing into the header")
+            raise InputError(str(path), f"its spacing is {', '.join(numbers)}",
+                             "write the true spacing into the header")
     if not told and "space directions" not in fields: return None, None
-    spaces = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")  # those that ITK heeds
+    # those that ITK heeds
+    spaces = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
     spacing = tuple(float(s) for s in reader.GetSpacing())
-    turned = {"transformmatrix", "orientation", "rotation"} & set(fields) or "space directions" in fields and fields.get("space", "").lower() in spaces
+    turned = ({"transformmatrix", "orientation", "rotation"} & set(fields)
+              or "space directions" in fields and fields.get("space", "").lower() in spaces)
     if not turned: return spacing, None
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = np.reshape(reader.GetDirection(), (3, 3)) * spacing, reader.GetOrigin()
     affine = np.diag([-1., -1., 1., 1.]) @ affine
     return _spacing(path, affine), affine
 
-def _itk_voxels(path: Path, fields: dict[str, str], place: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _itk_voxels(path: Path, fields: dict[str, str],
+                place: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     way = fields.get("encoding", "gzip" if fields.get("compresseddata", "").lower() == "true" else "raw").lower()
     odd = [k for k in ("line skip", "lineskip", "byte skip", "byteskip", "headersize") if fields.get(k, "0") != "0"]
-    odd += [k for k, plain in (("elementtointensityfunctionslope", "1"), ("elementtointensityfunctionoffset", "0")) if fields.get(k, plain) != plain]
+    odd += [k for k, plain in (("elementtointensityfunctionslope", "1"), ("elementtointensityfunctionoffset", "0"))
+            if fields.get(k, plain) != plain]
     if way not in ("raw", "gzip", "gz") or odd or fields.get("binarydata", "true").lower() == "false":
-        raise InputError(str(path), f"its voxels are stored in a way that cannot be streamed ({odd[0] if odd else way})", "save it raw or with gzip")
+        raise InputError(str(path),
+                         f"its voxels are stored in a way that cannot be streamed ({odd[0] if odd else way})",
+                         "save it raw or with gzip")
     said = [fields.get(k, "").lower() for k in ("endian", "binarydatabyteordermsb", "elementbyteordermsb")]
     swapped = "big" in said or "true" in said
-    needed, found, dtype = prod(shape) * dtype.itemsize, place.stat().st_size - offset, dtype.newbyteorder(">" if swapped else "<")
+    needed, found, dtype = prod(shape) * dtype.itemsize, place.stat().st_size - offset, dtype.newbyteorder(
+        ">" if swapped else "<")
     if way == "raw":
         _check_bytes(path, found, needed)
         return _mapped(path, place, dtype, shape, offset)
     if "compresseddata" in fields and fields.get("compresseddatasize") != str(found):
-        raise InputError(str(path), f"has {found} compressed bytes, its header says {fields.get('compresseddatasize', 'nothing')}", "save it again")
+        raise InputError(str(path),
+                         f"has {found} compressed bytes, its header says {fields.get('compresseddatasize', 'nothing')}",
+                         "save it again")
     with open(place, "rb") as file:
         file.seek(offset)
         return _mapped(path, _unpacked(path, _inflated(file), needed), dtype, shape)
@@ -423,18 +462,23 @@ def _itk_voxels(path: Path, fields: dict[str, str], place: Path, offset: int, dt
 def _headers(place: Path) -> list[tuple[Path, object]]:
     "The slices of the one series in a folder, without their pixels"
     found = []
-    for path in sorted(p for p in place.iterdir() if p.is_file() and p.name != "DICOMDIR" and not p.name.startswith(".")):
+    for path in sorted(p for p in place.iterdir() if p.is_file()
+                       and p.name != "DICOMDIR" and not p.name.startswith(".")):
         with open(path, "rb") as file: known = file.read(132)[128:] == b"DICM" or path.suffix.lower() == ".dcm"
         if not known: continue
         slice_ = _dicom(path)
         del slice_.PixelData
         found.append((path, slice_))
-    if len(found) < 2: raise InputError(str(place), f"holds {len(found)} DICOM slices", "name the folder of a whole series")
+    if len(found) < 2:
+        raise InputError(str(place), f"holds {len(found)} DICOM slices", "name the folder of a whole series")
     for name in ("PatientID", "SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         first = found[0][1].get(name) if name.endswith("ID") else np.array(_tag(*found[0], name), float)
         for path, slice_ in found:
-            same = slice_.get(name) == first if name.endswith("ID") else np.allclose(np.array(_tag(path, slice_, name), float), first, atol=1e-4)
-            if not same: raise InputError(str(path), f"its {name} differs from that of {found[0][0].name}", "put each series into a folder of its own")
+            same = (slice_.get(name) == first if name.endswith("ID")
+                    else np.allclose(np.array(_tag(path, slice_, name), float), first, atol=1e-4))
+            if not same:
+                raise InputError(str(path), f"its {name} differs from that of {found[0][0].name}",
+                                 "put each series into a folder of its own")
     return found
 
 def _stream_series(place: Path) -> Stream:
@@ -445,7 +489,9 @@ def _stream_series(place: Path) -> Stream:
     voxels = np.memmap(file, plane.dtype, "r+", shape=shape, order="F")
     for k, (path, _) in enumerate(slices):
         plane = _dicom_pixels(path, _dicom(path))
-        if plane.dtype != voxels.dtype: raise InputError(str(path), f"holds {plane.dtype}, {slices[0][0].name} {voxels.dtype}", "convert the series to NIfTI")
+        if plane.dtype != voxels.dtype:
+            raise InputError(str(path), f"holds {plane.dtype}, {slices[0][0].name} {voxels.dtype}",
+                             "convert the series to NIfTI")
         voxels[:, :, k] = plane.swapaxes(0, 1)
     return Stream(voxels, _spacing(place, affine), affine, shape[3] if len(shape) == 4 else 0)
 
@@ -464,7 +510,8 @@ def stream(path: Path  # a volume in NIfTI, NRRD or MetaImage, or the folder of 
     if found.voxels.dtype.kind == "f":
         for box in found.slabs():
             if not np.isfinite(found.voxels[box]).all():
-                raise InputError(str(path), f"holds NaN or infinity in slices {box[2].start} to {box[2].stop - 1}", "replace them before export")
+                raise InputError(str(path), f"holds NaN or infinity in slices {box[2].start} to {box[2].stop - 1}",
+                                 "replace them before export")
     return found
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #a0666e03
@@ -477,7 +524,8 @@ class Summary:
     low: np.ndarray
     high: np.ndarray
 
-def _columns(volume: Stream, box: Box) -> np.ndarray: return volume.patch(box).reshape(-1, volume.channels or 1)  # (voxel, channel)
+def _columns(volume: Stream, box: Box) -> np.ndarray:
+    return volume.patch(box).reshape(-1, volume.channels or 1)  # (voxel, channel)
 
 def summarise(volume: Stream) -> Summary:
     "Statistics of a volume in one pass"
@@ -494,15 +542,16 @@ BINS = 2 ** 16
 
 def percentiles(volume: Stream,
                 percent: Sequence[float],  # 0 to 100
-               ) -> tuple[np.ndarray, np.ndarray]:  # (percent, channel): smallest value that this share does not exceed; (channel,) greatest error
-    "Percentiles of a volume by a histogram"
+               ) -> tuple[np.ndarray, np.ndarray]:  # percentiles (percent, channel); greatest error (channel,)
+    "Percentiles of a volume by a histogram: of a channel the smallest value that the share does not exceed"
     s = summarise(volume)
     whole = volume.patch((slice(0, 1),) * 3).dtype.kind in "biu" and (s.high - s.low < BINS).all()
     step = np.ones(len(s.low)) if whole else np.where(s.high > s.low, s.high - s.low, 1.) / BINS
     counts = np.zeros((len(s.low), BINS), int)
     for box in volume.slabs():
         for c, values in enumerate(_columns(volume, box).T):
-            counts[c] += np.bincount(np.minimum((values.astype(float) - s.low[c]) / step[c], BINS - 1).astype(int), minlength=BINS)
+            counts[c] += np.bincount(np.minimum((values.astype(float) - s.low[c]) / step[c], BINS - 1).astype(int),
+                                     minlength=BINS)
     rank = np.maximum(np.ceil(np.array(percent) / 100 * s.n), 1)
     bins = np.array([np.searchsorted(c.cumsum(), rank) for c in counts]).T
     return s.low + (bins + (0 if whole else .5)) * step, 0 * step if whole else step / 2
@@ -515,15 +564,20 @@ def scaler(volume: Stream,
     name = choose(normalise, registered("medseg_nb.preparation.preprocess"), "normalisation")
     s = None if name in ("none", "percentile") else summarise(volume)
     if name.startswith("ct_"):
-        if s.low.min() >= 0: raise InputError(name, "the volume holds no value below zero, so these are no Hounsfield units", "choose another normalisation")
+        if s.low.min() >= 0:
+            raise InputError(name, "the volume holds no value below zero, so these are no Hounsfield units",
+                             "choose another normalisation")
         return lambda patch: window(patch, *WINDOWS[name.removeprefix("ct_")]).astype(np.float32)
     if name == "percentile":
         zero, one = percentiles(volume, [1, 99])[0]
         if not (one > zero).all():
-            raise InputError(name, "1st and 99th percentile coincide", "crop the volume to what matters, or choose another normalisation")
-    else: zero, one = dict(none=lambda: (0, 255), zscore=lambda: (s.mean, s.mean + s.sd), minmax=lambda: (s.low, s.high),
-                           minmax_signed=lambda: ((s.low + s.high) / 2, s.high))[name]()
-    span, cut = np.where(np.greater(one, zero), np.subtract(one, zero), 1), (0, 1) if name == "percentile" else (-np.inf, np.inf)
+            raise InputError(name, "1st and 99th percentile coincide",
+                             "crop the volume to what matters, or choose another normalisation")
+    else:
+        zero, one = dict(none=lambda: (0, 255), zscore=lambda: (s.mean, s.mean + s.sd), minmax=lambda: (s.low, s.high),
+                         minmax_signed=lambda: ((s.low + s.high) / 2, s.high))[name]()
+    span, cut = np.where(np.greater(one, zero), np.subtract(one, zero),
+                         1), (0, 1) if name == "percentile" else (-np.inf, np.inf)
     return lambda patch: np.clip((patch - zero) / span, *cut).astype(np.float32)
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #0faf98ca
@@ -535,8 +589,10 @@ def label_map(path: Path,               # ends in .nii or .nii.gz
     "A label map that is written when the block ends without an error"
     import nibabel as nib
     path = Path(path)
-    if volume.affine is None: raise InputError(str(path), "the volume's affine is unknown", "give the volume its geometry first")
-    if suffix(path) not in (".nii", ".nii.gz"): raise InputError(str(path), "cannot hold a volume of labels", "write it as .nii.gz")
+    if volume.affine is None:
+        raise InputError(str(path), "the volume's affine is unknown", "give the volume its geometry first")
+    if suffix(path) not in (".nii", ".nii.gz"):
+        raise InputError(str(path), "cannot hold a volume of labels", "write it as .nii.gz")
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype); header.set_data_shape(volume.shape); header.set_xyzt_units("mm")
     header.set_qform(volume.affine, 1); header.set_sform(volume.affine, 1); header["vox_offset"] = 352
@@ -546,7 +602,8 @@ def label_map(path: Path,               # ends in .nii or .nii.gz
         labels.flush(); file.seek(0)
         part = path.with_name(f".{path.name}.part")
         with writing(path), open(part, "wb") as out:
-            with gzip.GzipFile("", "wb", fileobj=out, mtime=0) if suffix(path) == ".nii.gz" else contextlib.nullcontext(out) as packed:
+            with gzip.GzipFile("", "wb", fileobj=out,
+                               mtime=0) if suffix(path) == ".nii.gz" else contextlib.nullcontext(out) as packed:
                 packed.write(header.binaryblock + bytes(4))
                 shutil.copyfileobj(file, packed, PIECE)
         with writing(path): os.replace(part, path)
@@ -558,7 +615,8 @@ def scaled(image: Image, shape: Sequence[int], labels: bool = False) -> np.ndarr
 
 def network_input(image: Image, shape: Sequence[int], normalise: str) -> np.ndarray:  # (channel, *shape) float32
     "An image as a network sees it"
-    pixels = Image(image.array if image.channels else image.array[..., None], image.spacing, channels=image.channels or 1)
+    pixels = Image(image.array if image.channels else image.array[..., None],
+                   image.spacing, channels=image.channels or 1)
     small = resolve("medseg_nb.preparation.preprocess", normalise, "normalisation")(scaled(pixels, shape))
     return np.moveaxis(small, -1, 0).astype(np.float32)
 
@@ -572,15 +630,18 @@ def prepare(case: Case,
     "A case's image and label map as a network sees them"
     image, kind = case.image(), MASKS[choose(masks, MASKS, "kind of mask")]
     if masks == "instances" and case.manifest.task != "instance":
-        raise InputError(case.dataset, "its masks hold classes and no instances", "choose a set whose `task` is instance")
+        raise InputError(case.dataset, "its masks hold classes and no instances",
+                         "choose a set whose `task` is instance")
     mask = case.mask() if masks == "instances" else case.semantic()
     if image.ndim != len(shape):
-        raise InputError(str(case.images[0]), f"has {image.ndim} axes, and the network takes {len(shape)}", "give volumes a `depth`, and pictures none")
+        raise InputError(str(case.images[0]), f"has {image.ndim} axes, and the network takes {len(shape)}",
+                         "give volumes a `depth`, and pictures none")
     check_pair(image, mask.shape, str(case.mask_path))
     return network_input(image, shape, normalise), scaled(Image(mask.astype(kind), None), shape, labels=True)
 
 # %% ../../nbs/library/3_preparation/00_preprocess.ipynb #c404ef91
-READING = ("medseg_nb.data", "medseg_nb.images", "medseg_nb.data.splits", "medseg_nb.kit.keys")  # the content's hash vouches for them
+# the content's hash vouches for them
+READING = ("medseg_nb.data", "medseg_nb.images", "medseg_nb.data.splits", "medseg_nb.kit.keys")
 UNFOLLOWED = READING + KEEPING
 
 def _array(values: np.ndarray) -> bytes:
@@ -590,7 +651,8 @@ def _array(values: np.ndarray) -> bytes:
 def preparing(normalise: str) -> list[tuple[str, str]]:
     "Definitions that a prepared image is reached from"
     known = registered("medseg_nb.preparation.preprocess")
-    return [("medseg_nb.preparation.preprocess", "prepare"), ("medseg_nb.preparation.preprocess", known[choose(normalise, known, "normalisation")])]
+    return [("medseg_nb.preparation.preprocess", "prepare"),
+            ("medseg_nb.preparation.preprocess", known[choose(normalise, known, "normalisation")])]
 
 def prepared(dataset: str,
              shape: Sequence[int],     # of the network's grid
@@ -598,7 +660,8 @@ def prepared(dataset: str,
              masks: str = "classes",   # or "instances"
             ) -> tuple[np.ndarray, np.ndarray]:  # (case, channel, *shape) float16, (case, *shape)
     "All cases of a data set in order, as a network sees them"
-    name = digest([content_key(dataset), *shape, normalise, masks, closure(preparing(normalise), stop=UNFOLLOWED).key])[:16]
+    name = digest([content_key(dataset), *shape, normalise,
+                   masks, closure(preparing(normalise), stop=UNFOLLOWED).key])[:16]
     place = folder("runs") / "prepared" / f"{dataset}-{name}"
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):

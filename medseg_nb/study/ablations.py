@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from . import benchmark
-from .claims import judge, statements
+from ..training import default_runs
+from ..evaluation.claims import judge, statements
 from ..data.manifest import cases, frozen
 from ..evaluation.groups import group_difference
 from ..kit.keys import register
 from ..networks.unet import UNet, block, upsample
 from ..kit.report import Report, list_budgets
-from .statistics import CONTROL, compare, holm, lies_above, lies_below, paired, patient_matrix, relative
-from .statistics import summary
+from ..evaluation.comparisons import (CONTROL, compare, holm, lies_above, lies_below, paired, patient_matrix,
+                                              relative)
+from ..evaluation.intervals import summary
 from ..training.training import Config, fit
 
 # %% ../../nbs/study/09_ablations.ipynb #3283acde
@@ -59,14 +60,15 @@ SHARES, SIZES = (1/8, 1/4, 1/2), (1/2, 3/4)  # of the training patients, and of 
 
 def bases(profile: str, dataset: str) -> list[Config]:
     "The benchmark's U-Net on the first fold: two seeds where it has one fold, else one"
-    runs = benchmark.standing(profile, [dataset])
+    runs = default_runs.standing(profile, [dataset])
     first = replace(runs[0], steps=STEPS.get(profile, runs[0].steps))
     return [first, *([replace(first, seed=first.seed + 1)] if len({c.fold for c in runs}) == 1 else [])]
 
 def smaller(base: Config) -> list[Config]:
     "The run on fewer patients and on smaller images, as many steps each"
     everybody = len(frozen(base.dataset)["folds"][base.fold]["train"])
-    return [*(replace(base, patients=round(s * everybody)) for s in SHARES), *(replace(base, size=round(s * base.size)) for s in SIZES)]
+    return [*(replace(base, patients=round(s * everybody)) for s in SHARES),
+            *(replace(base, size=round(s * base.size)) for s in SIZES)]
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section; its control is U-Net with another seed"
@@ -80,18 +82,22 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
 
 # %% ../../nbs/study/09_ablations.ipynb #f328bc7d
 def gathered(profile: str, datasets: list[str], rows: pd.DataFrame) -> pd.DataFrame:
-    "Rows of all runs by what they are compared for: `part` and `runs` (with or without it), or what is varied; `small`: smaller lesions than most"
+    """Rows of all runs by what they are compared for: `part` and `runs` (with or without it), or what is varied;
+    `small`: smaller lesions than most"""
     found = []
     def add(configs, **names): found.append(rows[rows.run.isin([c.key for c in configs])].assign(**names))
     for k, dataset in enumerate(datasets):
         own = bases(profile, dataset)
         for p in PARTS:
-            for name, change in (("with", p.present), ("without", p.missing)): add([replace(c, **change) for c in own], part=p.name, runs=name)
-        for step, name in enumerate(("without", "with")): add([replace(own[0], seed=own[0].seed + step)], part=CONTROL, runs=name, seed=0)
+            for name, change in (("with", p.present), ("without", p.missing)):
+                add([replace(c, **change) for c in own], part=p.name, runs=name)
+        for step, name in enumerate(("without", "with")):
+            add([replace(own[0], seed=own[0].seed + step)], part=CONTROL, runs=name, seed=0)
         for c in [*smaller(own[0]), own[0]] if k == 0 else ():
             many = c.patients or len(frozen(dataset)["folds"][c.fold]["train"])
             for what in ("patients", "image"):
-                if c == own[0] or (what == "image") == (c.size != own[0].size): add([c], part="size", varied=what, patients=many, size=c.size)
+                if c == own[0] or (what == "image") == (c.size != own[0].size):
+                    add([c], part="size", varied=what, patients=many, size=c.size)
     found = pd.concat(found, ignore_index=True)
     return found.assign(small=small_of(found))
 
@@ -99,7 +105,8 @@ def small_of(rows: pd.DataFrame) -> list[bool]:
     "Whether each row's patient has lesions below the median share of the image"
     small = {}
     for dataset, names in rows.groupby("dataset").case.unique().items():
-        shares = pd.DataFrame([dict(patient=c.patient, share=(c.semantic() > 0).mean()) for c in cases(dataset) if c.id in set(names)])
+        shares = pd.DataFrame([dict(patient=c.patient, share=(c.semantic() > 0).mean())
+                               for c in cases(dataset) if c.id in set(names)])
         shares = shares.groupby("patient").share.mean()
         small |= {(dataset, p): s <= shares.median() for p, s in shares.items()}
     return [small[k] for k in zip(rows.dataset, rows.patient)]
@@ -109,7 +116,8 @@ def _compared(rows: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame, pd.DataF
         yield dict(dataset=dataset, part=part), group[group.runs == "with"], group[group.runs == "without"]
 
 def changes_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "What a part adds on the same patients (of the skip connections: what taking them out does), and what another seed does"
+    """What a part adds on the same patients (of the skip connections: what taking them out does), and what another seed
+    does"""
     out, found = {p.name for p in PARTS if p.sign < 0}, []
     for names, having, lacking in _compared(rows):
         pair = (lacking, having) if names["part"] in out else (having, lacking)
@@ -128,38 +136,48 @@ def where_of(rows: pd.DataFrame) -> pd.DataFrame:
         small = set(having.patient[having.small])
         gain = paired(having, lacking, "dice")
         halves = gain[gain.index.isin(small)], gain[~gain.index.isin(small)]
-        found.append(names | dict(smaller=np.nanmean(halves[0]), larger=np.nanmean(halves[1])) | group_difference(*halves))
+        found.append(names | dict(smaller=np.nanmean(halves[0]), larger=np.nanmean(halves[1]))
+                     | group_difference(*halves))
     return pd.DataFrame(found)
 
 def unsteady_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "How far two seeds lie apart on a patient, without normalised intensities minus with them; of data sets with two seeds"
+    """How far two seeds lie apart on a patient, without normalised intensities minus with them; of data sets with two
+    seeds"""
     def apart(own):
         matrix = patient_matrix(own, "dice")
-        return pd.DataFrame(dict(patient=matrix.index, fold=0, seed=0, dice=(matrix.iloc[:, 0] - matrix.iloc[:, 1]).abs().to_numpy()))
+        return pd.DataFrame(dict(patient=matrix.index, fold=0,
+                                 seed=0, dice=(matrix.iloc[:, 0] - matrix.iloc[:, 1]).abs().to_numpy()))
     pairs = _compared(rows[rows.part == "normalization"])
-    return pd.DataFrame([names | compare(apart(lacking), apart(having), "dice") for names, having, lacking in pairs if having.run.nunique() == 2])
+    return pd.DataFrame([names | compare(apart(lacking), apart(having), "dice")
+                         for names, having, lacking in pairs if having.run.nunique() == 2])
 
 def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by number of training patients and by image size"
-    varied, by = rows[rows.part == "size"].astype(dict(patients=int, size=int)), ["dataset", "varied", "patients", "size"]
+    varied, by = rows[rows.part == "size"].astype(dict(patients=int, size=int)), ["dataset",
+                                                                                  "varied", "patients", "size"]
     table, of = summary(varied, by, ["dice"]).sort_values(by[1:], ignore_index=True), dict(iter(varied.groupby(by)))
     whole = [max(k for k in of if k[:2] == names[:2]) for names in table[by].itertuples(index=False, name=None)]
-    against = [compare(of[k], of[w], "dice") if k != w else {} for k, w in zip(table[by].itertuples(index=False, name=None), whole)]
+    against = [compare(of[k], of[w], "dice") if k != w else {}
+               for k, w in zip(table[by].itertuples(index=False, name=None), whole)]
     table = table.join(pd.DataFrame(against)[["difference", "difference_low", "difference_high", "p", "trainings"]])
     return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/study/09_ablations.ipynb #29f4816e
 def claims_of(changes: pd.DataFrame, where: pd.DataFrame, unsteady: list[dict]) -> list[dict]:
-    "The source's ablations, each judged on each data set"
+    "The source's ablations, each judged on each data set, with the budgets of its runs where the tables list them"
     said, found = statements().set_index("id"), []
     def add(id, r, value):
         s = said.loc[f"ablation.{id}"]
         wanted = tuple(map(float, s.claimed.split(" to "))) if s.kind == "gain" else (0, 0)
-        found.append(judge(f"ablation.{id}.{r['dataset']}", s.statement, s.source, s.kind, wanted, tuple(r[f"{value}{end}"] for end in ("", "_low", "_high")),
+        told = f" (budgets: {r['budgets']})" if "budgets" in r else ""
+        found.append(judge(f"ablation.{id}.{r['dataset']}", s.statement + told,
+                           s.source, s.kind, wanted, tuple(r[f"{value}{end}"] for end in ("", "_low", "_high")),
                            int(r["n"]), r["dataset"], None, trainings=r["trainings"]))
     for r in changes[changes.part != CONTROL].to_dict("records"): add(r["part"], r, "gain")
-    for r in where.to_dict("records"): add(dict(attention="attention_small", loss="loss_imbalance")[r["part"]], r, "difference")
-    for r in unsteady.to_dict("records"): add("normalization_stability", r | dict(difference_low=np.nan, difference_high=np.nan), "difference")
+    for r in where.to_dict("records"):
+        add(dict(attention="attention_small", loss="loss_imbalance")[r["part"]], r, "difference")
+    for r in unsteady.to_dict("records"):
+        add("normalization_stability", r | dict(difference_low=np.nan, difference_high=np.nan), "difference")
     return found
 
 def draw(changes: pd.DataFrame, sizes: pd.DataFrame):
@@ -169,11 +187,14 @@ def draw(changes: pd.DataFrame, sizes: pd.DataFrame):
     names = list(dict.fromkeys(changes.part))
     for k, (dataset, r) in enumerate(changes.groupby("dataset", sort=False)):
         at = [names.index(p) + .18 * k for p in r.part]
-        axes[0].errorbar(r.difference, at, xerr=[r.difference - r.difference_low, r.difference_high - r.difference], fmt="o", ms=3, lw=.9, label=dataset)
+        axes[0].errorbar(r.difference, at, xerr=[r.difference - r.difference_low, r.difference_high - r.difference],
+                         fmt="o", ms=3, lw=.9, label=dataset)
     axes[0].axvline(0, ls=":", color="0.4")
-    axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel="change of mean patient Dice"); axes[0].invert_yaxis()
+    axes[0].set(yticks=range(len(names)), yticklabels=names,
+                xlabel="change of mean patient Dice"); axes[0].invert_yaxis()
     fig.legend(loc="outside lower left", frameon=False, ncol=2)
-    for ax, what, x, said in ((axes[1], "patients", "patients", "training patients"), (axes[2], "image", "size", "rows and columns")):
+    for ax, what, x, said in ((axes[1], "patients", "patients", "training patients"),
+                              (axes[2], "image", "size", "rows and columns")):
         r = sizes[sizes.varied == what].sort_values(x)
         ax.errorbar(r[x], r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o-", ms=3, lw=.9, capsize=2)
         ax.set(xlabel=said, ylabel="mean patient Dice", ylim=(0, 1))

@@ -23,21 +23,23 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import benchmark
-from .claims import judge
-from .consensus import filled, separated, without_small
+from ..evaluation import surfaces
+from ..training import default_runs
+from ..evaluation.claims import judge
+from ..evaluation.consensus import filled, separated, without_small
 from ..kit.core import InputError, rng
 from ..data.manifest import Case, cases
 from ..training.inference import label_map, probabilities
-from .metrics import confusion, dice
+from ..evaluation.metrics import confusion, dice
 from ..preparation.preprocess import prepared
 from ..kit.report import Estimate, Report
 from ..data.splits import fold
-from .statistics import CONTROL, again, compare, holm, lies_above, lies_below, summary
+from ..evaluation.intervals import summary
+from ..evaluation.comparisons import CONTROL, again, compare, holm, lies_above, lies_below
 from ..training.training import Config, fit, load_run, rows_of, training_cases, with_budgets, work
 
 # %% ../../nbs/study/16_combinations.ipynb #66659aad
-def described(net, images: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:  # (class, *size), (feature, *size), one a case
+def described(net, images: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:  # (class, *size), (feature, *size) of a case
     "Class probabilities of each image, and the features that the network's last layer made them from"
     found = []
     hook = net.head.register_forward_pre_hook(lambda layer, given: found.extend(given[0].float().cpu()))
@@ -48,7 +50,8 @@ def described(net, images: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:  # (c
 def handmade(image: np.ndarray) -> np.ndarray:  # (channel, row, column) to (feature, row, column) float32
     "Intensity and strength of edges of each channel, at scales of 1 to 8 pixels"
     from skimage.feature import multiscale_basic_features
-    made = multiscale_basic_features(np.asarray(image, np.float32), texture=False, sigma_min=1, sigma_max=8, workers=1, channel_axis=0)
+    made = multiscale_basic_features(np.asarray(image, np.float32),
+                                     texture=False, sigma_min=1, sigma_max=8, workers=1, channel_axis=0)
     return np.moveaxis(made, -1, 0)
 
 # %% ../../nbs/study/16_combinations.ipynb #65b77521
@@ -67,13 +70,15 @@ class Forest:
         taken = [draws.choice(masks[0].size, min(each, masks[0].size), replace=False) for _ in images]
         seen = [stacked(f, image)[t] for (_, f), image, t in zip(described(net, images), images, taken)]
         labels = np.concatenate([m.ravel()[t] for m, t in zip(masks, taken)])
-        self.trees = RandomForestClassifier(TREES, min_samples_leaf=20, random_state=int(draws.integers(2**31)), n_jobs=1)
+        self.trees = RandomForestClassifier(TREES, min_samples_leaf=20,
+                                            random_state=int(draws.integers(2**31)), n_jobs=1)
         self.trees.fit(np.concatenate(seen), labels)
 
     def __call__(self, features: Tensor, image: np.ndarray, classes: int) -> Tensor:  # (class, *size)
         "Class probabilities of each pixel; a class that was not among the pixels has none"
         shares = torch.zeros(classes, *image.shape[1:])
-        shares[self.trees.classes_.astype(int)] = torch.from_numpy(self.trees.predict_proba(stacked(features, image)).T).float().reshape(-1, *image.shape[1:])
+        shares[self.trees.classes_.astype(int)] = torch.from_numpy(
+            self.trees.predict_proba(stacked(features, image)).T).float().reshape(-1, *image.shape[1:])
         return shares
 
 # %% ../../nbs/study/16_combinations.ipynb #a6631cf1
@@ -83,7 +88,8 @@ def thin(values: Tensor,  # (n,)
     "A matrix that, times its transpose, is the Gaussian kernel of all pairs of values"
     step = .75 * width
     t = torch.arange(float(values.min()) - 2 * width, float(values.max()) + 2 * width + step, step)
-    return F.threshold(torch.exp(-((values[:, None] - t) / width)**2), 1e-6, 0.) * (step / width * (2 / np.pi)**.5)**.5  # tiny numbers are slow
+    # tiny numbers are slow
+    return F.threshold(torch.exp(-((values[:, None] - t) / width)**2), 1e-6, 0.) * (step / width * (2 / np.pi)**.5)**.5
 
 def filter_of(shape: Sequence[int],         # rows, columns
               reach: float,                 # standard deviation in space, as a share of the longer side
@@ -94,7 +100,8 @@ def filter_of(shape: Sequence[int],         # rows, columns
     rows, columns = (thin(torch.arange(n, dtype=torch.float32), reach * max(shape)) for n in shape)
     bands = torch.ones(1, 1, *shape) if guide is None else thin(guide.flatten(), tone).T.reshape(-1, 1, *shape)
     def summed(q): return (bands * (rows @ (rows.T @ (bands * q) @ columns) @ columns.T)).sum(0)
-    norm, own = summed(torch.ones(1, *shape)).rsqrt(), (bands**2).sum(0) * (rows**2).sum(1)[:, None] * (columns**2).sum(1)
+    norm, own = summed(torch.ones(1, *shape)).rsqrt(), (bands**2).sum(0) * (rows**2).sum(1)[:, None] * (
+        columns**2).sum(1)
     def of(q): return norm * (summed(norm * q) - own * norm * q)
     whole = of(torch.ones(1, *shape))
     def of_all(q): rest = of(q[1:]); return torch.cat([whole - rest.sum(0, keepdim=True), rest])
@@ -119,7 +126,8 @@ def fisher(images: np.ndarray,  # (case, channel, row, column)
     "Weights of the channels that tell foreground from background"
     x = np.moveaxis(np.asarray(images[:, :, ::4, ::4], float), 1, -1).reshape(-1, images.shape[1])
     y = masks[:, ::4, ::4].ravel() > 0
-    if y.all() or not y.any(): raise InputError("masks", "hold one class only", "give cases with foreground and background")
+    if y.all() or not y.any():
+        raise InputError("masks", "hold one class only", "give cases with foreground and background")
     within = sum(np.cov(x[side].T, ddof=0) * side.mean() for side in (y, ~y)).reshape(x.shape[1], -1)
     w = np.linalg.solve(within + 1e-6 * np.eye(len(within)), x[y].mean(0) - x[~y].mean(0))
     return w / (x @ w).std()
@@ -134,7 +142,8 @@ class Rules:
     holes: bool = False    # background that a label encloses becomes that label
 
 def closed(mask: np.ndarray, radius: float) -> np.ndarray:
-    "Gaps and bays that a disc of this radius in pixels does not fit into become the label around them; no label is overwritten"
+    """Gaps and bays that a disc of this radius in pixels does not fit into become the label around them; no label is
+    overwritten"""
     from skimage.morphology import isotropic_closing
     made, beyond = mask.copy(), int(radius) + 2
     for label, box in enumerate(ndimage.find_objects(mask.astype(np.int32)), 1):
@@ -164,13 +173,17 @@ class Recipe:
 def said(recipe: Recipe) -> str:
     "A recipe in words"
     given = [(f, getattr(part, f.name)) for part in (recipe, recipe.rules) for f in fields(part) if f.name != "rules"]
-    return ", ".join(f.name if value is True else f"{f.name} {value:g}" for f, value in given if value != f.default) or "as it stands"
+    return (", ".join(f.name if value is True else f"{f.name} {value:g}" for f, value in given if value != f.default)
+            or "as it stands")
 
-RULES = [Rules(s, l, c, h) for (s, l), (c, h) in product(((0., False), (.002, False), (.01, False), (0., True)), ((0., False), (0., True), (.02, True)))]
+RULES = [Rules(s, l, c, h)
+         for (s, l), (c, h) in product(((0., False), (.002, False), (.01, False), (0., True)),
+                                       ((0., False), (0., True), (.02, True)))]
 WAYS = {
     "threshold": [Recipe(bias=b) for b in (0., -.5, .5, -1., 1., -2., 2.)],
     "forest": [Recipe(share=s) for s in (0., .25, .5, .75, 1.)],
-    "crf": [Recipe(), *(Recipe(near=w) for w in (2., 6.)), *(Recipe(near=n, alike=w, tone=t) for n, w in ((0., 2.), (0., 6.), (2., 6.)) for t in (.5, 1.))],
+    "crf": [Recipe(), *(Recipe(near=w) for w in (2., 6.)),
+            *(Recipe(near=n, alike=w, tone=t) for n, w in ((0., 2.), (0., 6.), (2., 6.)) for t in (.5, 1.))],
     "rules": [Recipe(rules=r) for r in RULES]}
 BOTH = "crf and rules"
 COMBINED = ("forest", "crf", "rules", BOTH)
@@ -214,7 +227,8 @@ class Answers:
         "What a recipe makes of a case, on the case's own grid"
         plain = replace(recipe, rules=Rules())
         if (k, plain) not in self.maps:
-            self.maps[k, plain] = label_map(prepared_answer(plain, self.network[k], self.forest[k], self.guide[k]), self.truths[k].shape)
+            self.maps[k, plain] = label_map(prepared_answer(plain, self.network[k], self.forest[k], self.guide[k]),
+                                            self.truths[k].shape)
         return cleaned(self.maps[k, plain], recipe.rules)
 
     def dice(self, recipe: Recipe) -> pd.Series:  # by patient
@@ -222,14 +236,17 @@ class Answers:
         if recipe not in self.found:
             regions = self.cases[0].manifest.scored.values()
             pairs = [(self.cases[k].patient, self.label_map(k, recipe), self.truths[k]) for k in self.few]
-            rows = [(patient, dice(*confusion(np.isin(made, values), np.isin(truth, values)))) for patient, made, truth in pairs for values in regions]
+            rows = [(patient, dice(*confusion(np.isin(made, values), np.isin(truth, values))))
+                    for patient, made, truth in pairs for values in regions]
             self.found[recipe] = pd.DataFrame(rows, columns=["patient", "dice"]).groupby("patient").dice.mean()
         return self.found[recipe]
 
 # %% ../../nbs/study/16_combinations.ipynb #5370912e
 def best(recipes: Sequence[Recipe], others: Sequence[Answers]) -> Recipe:
     "The recipe with the highest mean Dice over patients; of equal ones the first"
-    return max(recipes, key=lambda recipe: round(float(pd.concat([a.dice(recipe) for a in others]).groupby(level=0).mean().mean()), 9))
+    return max(recipes,
+               key=lambda recipe: round(
+        float(pd.concat([a.dice(recipe) for a in others]).groupby(level=0).mean().mean()), 9))
 
 def chosen(others: Sequence[Answers]) -> dict[str, Recipe]:
     "A recipe for each way, and rules for what the random field leaves"
@@ -263,17 +280,20 @@ def people(answers: Sequence[Answers]) -> set[str]: return {c.patient for a in a
 def combined(configs: Sequence[Config],  # runs of one data set and seed, one a fold
              few: int,                   # cases of a fold on which recipes are compared
             ) -> Iterator[pd.DataFrame]:
-    "Per-case rows of the network alone and of each way, with recipes that were chosen on other patients than those who are tested"
+    """Per-case rows of the network alone and of each way, with recipes that were chosen on other patients than those
+    who are tested"""
     helped = [Helped(c) for c in configs]
     tested = [h.answers(fold(h.config.dataset, h.config.fold, h.config.unit)[1], few) for h in helped]
     for k, (h, mine) in enumerate(zip(helped, tested)):
         others, on = ([*tested[:k], *tested[k+1:]], FOLDS) if len(tested) > 1 else ([h.others(2 * few)], TRAINED)
         if both := people([mine]) & people(others):
-            raise InputError(h.config.dataset, f"patient {min(both)} is tested, and recipes are chosen on the same", "use folds that share no patient")
+            raise InputError(h.config.dataset, f"patient {min(both)} is tested, and recipes are chosen on the same",
+                             "use folds that share no patient")
         yield rows_for(mine, chosen(others), on)
 
 # %% ../../nbs/study/16_combinations.ipynb #1a198aba
-COLUMNS = ["dataset", "model", "fold", "seed", "run", "control", "case", "patient", "region", "outcome", "dice", "sensitivity", "precision", "unit", "hd95",
+COLUMNS = ["dataset", "model", "fold", "seed", "run",
+           "control", "case", "patient", "region", "outcome", "dice", "sensitivity", "precision", "unit", "hd95",
            "choice", "chosen_on"]
 
 def rows_for(answers: Answers, recipes: dict[str, Recipe], on: str) -> pd.DataFrame:
@@ -282,7 +302,7 @@ def rows_for(answers: Answers, recipes: dict[str, Recipe], on: str) -> pd.DataFr
     for name, recipe in ({config.model: Recipe()} | recipes).items():
         made = [(c, answers.label_map(k, recipe)) for k, c in enumerate(answers.cases)]
         found.append(rows_of(replace(config, model=name), made).assign(choice=said(recipe), chosen_on=on))
-    return benchmark.described(pd.concat(found, ignore_index=True)).assign(run=config.key, control=False)[COLUMNS]
+    return surfaces.described(pd.concat(found, ignore_index=True)).assign(run=config.key, control=False)[COLUMNS]
 
 # %% ../../nbs/study/16_combinations.ipynb #89ea7b1c
 NETWORK = "unet"
@@ -290,16 +310,18 @@ TWICE = ("phantom_mri",)  # phantoms that take part with two folds
 
 def helped_runs(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net's runs that are combined"
-    found = benchmark.standing(profile, datasets, (NETWORK,))
+    found = default_runs.standing(profile, datasets, (NETWORK,))
     return [run for c in found for run in ([c, replace(c, fold=1)] if c.dataset in TWICE else [c])]
 
 def controls(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net with another seed, for the sets that have one"
     found = helped_runs(profile, datasets)
     seeds = {d: {c.seed for c in found if c.dataset == d} for d in datasets}
-    return [replace(c, seed=c.seed + 1) for c in found if len(seeds[c.dataset]) == 1] if profile in ("cpu", "full") else []
+    return ([replace(c, seed=c.seed + 1) for c in found if len(seeds[c.dataset]) == 1]
+            if profile in ("cpu", "full") else [])
 
-def grid(profile: str, datasets: list[str]) -> list[Config]: return [*helped_runs(profile, datasets), *controls(profile, datasets)]
+def grid(profile: str, datasets: list[str]) -> list[Config]:
+    return [*helped_runs(profile, datasets), *controls(profile, datasets)]
 
 # %% ../../nbs/study/16_combinations.ipynb #e67b784e
 METRICS = ["dice", "sensitivity", "precision", "hd95"]
@@ -309,21 +331,26 @@ def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     return summary(rows[~rows.control], ["dataset", "model", "unit"], METRICS)
 
 def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Each way minus the network alone, and minus the threshold, on the same patients and trainings; and the network minus itself with another seed"
+    """Each way minus the network alone, and minus the threshold, on the same patients and trainings; and the network
+    minus itself with another seed"""
     found = []
     for dataset, group in rows.groupby("dataset", sort=False):
         ways = {name: mine for name, mine in group[~group.control].groupby("model", sort=False)}
         alone = ways.pop(NETWORK)
-        pairs = [(name, NETWORK, alone) for name in ways] + [(name, "threshold", ways["threshold"]) for name in ways if name in COMBINED]
-        found += [dict(dataset=dataset, model=name, against=other, **compare(ways[name], theirs, "dice")) for name, other, theirs in pairs]
-        if pair := again(group[group.model == NETWORK]): found.append(dict(dataset=dataset, model=NETWORK, against=CONTROL, **compare(*pair, "dice")))
+        pairs = ([(name, NETWORK, alone) for name in ways]
+                 + [(name, "threshold", ways["threshold"]) for name in ways if name in COMBINED])
+        found += [dict(dataset=dataset, model=name, against=other, **compare(ways[name], theirs, "dice"))
+                  for name, other, theirs in pairs]
+        if pair := again(group[group.model == NETWORK]):
+            found.append(dict(dataset=dataset, model=NETWORK, against=CONTROL, **compare(*pair, "dice")))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
 def choices_of(rows: pd.DataFrame) -> pd.DataFrame:
     "What was chosen for each way, in how many trainings, and on whom"
     found = []
-    for (dataset, model), mine in rows[~rows.control & (rows.model != NETWORK)].groupby(["dataset", "model"], sort=False):
+    for (dataset, model), mine in rows[~rows.control & (rows.model != NETWORK)].groupby(["dataset", "model"],
+                                                                                        sort=False):
         each = Counter(mine.drop_duplicates(["fold", "seed"]).choice)
         text = "; ".join(f"{choice} ({n})" for choice, n in each.most_common())
         found.append(dict(dataset=dataset, model=model, chosen_on=mine.chosen_on.iloc[0], trainings=each.total(),
@@ -341,7 +368,8 @@ def helps(gains: pd.DataFrame) -> pd.DataFrame: return gains[gains.model.isin(CO
 
 def claims_of(gains: pd.DataFrame) -> list[dict]:
     "The source's outlook: deep learning with traditional machine learning and with rules is above deep learning alone"
-    return [judge(f"combinations.gain.{r.dataset}.{r.model.replace(' ', '_')}", STATEMENTS[r.model], "Owen 2024, V Future Directions", "difference", (0, 0),
+    return [judge(f"combinations.gain.{r.dataset}.{r.model.replace(' ', '_')}",
+                  STATEMENTS[r.model], "Owen 2024, V Future Directions", "difference", (0, 0),
                   (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None, trainings=r.trainings)
             for r in helps(gains).itertuples()]
 
@@ -349,17 +377,20 @@ def draw(gains: pd.DataFrame):
     "Gain in Dice over the network alone with its interval, one panel a data set; zero is a line, the control a band"
     import matplotlib.pyplot as plt
     datasets = list(dict.fromkeys(gains.dataset))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 2.1 * len(datasets), 2.2), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 2.1 * len(datasets), 2.2),
+                             sharey=True, squeeze=False, layout="constrained")
     names = ["threshold", *COMBINED]
     for ax, dataset in zip(axes[0], datasets):
         here = gains[gains.dataset == dataset]
         mine = here[here.against == NETWORK].set_index("model")
         for r in here[here.against == CONTROL].itertuples():
-            ax.axvspan(r.difference_low, r.difference_high, color="0.88", lw=0); ax.axvline(r.difference, color="0.6", ls=":")
+            ax.axvspan(r.difference_low, r.difference_high, color="0.88", lw=0); ax.axvline(r.difference,
+                                                                                            color="0.6", ls=":")
         ax.axvline(0, color="0.3", lw=.8)
         for k, name in enumerate(names):
             r = mine.loc[name]
-            ax.errorbar(r.difference, k, xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]], fmt="s" if k == 0 else "o",
+            ax.errorbar(r.difference, k, xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]],
+                        fmt="s" if k == 0 else "o",
                         color="0.4" if k == 0 else f"C{k - 1}", capsize=3)
         ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5))
         ax.set_title(dataset, fontsize=8); ax.locator_params(axis="x", nbins=4)

@@ -14,8 +14,8 @@ import pandas as pd
 from ..kit.core import progress
 from ..data.manifest import Case, cases, manifest
 from ..data.duplicates import LIKENESS, Audit, Look, audit, planes_of, planted
-from .metrics import reader_agreement
-from .statistics import summary
+from ..evaluation.metrics import reader_agreement
+from ..evaluation.intervals import summary
 
 # %% ../../nbs/study/01_datasets.ipynb #bf466ebe
 def verdict(done: Audit) -> str:
@@ -41,7 +41,8 @@ def unit_sentence(datasets: list[str]) -> str:
     "Which sets name no patient, by their manifests, and what the unit of splits and intervals is there"
     others = [f"{d} ({manifest(d).unit})" for d in datasets if manifest(d).patient == "unknown"]
     if not others: return "Every set names its patients, and the patient is the unit of splits and intervals."
-    return ("The patient is the unit of splits and intervals where a set names its patients; these do not, and their unit "
+    return ("The patient is the unit of splits and intervals where a set names its patients; these do not, and their "
+            "unit "
             f"stands in brackets: {', '.join(others)}.")
 
 # %% ../../nbs/study/01_datasets.ipynb #9cd2668d
@@ -50,12 +51,14 @@ def _times(numbers) -> str: return "×".join(f"{n:g}" for n in numbers)
 def shares(case: Case) -> list[dict]:
     "Size of an image, and the share of it that each label covers (instances count as one label); one row a label"
     image, mask = case.image(), case.semantic()
-    names = dict(kind="share", dataset=case.dataset, case=case.id, patient=case.patient, site=case.site, size=_times(mask.shape), pixels=mask.size,
+    names = dict(kind="share", dataset=case.dataset, case=case.id,
+                 patient=case.patient, site=case.site, size=_times(mask.shape), pixels=mask.size,
                  bits=8 * image.array.dtype.itemsize, spacing=_times(image.spacing) if image.spacing else "")
     return [names | dict(label=k, share=float(np.mean(mask == v))) for k, v in case.manifest.foreground.items()]
 
 # %% ../../nbs/study/01_datasets.ipynb #4f3cdfa2
-COLUMNS = ["kind", "dataset", "case", "patient", "site", "label", "share", "size", "pixels", "bits", "spacing",  # of cases.csv
+# of cases.csv
+COLUMNS = ["kind", "dataset", "case", "patient", "site", "label", "share", "size", "pixels", "bits", "spacing",
            "unit", "pairs", "alone", "dice", "hd95", "change", "distance", "likeness"]
 
 def means(rows: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
@@ -70,21 +73,26 @@ def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
         return order[0] if len(order) == 1 else f"{order[0]} to {order[-1]}"
     images = rows[rows.kind == "share"].drop_duplicates(["dataset", "case"]).sort_values("pixels", kind="stable")
     names = list(dict.fromkeys(rows.dataset[rows.kind == "share"]))
-    found = [(d, len(g), middle(g["size"]), g.pixels.min(), g.pixels.median(), g.pixels.max(), " or ".join(str(int(b)) for b in sorted(set(g.bits))),
-              middle(g.spacing.fillna("").replace("", "unknown"))) for d in names for g in [images[images.dataset == d]]]
+    found = [(d, len(g), middle(g["size"]), g.pixels.min(),
+              g.pixels.median(), g.pixels.max(), " or ".join(str(int(b)) for b in sorted(set(g.bits))),
+              middle(g.spacing.fillna("").replace("", "unknown")))
+             for d in names for g in [images[images.dataset == d]]]
     return pd.DataFrame(found, columns=["dataset", "n", "size", "smallest", "median", "largest", "bits", "spacing_mm"])
 
 def prevalence_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Share of the image that each label covers: mean over patients, and extremes over cases"
     mine = rows[rows.kind == "share"]
-    extremes = mine.groupby(["dataset", "label"], sort=False).share.agg(smallest="min", largest="max", empty=lambda s: int((s == 0).sum())).reset_index()
+    extremes = mine.groupby(["dataset", "label"], sort=False).share.agg(smallest="min", largest="max",
+                                                                        empty=lambda s: int(
+        (s == 0).sum())).reset_index()
     return means(mine, ["dataset", "label"], ["share"]).merge(extremes, on=["dataset", "label"])
 
 # %% ../../nbs/study/01_datasets.ipynb #ec2906da
 def missing(id: str) -> list[dict]:
     "Fields of a set by the moment they are known, and the share of patients (or units) for whom each is missing"
     by_patient = {c.patient: c for c in cases(id)}.values()
-    return [dict(dataset=id, field=f.name, known=f.known, units=len(by_patient), missing=sum(c.fields[f.name] is None for c in by_patient))
+    return [dict(dataset=id, field=f.name, known=f.known,
+                 units=len(by_patient), missing=sum(c.fields[f.name] is None for c in by_patient))
             for f in manifest(id).columns]
 
 def fields(gaps: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +110,8 @@ def agreement(case: Case) -> list[dict]:
     for region, g in pairs.groupby("region", sort=False) if len(pairs) else ():
         both, area = g[g.outcome == "found"], np.mean([np.isin(r, case.manifest.scored[region]).sum() for r in drawn])
         alone = int(g.outcome.isin(["missed", "false alarm"]).sum())
-        names = dict(kind="agreement", dataset=case.dataset, case=case.id, patient=case.patient, site=case.site, label=region)
+        names = dict(kind="agreement", dataset=case.dataset,
+                     case=case.id, patient=case.patient, site=case.site, label=region)
         names |= dict(unit=unit, pixels=area, pairs=len(both), alone=alone)
         if len(both): rows.append(names | dict(dice=both.dice.mean(), hd95=both[f"hd95_{unit}"].mean()))
     return rows
@@ -111,7 +120,8 @@ def agreement(case: Case) -> list[dict]:
 def agreement_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Agreement of readers by set: means over patients; `alone` counts pairs in which one reader drew nothing"
     mine = rows[rows.kind == "agreement"]
-    counts = mine.groupby("dataset", sort=False).agg(unit=("unit", "first"), pairs=("pairs", "sum"), alone=("alone", "sum"))
+    counts = mine.groupby("dataset", sort=False).agg(unit=("unit", "first"),
+                                                     pairs=("pairs", "sum"), alone=("alone", "sum"))
     counts = counts.astype(dict(pairs=int, alone=int)).reset_index()
     return means(mine, ["dataset"], ["dice", "hd95"]).merge(counts, on="dataset")
 
@@ -132,7 +142,8 @@ def copied(id: str, number: int) -> list[dict]:
 def copies_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Share of planted copies that the hash finds near, and that are called duplicates, by change"
     mine = rows[rows.kind == "copy"].assign(near=lambda r: r.likeness.notna(), found=lambda r: r.likeness >= LIKENESS)
-    return mine.groupby("change", sort=False).agg(copies=("found", "size"), near=("near", "mean"), found=("found", "mean")).reset_index()
+    return mine.groupby("change", sort=False).agg(copies=("found", "size"),
+                                                  near=("near", "mean"), found=("found", "mean")).reset_index()
 
 def audit_row(done: Audit) -> dict:
     "One row of the table of audits"
@@ -177,7 +188,8 @@ def draw_sizes(rows: pd.DataFrame):
         left.plot(r.median, k, "o", color="C0", ms=4)
         steps = [float(x) for x in r.spacing_mm.replace(" to ", "×").split("×")] if r.spacing_mm != "unknown" else []
         right.plot(steps, [k] * len(steps), "s", color="C1", ms=4)
-        if not steps: right.text(.05, k, "unknown", va="center", color="0.4", fontsize=7, transform=right.get_yaxis_transform())
+        if not steps:
+            right.text(.05, k, "unknown", va="center", color="0.4", fontsize=7, transform=right.get_yaxis_transform())
     left.set(xscale="log", xlabel="pixels or voxels of an image"); right.set(xlabel="spacing (mm)", xlim=(0, None))
     _lines(left, table.dataset)
     return fig
@@ -188,9 +200,11 @@ def draw_missing(gaps: pd.DataFrame):
     fig, (ax,) = _axes(len(names))
     for known, shift, mark in (("before", -.15, "o"), ("after", .15, "x")):
         mine = gaps[gaps.known == known]
-        ax.plot(mine.missing / mine.units, [names.index(d) + shift for d in mine.dataset], mark, ms=4, alpha=.7, label=f"known {known} surgery")
+        ax.plot(mine.missing / mine.units, [names.index(d) + shift for d in mine.dataset],
+                mark, ms=4, alpha=.7, label=f"known {known} surgery")
     ax.axvline(0, ls=":", color="0.4")
-    ax.set(xlabel="share of patients (or units) without the field", xlim=(-.03, 1.03)); ax.legend(loc="lower right", fontsize=7)
+    ax.set(xlabel="share of patients (or units) without the field",
+           xlim=(-.03, 1.03)); ax.legend(loc="lower right", fontsize=7)
     _lines(ax, names)
     return fig
 
@@ -205,7 +219,8 @@ def draw_agreement(rows: pd.DataFrame):
         ax.plot(some.pixels, some.dice, ".", ms=4, alpha=.4, label=d)
     area = np.geomspace(max(4, mine.pixels.min()), mine.pixels.max(), 200) if len(mine) else np.geomspace(10, 1e4)
     ax.plot(area, shifted_disc(area), ":", color="k", label="a disc, shifted by one pixel")
-    ax.set(xscale="log", xlabel="pixels or voxels that a reader outlines (mean)", ylabel="mean Dice of pairs of readers", ylim=(0, 1))
+    ax.set(xscale="log", xlabel="pixels or voxels that a reader outlines (mean)",
+           ylabel="mean Dice of pairs of readers", ylim=(0, 1))
     ax.legend(fontsize=7, loc="lower right")
     return fig
 
@@ -216,9 +231,11 @@ def draw_likeness(rows: pd.DataFrame, audits: list[Audit]):
     fig, (ax,) = _axes(len(names))
     own = {a.id: sorted(p["likeness"] for p in a.looked_at)[-DOTS // 3:] for a in audits}
     for k, d in enumerate(names):
-        ax.plot(own[d], [k + .15] * len(own[d]), "|", ms=6, color="C1", alpha=.5, label="pairs of the set" if k == 0 else None)
+        ax.plot(own[d], [k + .15] * len(own[d]), "|", ms=6,
+                color="C1", alpha=.5, label="pairs of the set" if k == 0 else None)
         found = mine.likeness[mine.dataset == d].dropna().sort_values()[:DOTS // 3]
-        ax.plot(found, [k - .15] * len(found), "|", ms=6, color="C0", alpha=.5, label="planted copies" if k == 0 else None)
+        ax.plot(found, [k - .15] * len(found), "|", ms=6,
+                color="C0", alpha=.5, label="planted copies" if k == 0 else None)
     ax.axvline(LIKENESS, ls=":", color="k")
     ax.set(xlabel="likeness", xlim=(0, 1.02)); ax.legend(loc="lower left", fontsize=7)
     _lines(ax, names)

@@ -15,28 +15,34 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from . import benchmark
+from ..training import default_runs
 from ..methods.answers import (
-    COIN, LEVELS, artefact_rows, contour_rows, field_rows, look_rows, member, overlap_rows, reference_rows, references, segmented, spacing_of)
+    COIN, LEVELS, artefact_rows, contour_rows, field_rows,
+    look_rows, member, overlap_rows, reference_rows, references, segmented, spacing_of)
 from ..preparation.corruptions import levels
-from .claims import judge
+from ..evaluation.claims import judge
 from ..evaluation.contours import BANDS, EDGES, LOOKS, step
 from ..data.manifest import cases, manifest
 from ..evaluation.groups import FEWEST, QUARTERS, group_difference
 from ..kit.report import Report, TRACK, label_networks, name_budgets, with_track
 from ..evaluation.risk import auc
 from ..data.splits import stratified
-from .statistics import CONTROL, again, benchmark_rows, compare, contrast, holm, lies_above, lies_below, mean_interval
-from .statistics import mean_intervals, paired, patient_matrix, six_digits, together
+from ..evaluation.intervals import contrast, mean_interval
+from ..evaluation.comparisons import CONTROL, again, benchmark_rows, compare, holm, lies_above, lies_below
+from ..evaluation.intervals import mean_intervals, six_digits
+from ..evaluation.comparisons import paired, patient_matrix, together
 from ..training.training import Config
 
 # %% ../../nbs/study/14_errors.ipynb #7e0b0c0d
-OPENED = ("unet", "fcn", "segformer", "residual_unet", "unet_lite0")  # reference, another of the source's, attention, two that stand for what can be reached
+# reference, another of the source's, attention, two that stand for what can be reached
+OPENED = ("unet", "fcn", "segformer", "residual_unet", "unet_lite0")
 BESIDE = ("chance", "otsu", "svm")
 
-def opened(profile: str) -> list[str]: return [m for m in benchmark.models(profile) if profile == "own" or m in OPENED]
+def opened(profile: str) -> list[str]:
+    return [m for m in default_runs.models(profile) if profile == "own" or m in OPENED]
 
-def grid(profile: str, datasets: list[str]) -> list[Config]: return benchmark.standing(profile, datasets, opened(profile))
+def grid(profile: str, datasets: list[str]) -> list[Config]:
+    return default_runs.standing(profile, datasets, opened(profile))
 
 def first_runs(configs: Sequence[Config]) -> list[Config]:
     "Of each data set and network the run of the first fold and seed"
@@ -45,9 +51,10 @@ def first_runs(configs: Sequence[Config]) -> list[Config]:
     return [c for c in configs if c in found.values()]
 
 def scored(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
-    "Rows of the benchmark's networks, and of what stands beside them; `balance` is (predicted - true) / (predicted + true) volume"
+    """Rows of the benchmark's networks, and of what stands beside them; `balance` is (predicted - true) / (predicted +
+    true) volume"""
     rows = benchmark_rows(profile, datasets)
-    rows = rows[rows.model.isin([*benchmark.models(profile), *BESIDE])].reset_index(drop=True)
+    rows = rows[rows.model.isin([*default_runs.models(profile), *BESIDE])].reset_index(drop=True)
     surface = rows[[c for c in rows if c.startswith("nsd_")]].bfill(axis=1).iloc[:, 0]
     rows = rows.assign(part="score", surface=surface, balance=rows.volume_difference / (2 + rows.volume_difference))
     return rows.reindex(columns=[*NAMES, *TRACK, "dice", "sensitivity", "surface", "balance"])
@@ -85,7 +92,8 @@ SIZES = ("smallest", "small", "large", "largest")  # quarters of the training pa
 def by_quarter(rows: pd.DataFrame, name: str) -> pd.DataFrame:  # scores with the quarter of their lesion
     "Rows of scores where there is a lesion, with its quarter by size, share or solidity"
     keys = ["dataset", "fold", "case", "region"]
-    lesions = rows.loc[rows.part == "reference", [*keys, f"{name}_quarter"]].rename(columns={f"{name}_quarter": "quarter"})
+    lesions = rows.loc[rows.part == "reference", [*keys, f"{name}_quarter"]].rename(
+        columns={f"{name}_quarter": "quarter"})
     return rows.loc[rows.part == "score", [*NAMES, "dice", "sensitivity", "surface", "balance"]].merge(lesions, on=keys)
 
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +115,8 @@ def _apart(above: pd.DataFrame, below: pd.DataFrame, value: str) -> dict:
     return {k: v for k, v in found.items() if not k.startswith("n")}
 
 def _models(rows: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
-    for (dataset, model), group in rows.groupby(["dataset", "model"], sort=False): yield dict(dataset=dataset, model=model, n=group.patient.nunique()), group
+    for (dataset, model), group in rows.groupby(["dataset", "model"], sort=False):
+        yield dict(dataset=dataset, model=model, n=group.patient.nunique()), group
 
 def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by quarter of lesion size"
@@ -118,18 +127,21 @@ def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 def small_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Sensitivity of the largest quarter minus that of the smallest; `missed` counts lesions of which nothing was found, of all, smallest / largest"
+    """Sensitivity of the largest quarter minus that of the smallest; `missed` counts lesions of which nothing was
+    found, of all, smallest / largest"""
     found = []
     for names, group in _models(by_quarter(shown(rows), "size")):
         ends = [group[group.quarter == q] for q in (1, 4)]
         missed = " / ".join(f"{(e.sensitivity == 0).sum()} of {len(e)}" for e in ends)
-        found.append(names | dict(missed=missed) | _mean(ends[0], "sensitivity", "smallest") | _mean(ends[1], "sensitivity", "largest")
+        found.append(names | dict(missed=missed) | _mean(ends[0], "sensitivity", "smallest")
+                     | _mean(ends[1], "sensitivity", "largest")
                      | _apart(ends[1], ends[0], "sensitivity"))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
 def imbalance_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Balance of predicted and true volume: all lesions, quarters by their share of the image, and the largest minus the smallest quarter"
+    """Balance of predicted and true volume: all lesions, quarters by their share of the image, and the largest minus
+    the smallest quarter"""
     found = []
     for names, group in _models(by_quarter(shown(rows), "share")):
         by = {name: group[group.quarter == quarter] for quarter, name in zip(QUARTERS, SIZES)}
@@ -143,7 +155,8 @@ def shapes_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for names, group in _models(by_quarter(shown(rows), "solidity")):
         irregular, regular = (group[group.quarter == q] for q in (1, 4))
-        found.append(names | _mean(irregular, "surface", "irregular") | _mean(regular, "surface", "regular") | _apart(regular, irregular, "surface"))
+        found.append(names | _mean(irregular, "surface", "irregular")
+                     | _mean(regular, "surface", "regular") | _apart(regular, irregular, "surface"))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -153,11 +166,13 @@ def closer(rows: pd.DataFrame) -> pd.DataFrame:  # dataset, model
     return rows.loc[rows.part == "look", ["dataset", "model"]].drop_duplicates()
 
 def leads_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "U-Net minus each other network: Dice in the smallest and in the largest quarter, the first minus the second, and surface Dice of all lesions"
+    """U-Net minus each other network: Dice in the smallest and in the largest quarter, the first minus the second, and
+    surface Dice of all lesions"""
     found = []
     for dataset, group in by_quarter(rows[~rows.model.isin(BESIDE)], "size").groupby("dataset", sort=False):
         mine = group[group.model == "unet"]
-        pairs = {name: together(mine, other) for name, other in group.groupby("model", sort=False) if name != "unet" and len(mine)}
+        pairs = {name: together(mine, other) for name, other in group.groupby("model", sort=False)
+                 if name != "unet" and len(mine)}
         if pair := again(mine): pairs[CONTROL] = pair
         for name, pair in pairs.items():
             small, large = (paired(*(x[x.quarter == q] for x in pair), "dice") for q in (1, 4))
@@ -165,7 +180,8 @@ def leads_of(rows: pd.DataFrame) -> pd.DataFrame:
             names = dict(dataset=dataset, model="unet", against=name, n=surface["n"],
                     trainings=surface["trainings"]) | {k.replace("difference", "surface"): surface[k] for k in SPAN}
             found.append(names | _mean(small.to_numpy(), "", "smallest") | _mean(large.to_numpy(), "", "largest")
-                         | {k.replace("difference", "change"): v for k, v in group_difference(small, large).items() if k in (*SPAN, "p")})
+                         | {k.replace("difference", "change"): v
+                            for k, v in group_difference(small, large).items() if k in (*SPAN, "p")})
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p)) if len(table) else table
 
@@ -194,10 +210,12 @@ def boundary_of(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 def bands_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Share of the pixels of each band that are wrong, inside and outside the contour, for U-Net and the best other network"
+    """Share of the pixels of each band that are wrong, inside and outside the contour, for U-Net and the best other
+    network"""
     found = []
     for names, group in _models(rows[rows.part == "contour"].merge(closer(rows))):
-        pixels = rows[(rows.part == "reference") & (rows.dataset == names["dataset"]) & (rows.fold == group.fold.iloc[0])]
+        pixels = rows[(rows.part == "reference") & (rows.dataset == names["dataset"]) & (
+            rows.fold == group.fold.iloc[0])]
         wrong, there = (g.groupby("patient")[list(BANDS)].sum() for g in (group, pixels))
         share = wrong / there.loc[wrong.index].where(there > 0)
         whole = _mean((wrong.sum(axis=1) / there.loc[wrong.index].sum(axis=1)).to_numpy()[:, None], "", "whole")
@@ -210,12 +228,15 @@ def bands_of(rows: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/study/14_errors.ipynb #f8622e4e
 VALUES = dict(dice="drop", sensitivity="misses", precision="alarms")
 
-def _drops(rows: pd.DataFrame) -> tuple[dict, dict]:  # by (artefact, level, score): patients × trainings, and (mean, low, high, n)
+def _drops(rows: pd.DataFrame,
+          ) -> tuple[dict, dict]:  # by (artefact, level, score): patients × trainings, and (mean, low, high, n)
     "What each level of each artefact takes from the scores of a network's patients"
-    scores = rows.assign(**{v: six_digits(rows[v]) for v in VALUES}).groupby(["patient", "fold", "seed", "artefact", "level"], sort=False)[[*VALUES]].mean()
+    scores = rows.assign(**{v: six_digits(rows[v]) for v in VALUES}).groupby(["patient", "fold", "seed", "artefact",
+                                                                              "level"], sort=False)[[*VALUES]].mean()
     clean = scores.xs(("none", 0), level=("artefact", "level"))
     lost = -scores.drop(index="none", level="artefact").sub(clean, axis=0).unstack(["artefact", "level"])
-    wide = {(name, int(level), value): lost[value, name, level].unstack(["fold", "seed"]) for value, name, level in lost}
+    wide = {(name, int(level), value): lost[value, name, level].unstack(["fold", "seed"])
+            for value, name, level in lost}
     found = np.transpose(mean_intervals(np.stack([m.to_numpy() for m in wide.values()], 1)))
     return wide, dict(zip(wide, found))
 
@@ -226,7 +247,8 @@ def artefacts_of(rows: pd.DataFrame) -> pd.DataFrame:
         wide, drops = _drops(group)
         for name in dict.fromkeys(artefact for artefact, *_ in drops):
             clear = [level for level in LEVELS if drops[name, level, "dice"][1] > 0]
-            row = dict(dataset=names["dataset"], artefact=name, model=names["model"], n=names["n"], harmless=min(clear, default=LEVELS[-1] + 1) - 1)
+            row = dict(dataset=names["dataset"], artefact=name,
+                       model=names["model"], n=names["n"], harmless=min(clear, default=LEVELS[-1] + 1) - 1)
             strongest = contrast(wide[name, LEVELS[-1], "dice"].to_numpy()[:, None])
             row |= {k: strongest[k] for k in ("p", "trainings")} | _mean(group[group.level == 0], "dice", "clean")
             for value, said in VALUES.items(): row |= _named(said, drops[name, LEVELS[-1], value])
@@ -237,14 +259,17 @@ def artefacts_of(rows: pd.DataFrame) -> pd.DataFrame:
 def _retrained(rows: pd.DataFrame) -> Iterator[dict]:
     "The control: U-Net minus itself with another seed on the same clean images"
     for dataset, asked in rows[rows.part == "artefact"].groupby("dataset", sort=False):
-        mine = rows[(rows.part == "score") & (rows.model == "unet") & (rows.dataset == dataset) & rows.case.isin(asked.case) & rows.fold.isin(asked.fold)]
+        mine = rows[(rows.part == "score") & (rows.model == "unet")
+                    & (rows.dataset == dataset) & rows.case.isin(asked.case) & rows.fold.isin(asked.fold)]
         for a, b in [pair] if (pair := again(mine)) else []:
             found = compare(a, b, "dice")
-            names = dict(dataset=dataset, artefact=CONTROL, model="unet", n=found["n"], p=found["p"], trainings=found["trainings"])
+            names = dict(dataset=dataset, artefact=CONTROL, model="unet",
+                         n=found["n"], p=found["p"], trainings=found["trainings"])
             yield names | _mean(a, "dice", "clean") | _named("drop", [*(found[k] for k in SPAN), found["n"]])
 
 DROPS = ("clean", *VALUES.values())
-ARTEFACT_COLUMNS = ["dataset", "artefact", "model", "n", "harmless", "p", "trainings", *(f"{d}{end}" for d in DROPS for end in ENDS)]
+ARTEFACT_COLUMNS = ["dataset", "artefact", "model",
+                    "n", "harmless", "p", "trainings", *(f"{d}{end}" for d in DROPS for end in ENDS)]
 
 def strength_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Drop of Dice at each level, for U-Net and the best other network"
@@ -255,7 +280,8 @@ def strength_of(rows: pd.DataFrame) -> pd.DataFrame:
             row = dict(dataset=names["dataset"], artefact=name, model=names["model"], n=names["n"])
             for level in LEVELS: row |= _named(f"level_{level}", drops[name, level, "dice"])
             found.append(row)
-    return pd.DataFrame(found, columns=["dataset", "artefact", "model", "n", *(f"level_{k}{end}" for k in LEVELS for end in ENDS)])
+    return pd.DataFrame(found, columns=["dataset", "artefact",
+                                        "model", "n", *(f"level_{k}{end}" for k in LEVELS for end in ENDS)])
 
 # %% ../../nbs/study/14_errors.ipynb #fee119a7
 def subgroups_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -263,12 +289,16 @@ def subgroups_of(rows: pd.DataFrame) -> pd.DataFrame:
     found, fields = [], rows[rows.part == "field"]
     for names, group in _models(rows[rows.part == "score"].merge(closer(rows))):
         scores = patient_matrix(group, "dice").dropna(how="all")
-        for field, mine in fields[fields.dataset == names["dataset"]].dropna(subset="value").groupby("field", sort=False):
+        for field, mine in fields[fields.dataset == names["dataset"]].dropna(subset="value").groupby("field",
+                                                                                                     sort=False):
             inside = scores.index.isin(mine.patient[member(field, mine.value)])
             a, b = scores[inside], scores[~inside & scores.index.isin(mine.patient)]
             if min(len(a), len(b)) < FEWEST: continue
-            found.append(dict(dataset=names["dataset"], model=names["model"], group=field) | _mean(a.to_numpy(), "", "dice") | group_difference(a, b))
-    columns = ["dataset", "model", "group", *(f"{v}{end}" for v in ("dice", "difference") for end in ("", "_low", "_high")), "p", "n", "n_other", "trainings"]
+            found.append(dict(dataset=names["dataset"], model=names["model"], group=field)
+                         | _mean(a.to_numpy(), "", "dice") | group_difference(a, b))
+    columns = ["dataset", "model", "group",
+               *(f"{v}{end}" for v in ("dice", "difference") for end in ("", "_low", "_high")),
+               "p", "n", "n_other", "trainings"]
     table = pd.DataFrame(found, columns=columns)
     return table.assign(p_holm=holm(table.p))
 
@@ -288,7 +318,8 @@ def cross_validated(x: np.ndarray,      # (patient, feature), nan where unknown
         mean = np.where(known, x[~test], 0).sum(0) / np.maximum(known.sum(0), 1)
         filled = np.where(np.isfinite(x), x, mean)
         spread = np.maximum(filled[~test].std(0), 1e-9)
-        model = LogisticRegression(class_weight="balanced", max_iter=1000).fit((filled[~test] - mean) / spread, y[~test])
+        model = LogisticRegression(class_weight="balanced", max_iter=1000).fit((filled[~test] - mean) / spread,
+                                                                               y[~test])
         risk[test] = model.predict_proba((filled[test] - mean) / spread)[:, 1]
     return six_digits(risk)
 
@@ -296,9 +327,11 @@ def failures_of(rows: pd.DataFrame) -> pd.DataFrame:
     "AUC with which features tell the patients of the lowest quarter of Dice from the others"
     found, fields = [], rows[rows.part == "field"]
     for names, group in _models(rows[rows.part == "look"]):
-        own = rows[(rows.part == "score") & (rows.dataset == names["dataset"]) & (rows.model == names["model"]) & (rows.seed == group.seed.iloc[0])]
+        own = rows[(rows.part == "score") & (rows.dataset == names["dataset"]) & (rows.model == names["model"]) & (
+            rows.seed == group.seed.iloc[0])]
         score = patient_matrix(own, "dice").mean(axis=1).dropna()
-        told = fields[fields.dataset == names["dataset"]].pivot_table(index="patient", columns="field", values="value", sort=False)
+        told = fields[fields.dataset == names["dataset"]].pivot_table(index="patient",
+                                                                      columns="field", values="value", sort=False)
         table = group.set_index("patient")[list(LOOKS)].join(told).loc[lambda t: t.index.isin(score.index)].sort_index()
         score = score[table.index]
         failed = (score <= score.quantile(SHARE)).to_numpy()
@@ -307,10 +340,12 @@ def failures_of(rows: pd.DataFrame) -> pd.DataFrame:
         known, values = [c for c in told if c != COIN], {name: six_digits(v) for name, v in asked.items()}
         for name, columns in (("fields", known), ("all features", [*LOOKS, *known])):
             if columns: values[name] = cross_validated(six_digits(table[columns].to_numpy(float)), failed, table.index)
-        values = {name: v for name, v in values.items() if np.ptp(v) > 0}  # what all patients share tells nobody from anybody
+        # what all patients share tells nobody from anybody
+        values = {name: v for name, v in values.items() if np.ptp(v) > 0}
         row = dict(dataset=names["dataset"], model=names["model"], dice=float(score[failed].max()))
         found += [row | dict(feature=name) | auc(v, failed) for name, v in values.items()]
-    return pd.DataFrame(found, columns=["dataset", "model", "feature", "dice", "auc", "auc_low", "auc_high", "n", "events"])
+    return pd.DataFrame(found, columns=["dataset", "model",
+                                        "feature", "dice", "auc", "auc_low", "auc_high", "n", "events"])
 
 # %% ../../nbs/study/14_errors.ipynb #8c3aaabc
 def _with_budgets(r) -> tuple[str, str]:
@@ -318,7 +353,8 @@ def _with_budgets(r) -> tuple[str, str]:
     mine, other = ([getattr(r, end + part, None) for part in TRACK] for end in ("", "against_"))
     return with_track("U-Net", *mine), with_track(r.against, *other)
 
-def claims_of(small: pd.DataFrame, shapes: pd.DataFrame, imbalance: pd.DataFrame, artefacts: pd.DataFrame, leads: pd.DataFrame) -> list[dict]:
+def claims_of(small: pd.DataFrame, shapes: pd.DataFrame,
+              imbalance: pd.DataFrame, artefacts: pd.DataFrame, leads: pd.DataFrame) -> list[dict]:
     "The source's errors, each judged on each data set"
     found, analysis = [], "Owen 2024, IV Error Analysis"
     def add(id, statement, place, r, value="difference", sign=1):
@@ -326,17 +362,24 @@ def claims_of(small: pd.DataFrame, shapes: pd.DataFrame, imbalance: pd.DataFrame
         found.append(judge(f"errors.{id}", statement, place, "difference", (0, 0), (middle, min(low, high), max(low,
                 high)), int(r.n), r.dataset, None, trainings=r.trainings))
     def unet(table): return table[table.model == "unet"].itertuples()
-    for r in unet(small): add(f"small.{r.dataset}", "U-Net finds a larger share of the largest lesions than of the smallest", analysis, r)
-    for r in unet(shapes): add(f"boundary.{r.dataset}", "U-Net outlines the most regular lesions better than the most irregular", analysis, r)
-    for r in unet(imbalance): add(f"imbalance.{r.dataset}", "U-Net draws lesions, the rarer class, too small", analysis, r, "all", -1)
+    for r in unet(small):
+        add(f"small.{r.dataset}", "U-Net finds a larger share of the largest lesions than of the smallest", analysis, r)
+    for r in unet(shapes):
+        add(f"boundary.{r.dataset}",
+            "U-Net outlines the most regular lesions better than the most irregular", analysis, r)
+    for r in unet(imbalance):
+        add(f"imbalance.{r.dataset}", "U-Net draws lesions, the rarer class, too small", analysis, r, "all", -1)
     for r in unet(artefacts[artefacts.artefact != CONTROL]):
-        add(f"noise.{r.dataset}.{r.artefact}", f"At its strongest level {r.artefact.replace('_', ' ')} lowers U-Net's Dice", analysis, r, "drop")
+        add(f"noise.{r.dataset}.{r.artefact}",
+            f"At its strongest level {r.artefact.replace('_', ' ')} lowers U-Net's Dice", analysis, r, "drop")
     for r in leads.itertuples():
         ours, other = _with_budgets(r)
         if r.against == SIMPLE:
-            add(f"simple_models.{r.dataset}", f"{ours} is nearer to the contour than {other}: surface Dice", analysis, r, "surface")
+            add(f"simple_models.{r.dataset}", f"{ours} is nearer to the contour than {other}: surface Dice",
+                analysis, r, "surface")
         if r.against in RIVALS:
-            add(f"unet_small.{r.dataset}.{r.against}", f"{ours} leads {other} by more on the smallest lesions than on the largest",
+            add(f"unet_small.{r.dataset}.{r.against}",
+                f"{ours} leads {other} by more on the smallest lesions than on the largest",
                 "Owen 2024, V Summary of Key Findings", r, "change")
     return found
 
@@ -358,20 +401,24 @@ def draw_sizes(sizes: pd.DataFrame, imbalance: pd.DataFrame, best: dict[str, lis
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, len(best), figsize=(.6 + 1.8 * max(2, len(best)), 4.), sharey="row", squeeze=False)
     for (above, below), (dataset, models) in zip(axes.T, best.items()):
-        above.plot(range(4), [_row(sizes, dataset=dataset, model="chance")[name] for name in SIZES], ":", color="0.4", label="chance")
+        above.plot(range(4), [_row(sizes, dataset=dataset, model="chance")[name] for name in SIZES],
+                   ":", color="0.4", label="chance")
         below.axhline(0, ls=":", color="0.4")
         for k, model in enumerate(models):
             for ax, table in ((above, sizes), (below, imbalance)):
                 _bars(ax, np.arange(4) + .1 * k, _row(table, dataset=dataset, model=model), SIZES, COLOURS[k], model)
         above.set(title=dataset, ylim=(0, 1), xticks=range(4), xticklabels=[])
-        below.legend(*above.get_legend_handles_labels(), frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.4))
+        below.legend(*above.get_legend_handles_labels(), frameon=False,
+                     fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.4))
         below.set(xticks=range(4)); below.set_xticklabels(SIZES, rotation=30, ha="right")
     axes[0][0].set_ylabel("mean patient Dice"); axes[1][0].set_ylabel("balance of volume")
     fig.align_ylabels(); fig.tight_layout()
     return fig
 
-def draw_bands(table: pd.DataFrame, best: dict[str, list[str]], steps: dict[str, str]):  # steps: what one is, by data set
-    "Share of wrong pixels by distance from the contour; dotted is the share over the whole image, as if errors were spread evenly"
+def draw_bands(table: pd.DataFrame, best: dict[str, list[str]],
+               steps: dict[str, str]):  # steps: what one is, by data set
+    """Share of wrong pixels by distance from the contour; dotted is the share over the whole image, as if errors were
+    spread evenly"""
     import matplotlib.pyplot as plt
     names = [*(f"to_{e}" for e in EDGES), "beyond"]
     fig, axes = plt.subplots(1, len(best), figsize=(.6 + 1.9 * max(2, len(best)), 2.3), sharey=True, squeeze=False)
@@ -379,7 +426,8 @@ def draw_bands(table: pd.DataFrame, best: dict[str, list[str]], steps: dict[str,
     for ax, (dataset, models) in zip(axes[0], best.items()):
         for k, model in enumerate(models):
             own = {side: _row(table, dataset=dataset, model=model, side=side) for side in SIDES}
-            for side in SIDES: _bars(ax, places[side] + .12 * k, own[side], names, COLOURS[k], model if side == "in" else "")
+            for side in SIDES:
+                _bars(ax, places[side] + .12 * k, own[side], names, COLOURS[k], model if side == "in" else "")
             ax.axhline(own["in"]["whole"], ls=":", color=COLOURS[k])
         ax.axvline(0, color="0.4", lw=.8)
         ax.set(title=dataset, ylim=(0, None), xticks=[*places["in"], *places["out"]])
@@ -400,13 +448,16 @@ def draw_artefacts(rows: pd.DataFrame, best: dict[str, list[str]]):
     for ax in axes.flat[len(panels):]: ax.axis("off")
     for ax, (dataset, artefact) in zip(axes.flat, panels):
         here = spoilt[(spoilt.dataset == dataset) & spoilt.artefact.isin(["none", artefact])]
-        guess = rows[(rows.part == "score") & (rows.dataset == dataset) & (rows.model == "chance") & rows.fold.isin(here.fold) & rows.case.isin(here.case)]
+        guess = rows[(rows.part == "score") & (rows.dataset == dataset)
+                     & (rows.model == "chance") & rows.fold.isin(here.fold) & rows.case.isin(here.case)]
         ax.axhline(np.nanmean(patient_matrix(guess, "dice")), ls=":", color="0.4", label="chance")
         for k, model in enumerate(best[dataset]):
             found = [_mean(g, "dice", str(int(level))) for level, g in here[here.model == model].groupby("level")]
-            _bars(ax, np.array([0, *LEVELS]) + .1 * k, {name: v for f in found for name, v in f.items()}, [str(k) for k in (0, *LEVELS)], COLOURS[k], model)
+            _bars(ax, np.array([0, *LEVELS]) + .1 * k, {name: v for f in found for name, v in f.items()},
+                  [str(k) for k in (0, *LEVELS)], COLOURS[k], model)
         ax.set(ylim=(0, 1), xticks=[0, *LEVELS]); ax.set_title(f"{dataset}\n{artefact.replace('_', ' ')}", fontsize=7)
-        ax.set_xlabel(known.unit[artefact], fontsize=7); ax.set_xticklabels(["none", *(f"{known.loc[artefact, f'level_{k}']:g}" for k in LEVELS)], fontsize=6)
+        ax.set_xlabel(known.unit[artefact], fontsize=7); ax.set_xticklabels(
+            ["none", *(f"{known.loc[artefact, f'level_{k}']:g}" for k in LEVELS)], fontsize=6)
     if panels: axes.flat[0].legend(frameon=False, fontsize=6, loc="lower left")
     for ax in axes[:, 0]: ax.set_ylabel("mean patient Dice")
     fig.tight_layout()
@@ -421,9 +472,11 @@ def draw_failures(table: pd.DataFrame, best: dict[str, list[str]]):
         for k, model in enumerate(models):
             here = table[(table.dataset == dataset) & (table.model == model)]
             reach = [here.auc - here.auc_low, here.auc_high - here.auc]
-            ax.errorbar(here.auc, [features.index(f) + .2 * k for f in here.feature], xerr=reach, fmt="o", ms=3, capsize=2, color=COLOURS[k], label=model)
+            ax.errorbar(here.auc, [features.index(f) + .2 * k for f in here.feature],
+                        xerr=reach, fmt="o", ms=3, capsize=2, color=COLOURS[k], label=model)
         ax.axvline(.5, ls=":", color="0.4")
-        ax.set(title=dataset, xlim=(0, 1), xlabel="AUC", yticks=range(len(features)), yticklabels=features, ylim=(len(features) - .3, -.7))
+        ax.set(title=dataset, xlim=(0, 1), xlabel="AUC", yticks=range(len(features)),
+               yticklabels=features, ylim=(len(features) - .3, -.7))
         ax.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.25), ncol=2)
     fig.tight_layout()
     return fig
@@ -432,15 +485,18 @@ def draw_failures(table: pd.DataFrame, best: dict[str, list[str]]):
 def chosen_cases(rows: pd.DataFrame, config: Config) -> dict[str, str]:  # by rule, the case
     "The worst and the best case of a run by Dice, and those at the lower quarter and in the middle"
     here = rows[(rows.dataset == config.dataset) & (rows.fold == config.fold)]
-    own = here[(here.part == "score") & (here.model == config.model) & (here.seed == config.seed) & here.case.isin(here.case[here.part == "reference"])]
+    own = here[(here.part == "score") & (here.model == config.model) & (here.seed == config.seed) & here.case.isin(
+        here.case[here.part == "reference"])]
     score = own.groupby("case").dice.mean().dropna().sort_index()
-    return {rule: (score - score.quantile(at, "lower")).abs().idxmin() for rule, at in {"worst": 0, "lower quarter": SHARE, "median": .5, "best": 1}.items()}
+    return {rule: (score - score.quantile(at, "lower")).abs().idxmin()
+            for rule, at in {"worst": 0, "lower quarter": SHARE, "median": .5, "best": 1}.items()}
 
 def _picture(image, channels: Sequence[str]) -> np.ndarray:
     if list(channels) == ["red", "green", "blue"]: return image.array
     return image.array[..., channels.index("FLAIR") if "FLAIR" in channels else 0] if image.channels else image.array
 
-def draw_gallery(rows: pd.DataFrame, runs: dict[str, list[Config]]):  # of each data set U-Net's first run and that of the best other network
+def draw_gallery(rows: pd.DataFrame,
+                 runs: dict[str, list[Config]]):  # by data set: U-Net's first run and that of the best other network
     "Contours of the reference (white) and of both networks on the chosen cases, Dice above"
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
@@ -450,13 +506,17 @@ def draw_gallery(rows: pd.DataFrame, runs: dict[str, list[Config]]):  # of each 
         for ax, (rule, id) in zip(column, chosen_cases(rows, configs[0]).items()):
             case = next(c for c in cases(dataset) if c.id == id)
             ax.imshow(_picture(case.image(), case.manifest.image.channels), cmap="gray", interpolation="nearest")
-            outlines = [(references(dataset)[id], "white", 1.6), *((masks[id], colour, 1.) for masks, colour in zip(said, ("red", "cyan")))]
+            outlines = [(references(dataset)[id], "white", 1.6),
+                        *((masks[id], colour, 1.) for masks, colour in zip(said, ("red", "cyan")))]
             for mask, colour, width in outlines:
-                ax.contour(np.pad(mask > 0, 1), [.5], colors=colour, linewidths=width, extent=(-1, mask.shape[1], -1, mask.shape[0]))
-            scores = [float(np.nanmean([r["dice"] for r in overlap_rows(config, [(case, masks[id])])])) for config, masks in zip(configs, said)]
+                ax.contour(np.pad(mask > 0, 1), [.5], colors=colour,
+                           linewidths=width, extent=(-1, mask.shape[1], -1, mask.shape[0]))
+            scores = [float(np.nanmean([r["dice"] for r in overlap_rows(config, [(case, masks[id])])]))
+                      for config, masks in zip(configs, said)]
             said_by = ", ".join(f"{c.model} {v:.2f}" for c, v in zip(configs, scores))
             ax.set_title("\n".join([dataset] * (ax is column[0]) + [rule, said_by]), fontsize=4); ax.axis("off")
-    handles = [Line2D([], [], color=c, label=n) for n, c in (("reference", "white"), ("U-Net", "red"), ("best other", "cyan"))]
+    handles = [Line2D([], [], color=c, label=n)
+               for n, c in (("reference", "white"), ("U-Net", "red"), ("best other", "cyan"))]
     fig.legend(handles=handles, loc="lower center", ncol=3, fontsize=5, facecolor="0.3", labelcolor="white")
     fig.tight_layout(rect=(0, .04, 1, 1), h_pad=1.2)
     return fig

@@ -22,26 +22,29 @@ import torch
 from torch import Tensor, nn
 
 from ..training import training
-from .claims import STAND_IN, judge
+from ..evaluation.claims import STAND_IN, judge
 from ..kit.core import InputError, choose, digest, rng
 from ..data.cues import TELLING
 from ..data.manifest import Case, cases, manifest
 from ..preparation.fields import Encoder, fit_fields
 from ..evaluation.groups import gains_of_groups
-from .hybrid import Hybrid
+from ..networks.hybrid import Hybrid
 from ..training.inference import label_map, probabilities
 from ..kit.keys import register, resolve
 from ..preparation.preprocess import prepared
 from ..kit.report import Estimate, Report
 from ..data.splits import fold
-from .statistics import CONTROL, again, compare, contrast, holm, lies_above, lies_below, mean_interval, paired
-from .statistics import patient_matrix, six_digits, summary
+from ..evaluation.intervals import contrast, mean_interval
+from ..evaluation.comparisons import CONTROL, again, compare, holm, lies_above, lies_below, paired
+from ..evaluation.intervals import six_digits, summary
+from ..evaluation.comparisons import patient_matrix
 from ..training.training import Config, fit, training_cases, with_budgets
-from .volumes import chance
+from ..methods.volumes import chance
 
 # %% ../../nbs/study/24_fusion.ipynb #8e4e4356
 OURS = "medseg_nb.study.fusion"
-LATE = ("histology", "grade", "idh", "idh1", "resection", "melanoma", "seborrheic_keratosis")  # known after surgery, and no outcome
+# known after surgery, and no outcome
+LATE = ("histology", "grade", "idh", "idh1", "resection", "melanoma", "seborrheic_keratosis")
 
 def encoder_of(train: Sequence[Case],               # cases of the training patients
                names: Sequence[str] | None = None,  # None: all that are known before surgery
@@ -49,9 +52,12 @@ def encoder_of(train: Sequence[Case],               # cases of the training pati
               ) -> Encoder:
     "How fields become numbers; one clear line where there is nothing to tell"
     found = fit_fields(train, names, known)
-    if names and found.notes: raise InputError(train[0].dataset, f"field {found.notes[0].removesuffix(', left out')}", "leave it out")
+    if names and found.notes:
+        raise InputError(train[0].dataset, f"field {found.notes[0].removesuffix(', left out')}", "leave it out")
     if not found.fields:
-        raise InputError(train[0].dataset, "has no field that is known before surgery and differs among the training patients", "use the image alone")
+        raise InputError(train[0].dataset,
+                         "has no field that is known before surgery and differs among the training patients",
+                         "use the image alone")
     return found
 
 @functools.lru_cache(maxsize=64)
@@ -60,13 +66,18 @@ def encoder(config: Config) -> Encoder:
     train, names, known = [cases(config.dataset)[i] for i in training_cases(config)], None, "before"
     if config.fields == "postoperative":
         if not late(config.dataset):
-            raise InputError(config.dataset, "has no field that is known only after surgery and is no outcome", "use the fields `preoperative`")
-        names, known = [m.name for m in manifest(config.dataset).columns if m.known == "before"] + late(config.dataset), "any"
+            raise InputError(config.dataset, "has no field that is known only after surgery and is no outcome",
+                             "use the fields `preoperative`")
+        names, known = [m.name for m in manifest(config.dataset).columns if m.known == "before"] + late(
+            config.dataset), "any"
     return encoder_of(train, names, known)
 
-def late(dataset: str) -> list[str]: return [m.name for m in manifest(dataset).columns if m.known == "after" and m.name in LATE]
-def blank(found: Encoder) -> list[float]: return [x for f in found.fields for x in f.encode(None)]  # the columns of a patient of whom nothing is known
-def owners(found: Encoder) -> np.ndarray: return np.repeat(np.arange(len(found.fields)), [len(f.columns) for f in found.fields])  # field of each column
+def late(dataset: str) -> list[str]:
+    return [m.name for m in manifest(dataset).columns if m.known == "after" and m.name in LATE]
+def blank(found: Encoder) -> list[float]:
+    return [x for f in found.fields for x in f.encode(None)]  # the columns of a patient of whom nothing is known
+def owners(found: Encoder) -> np.ndarray:
+    return np.repeat(np.arange(len(found.fields)), [len(f.columns) for f in found.fields])  # field of each column
 
 # %% ../../nbs/study/24_fusion.ipynb #4b16055d
 def dealt(values: np.ndarray,         # (case, column)
@@ -95,15 +106,18 @@ def postoperative(config: Config) -> np.ndarray:
 def shuffled(config: Config) -> np.ndarray:
     "The control: the columns of `preoperative`, each patient with those of another one on the same side of the split"
     values, found = preoperative(config), cases(config.dataset)
-    for name, side in zip(("train", "test"), (training_cases(config), fold(config.dataset, config.fold, config.unit)[1])):
-        values[side] = dealt(values[side], [found[i].patient for i in side], rng(config.seed, "shuffled", name, config.dataset, config.fold))
+    for name, side in zip(("train", "test"),
+                          (training_cases(config), fold(config.dataset, config.fold, config.unit)[1])):
+        values[side] = dealt(values[side], [found[i].patient for i in side],
+                             rng(config.seed, "shuffled", name, config.dataset, config.fold))
     return values
 
 # %% ../../nbs/study/24_fusion.ipynb #7599f15a
 def apart(x: Tensor, channels: int, columns: int) -> tuple[Tensor, Tensor]:  # (batch, channel, *size), (batch, column)
     "A batch's images and fields"
     if x.shape[1] != channels + columns:
-        raise InputError("fields", f"have {x.shape[1] - channels} columns, and the network takes {columns}", "encode them as in training")
+        raise InputError("fields", f"have {x.shape[1] - channels} columns, and the network takes {columns}",
+                         "encode them as in training")
     return x[:, :channels], x[:, channels:].flatten(2)[..., 0]
 
 @register("channels")
@@ -153,7 +167,8 @@ class Token(Hybrid):
     def __init__(self, channels: int, columns: int, classes: int, ndim: int = 2, width: int = 24):
         super().__init__(channels, classes, ndim, width, fields=columns)
         self.sizes = channels, columns
-        nn.init.normal_(self.patient.slope)  # most columns are 0: at the usual size the tokens of two patients would hardly differ
+        # most columns are 0: at the usual size the tokens of two patients would hardly differ
+        nn.init.normal_(self.patient.slope)
 
     def forward(self, x: Tensor) -> Tensor: return super().forward(*apart(x, *self.sizes))
 
@@ -163,12 +178,14 @@ HIDE = .1  # probability that a training step hides a field, and that it hides a
 def network(config: Config):
     "The untrained network of a run, with as many columns as its fields have"
     if bool(config.fields) != (config.module == OURS):
-        fault = f"takes no fields, and the config names {config.fields}" if config.fields else "takes fields, and the config names none"
+        fault = (f"takes no fields, and the config names {config.fields}"
+                 if config.fields else "takes fields, and the config names none")
         raise InputError(config.model, fault, "let network and fields go together")
     if not config.fields: return training.network(config)
     m = manifest(config.dataset)
     torch.manual_seed(int(digest(["weights", config.seed])[:8], 16))
-    made = dict(channels=len(m.image.channels), columns=len(encoder(config).columns), classes=max(m.labels.values()) + 1, width=config.width)
+    made = dict(channels=len(m.image.channels), columns=len(encoder(config).columns),
+                classes=max(m.labels.values()) + 1, width=config.width)
     return resolve(OURS, config.model, "network with fields")(**made, ndim=len(config.shape))
 
 def hidden(config: Config, images: Tensor) -> Tensor:  # images with the columns behind them
@@ -176,7 +193,8 @@ def hidden(config: Config, images: Tensor) -> Tensor:  # images with the columns
     found = encoder(config)
     own, shape = images.shape[1] - len(found.columns), (-1, len(found.columns), *[1] * (images.ndim - 2))
     gone = (torch.rand(len(images), len(found.fields)) < HIDE) | (torch.rand(len(images), 1) < HIDE)
-    gone, nothing = gone[:, owners(found)].to(images.device).view(shape), torch.tensor(blank(found)).to(images).view(shape)
+    gone, nothing = gone[:, owners(found)].to(images.device).view(shape), torch.tensor(blank(found)).to(
+        images).view(shape)
     return torch.cat([images[:, :own], torch.where(gone, nothing, images[:, own:])], 1)
 
 def objective(config: Config, net, images: Tensor, masks: Tensor) -> Tensor:
@@ -206,10 +224,12 @@ def answers(config: Config, net, images: np.ndarray,  # (case, channel, *size)
     "What a network says of images and fields"
     if config.fields:
         told = np.tile(np.float32(blank(encoder(config))), (len(images), 1)) if told is None else told
-        images = training.beside(torch.from_numpy(images.astype(np.float32)), torch.from_numpy(np.asarray(told, np.float32))).numpy()
+        images = training.beside(torch.from_numpy(images.astype(np.float32)),
+                                 torch.from_numpy(np.asarray(told, np.float32))).numpy()
     yield from probabilities(net, images)
 
-def segment(config: Config, net, images: np.ndarray, sizes: Sequence[Sequence[int]], told: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def segment(config: Config, net, images: np.ndarray,
+            sizes: Sequence[Sequence[int]], told: np.ndarray | None = None) -> Iterator[np.ndarray]:
     "Label maps of images; without `told`, of patients of whom nothing is known"
     yield from (label_map(p, size) for p, size in zip(answers(config, net, images, told), sizes))
 
@@ -224,7 +244,8 @@ def scored(config: Config, net, found: list[Case], images: np.ndarray, told: np.
     rows = training.rows_of(config, [(c, label_map(p, c.semantic().shape)) for c, p in zip(found, made)])
     return rows.assign(doubt=rows.case.map({c.id: doubt_of(p) for c, p in zip(found, made)}))
 
-def overlap(config: Config, net, images: np.ndarray, masks: np.ndarray, told: np.ndarray) -> np.ndarray:  # (case,), nan where there is no lesion
+def overlap(config: Config, net, images: np.ndarray,
+            masks: np.ndarray, told: np.ndarray) -> np.ndarray:  # (case,), nan where there is no lesion
     "Dice of the union of labels on the network's grid"
     said = np.array([p.argmax(0).numpy() > 0 for p in answers(config, net, images, told)]).reshape(len(masks), -1)
     drawn = (masks > 0).reshape(len(masks), -1)
@@ -235,23 +256,30 @@ def explained(found: Sequence[Case], masks: np.ndarray) -> list[int]:
     "The first image with a lesion of each patient, of patients evenly along the list"
     first = {found[i].patient: i for i in reversed(range(len(found))) if masks[i].any()}
     chosen = [*first.values()][::-1]
-    return [chosen[k] for k in np.unique(np.linspace(0, len(chosen) - 1, min(EXPLAINED, len(chosen))).round().astype(int))]
+    return [chosen[k]
+            for k in np.unique(np.linspace(0, len(chosen) - 1, min(EXPLAINED, len(chosen))).round().astype(int))]
 
-def worth(config: Config, net, found: list[Case], images: np.ndarray, masks: np.ndarray, told: np.ndarray) -> pd.DataFrame:
-    "Rows of each case and field: Dice with the own value (`own`), with another patient's (`dice`), and the Shapley value"
+def worth(config: Config, net, found: list[Case],
+          images: np.ndarray, masks: np.ndarray, told: np.ndarray) -> pd.DataFrame:
+    """Rows of each case and field: Dice with the own value (`own`), with another patient's (`dice`), and the Shapley
+    value"""
     names, owner, people = [f.name for f in encoder(config).fields], owners(encoder(config)), [c.patient for c in found]
     own, shares = overlap(config, net, images, masks, told), np.full((len(found), len(names)), np.nan)
     others = training.known(config)[training_cases(config)]
     for i in explained(found, masks):
         random = rng("shapley", config.dataset, found[i].id)
         orders = np.array([random.permutation(len(names)) for _ in range(ORDERS // 2)])
-        def value(x): return overlap(config, net, *(np.broadcast_to(y[i], (len(x), *y[i].shape)) for y in (images, masks)), x)
-        shares[i] = shapley(value, told[i], others[random.integers(0, len(others), ORDERS)], owner, np.concatenate([orders, orders[:, ::-1]]))
+        def value(x):
+            return overlap(config, net, *(np.broadcast_to(y[i], (len(x), *y[i].shape)) for y in (images, masks)), x)
+        shares[i] = shapley(value, told[i], others[random.integers(0, len(others), ORDERS)],
+                            owner, np.concatenate([orders, orders[:, ::-1]]))
     rows = []
     for k, name in enumerate(names):
-        deals = [np.where(owner == k, dealt(told, people, rng(d, "deal", config.dataset, name)), told) for d in range(DEALS)]
+        deals = [np.where(owner == k, dealt(told, people, rng(d, "deal", config.dataset, name)), told)
+                 for d in range(DEALS)]
         lost = np.mean([overlap(config, net, images, masks, t) for t in deals], 0)
-        rows.append(pd.DataFrame(dict(case=[c.id for c in found], patient=people, field=name, own=own, dice=lost, shapley=shares[:, k])))
+        rows.append(pd.DataFrame(dict(case=[c.id for c in found],
+                                      patient=people, field=name, own=own, dice=lost, shapley=shares[:, k])))
     same = dict(dataset=config.dataset, model=config.model, fold=config.fold, seed=config.seed, condition="dealt")
     return pd.concat(rows, ignore_index=True).assign(**same)
 
@@ -259,7 +287,8 @@ def evaluate(config: Config, net) -> pd.DataFrame:
     "Per-case rows of a run's test patients: as they are known, with nothing known, and with each field dealt out"
     images, masks = prepared(config.dataset, config.shape, config.normalise)
     _, where = fold(config.dataset, config.fold, config.unit)
-    images, masks, found, told = images[where], masks[where], [cases(config.dataset)[i] for i in where], training.known(config)[where]
+    images, masks, found, told = images[where], masks[where], [cases(config.dataset)[i]
+                                                               for i in where], training.known(config)[where]
     rows = [scored(config, net, found, images, told).assign(condition="known")]
     if config.fields: rows.append(scored(config, net, found, images, None).assign(condition="missing"))
     if config.fields in ("preoperative", "postoperative"): rows.append(worth(config, net, found, images, masks, told))
@@ -269,25 +298,34 @@ def evaluate(config: Config, net) -> pd.DataFrame:
 FUSED = ("film", "token", "channels")
 SETTINGS = dict(smoke=dict(size=32, width=8, batch=16, steps=100, rate=4e-3), cpu=dict(size=64, width=12, steps=240),
                 full=dict(size=128, width=24, batch=16, steps=2000, precision="bf16", device="cuda"))
-TRAININGS = dict(cpu=dict(phantom_field=[(0, 0), (0, 1)], skin_isic2017=[(0, 0), (0, 1)], lgg_kaggle3m=[(0, 0), (1, 0)]),
-                 full=dict(phantom_field=[(0, s) for s in range(3)], skin_isic2017=[(0, s) for s in range(5)], lgg_kaggle3m=[(f, 0) for f in range(5)]))
+TRAININGS = dict(cpu=dict(phantom_field=[(0, 0), (0, 1)],
+                          skin_isic2017=[(0, 0), (0, 1)], lgg_kaggle3m=[(0, 0), (1, 0)]),
+                 full=dict(phantom_field=[(0, s) for s in range(3)],
+                           skin_isic2017=[(0, s) for s in range(5)], lgg_kaggle3m=[(f, 0) for f in range(5)]))
 SIDED = ("lgg_kaggle3m",)  # data sets whose fields speak of left and right
 
 def unfit(dataset: str) -> str:  # empty where it fits
     "Why a user's data set has no place here"
     if not manifest(dataset).image: return f"{dataset} is a table without images"
-    if not any(m.known == "before" for m in manifest(dataset).columns): return f"{dataset} has no field that is known before surgery"
-    return f"{dataset} holds volumes, and the networks compared here take pictures" if cases(dataset)[0].image().ndim != 2 else ""
+    if not any(m.known == "before" for m in manifest(dataset).columns):
+        return f"{dataset} has no field that is known before surgery"
+    return (f"{dataset} holds volumes, and the networks compared here take pictures"
+            if cases(dataset)[0].image().ndim != 2 else "")
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
-    "Every run of this section: image alone, each network with fields and with shuffled ones, and one that may see late fields"
+    """Every run of this section: image alone, each network with fields and with shuffled ones, and one that may see
+    late fields"""
     found, small = [], profile in ("smoke", "own")
     for dataset in datasets:
         trainings = TRAININGS.get(profile, {}).get(dataset, [(0, 0)])
-        first = Config(dataset, "hybrid", module="medseg_nb.study.hybrid", task=OURS, augment="elastic" if dataset in SIDED else "standard",
+        first = Config(dataset, "hybrid", module="medseg_nb.networks.hybrid",
+                       task=OURS, augment="elastic" if dataset in SIDED else "standard",
                        **SETTINGS["smoke" if small else profile])
-        def runs(model, fields, where): return [replace(first, model=model, module=OURS, fields=fields, fold=f, seed=s) for f, s in where]
-        found += [replace(first, fold=f, seed=s) for f, s in dict.fromkeys(trainings + ([] if small else [(f, s + 1) for f, s in trainings if s == 0]))]
+        def runs(model, fields, where):
+            return [replace(first, model=model, module=OURS, fields=fields, fold=f, seed=s) for f, s in where]
+        found += [replace(first, fold=f, seed=s)
+                  for f, s in dict.fromkeys(trainings
+                                            + ([] if small else [(f, s + 1) for f, s in trainings if s == 0]))]
         for model in FUSED:
             found += runs(model, "preoperative", trainings)
             if model == FUSED[0] or not small: found += runs(model, "shuffled", trainings)
@@ -302,12 +340,14 @@ def variant(config: Config) -> str:
 # %% ../../nbs/study/24_fusion.ipynb #faa00011
 METRICS = ["dice", "sensitivity"]
 PLANTED = dict(phantom_field=TELLING)  # fields of a phantom that say something, the one of greater worth first
-READ = dict(skin_isic2017=("body_site",), lgg_kaggle3m=("laterality", "location"))  # fields that somebody read from the body or from the image
+# fields that somebody read from the body or from the image
+READ = dict(skin_isic2017=("body_site",), lgg_kaggle3m=("laterality", "location"))
 
 def origin(dataset: str, field: str) -> str:
     "Where a field comes from, as far as it is known"
     if field in LATE: return "after surgery"
-    if dataset in PLANTED: return f"planted, {PLANTED[dataset].index(field) + 1}" if field in PLANTED[dataset] else "says nothing"
+    if dataset in PLANTED:
+        return f"planted, {PLANTED[dataset].index(field) + 1}" if field in PLANTED[dataset] else "says nothing"
     return ("read" if field in READ[dataset] else "person") if dataset in READ else ""
 
 def asked(rows: pd.DataFrame, condition: str) -> pd.DataFrame: return rows[rows.condition == condition]
@@ -323,7 +363,8 @@ def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     return summary(asked(rows, "known"), ["dataset", "variant"], METRICS)
 
 def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Each variant against the image alone, against shuffled or preoperative fields, and the image alone against itself (A/A)"
+    """Each variant against the image alone, against shuffled or preoperative fields, and the image alone against itself
+    (A/A)"""
     found = []
     for dataset, group in asked(rows[rows.variant != "chance"], "known").groupby("dataset", sort=False):
         by = dict(iter(group.groupby("variant", sort=False)))
@@ -336,7 +377,8 @@ def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/24_fusion.ipynb #61a441ae
 def ambiguity_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "The gain over each control on the patients whose image leaves less and more open, and the difference of the two gains"
+    """The gain over each control on the patients whose image leaves less and more open, and the difference of the two
+    gains"""
     found = []
     for dataset, group in asked(rows, "known").groupby("dataset", sort=False):
         by = dict(iter(group.groupby("variant", sort=False)))
@@ -359,7 +401,8 @@ def missing_of(rows: pd.DataFrame) -> pd.DataFrame:
         alone, gone = both(rows[(rows.dataset == dataset) & (rows.variant == ALONE)], gone)
         row = dict(dataset=dataset, variant=v, n=gone.patient.nunique())
         for name, part in dict(known=asked(mine, "known"), missing=gone).items():
-            row[name], row[f"{name}_low"], row[f"{name}_high"], _ = mean_interval(patient_matrix(part, "dice").to_numpy())
+            row[name], row[f"{name}_low"], row[f"{name}_high"], _ = mean_interval(
+                patient_matrix(part, "dice").to_numpy())
         found.append(row | {k: x for k, x in compare(gone, alone, "dice").items() if k != "effect" and k != "n"})
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
@@ -372,7 +415,8 @@ def importance_of(rows: pd.DataFrame) -> pd.DataFrame:
         row = dict(dataset=dataset, variant=v, field=name, origin=origin(dataset, name))
         for value, matrix in methods(part).items():
             mean = contrast(matrix.to_numpy()[:, None])
-            row |= {k.replace("difference", value): v for k, v in mean.items() if k.startswith("difference")} | {f"n_{value}": len(matrix)}
+            row |= {k.replace("difference", value): v for k, v in mean.items() if k.startswith("difference")} | {
+                f"n_{value}": len(matrix)}
             if value == "loss": row |= dict(p=mean["p"], trainings=mean["trainings"])
         found.append(row)
     table = pd.DataFrame(found)
@@ -380,11 +424,13 @@ def importance_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 def methods(part: pd.DataFrame) -> dict[str, pd.DataFrame]:  # patients × trainings by method
     "Each patient's importance of one field"
-    wide = dict(loss=patient_matrix(part.assign(loss=part.own - part.dice), "loss"), shapley=patient_matrix(part, "shapley"))
+    wide = dict(loss=patient_matrix(part.assign(loss=part.own - part.dice), "loss"),
+                shapley=patient_matrix(part, "shapley"))
     return {k: m.dropna(how="all") for k, m in wide.items()}
 
 def ranking_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "On phantoms: by how much each field that says something lies above the next one; the last is the greatest of those that say nothing"
+    """On phantoms: by how much each field that says something lies above the next one; the last is the greatest of
+    those that say nothing"""
     found = []
     for (dataset, v), part in asked(rows, "dealt").groupby(["dataset", "variant"], sort=False):
         if dataset not in PLANTED or set(part.field) & set(LATE): continue
@@ -394,8 +440,10 @@ def ranking_of(rows: pd.DataFrame) -> pd.DataFrame:
             order = [*PLANTED[dataset], max((n for n in by if n not in PLANTED[dataset]), key=means.get)]
             for high, low in zip(order, order[1:]):
                 d = (by[high][method] - by[low][method]).dropna(how="all")
-                found.append(dict(dataset=dataset, variant=v, method=method, field=high, above=low) | contrast(d.to_numpy()[:, None]) | dict(n=len(d)))
-    columns = ["dataset", "variant", "method", "field", "above", "difference", "difference_low", "difference_high", "n", "trainings"]
+                found.append(dict(dataset=dataset, variant=v, method=method, field=high, above=low)
+                             | contrast(d.to_numpy()[:, None]) | dict(n=len(d)))
+    columns = ["dataset", "variant", "method", "field",
+               "above", "difference", "difference_low", "difference_high", "n", "trainings"]
     return pd.DataFrame(found, columns=columns)
 
 # %% ../../nbs/study/24_fusion.ipynb #9827a43c
@@ -407,15 +455,18 @@ def claims_of(comparisons: pd.DataFrame, ambiguity: pd.DataFrame, ranking: pd.Da
     found = []
     for r in comparisons[comparisons.variant.isin(FUSED)].itertuples():
         control, said = r.against != ALONE, "Patient data beside the image improve the segmentation"
-        found.append(judged(f"fusion.metadata.{r.dataset}.{r.variant}{'.shuffled' * control}", f"{said}{' more than shuffled data' * control} ({r.variant})",
+        found.append(judged(f"fusion.metadata.{r.dataset}.{r.variant}{'.shuffled' * control}",
+                            f"{said}{' more than shuffled data' * control} ({r.variant})",
                             "Outline, 1.5 and 4.4", r))
     for (dataset, v), r in ambiguity.groupby(["dataset", "variant"], sort=False):
         if len(r) < 2: continue  # without both controls nothing is said
         least = next(r.nsmallest(1, "gain_ambiguous_low").itertuples())
-        found.append(judged(f"fusion.ambiguous.{dataset}.{v}", f"Patient data settle cases that the image leaves ambiguous ({v})", "Outline, 4.4", least,
+        found.append(judged(f"fusion.ambiguous.{dataset}.{v}",
+                            f"Patient data settle cases that the image leaves ambiguous ({v})", "Outline, 4.4", least,
                             "gain_ambiguous"))
     found += [judged(f"fusion_importance.{r.dataset}.{r.variant}.{r.method}.{r.field}",
-                     f"Importance by {r.method} puts {r.field} above {r.above}, as planted ({r.variant})", "ours", r) for r in ranking.itertuples()]
+                     f"Importance by {r.method} puts {r.field} above {r.above}, as planted ({r.variant})", "ours", r)
+              for r in ranking.itertuples()]
     return found
 
 # %% ../../nbs/study/24_fusion.ipynb #478ed6b2
@@ -428,7 +479,8 @@ def draw(scores: pd.DataFrame):
         found = scores[scores.dataset == dataset].reset_index(drop=True)
         for k, r in found.iterrows():
             shuffled, other = r.variant.endswith("shuffled"), r.variant in (ALONE, "chance")
-            ax.errorbar(k, r.dice, [[r.dice - r.dice_low], [r.dice_high - r.dice]], fmt="o", capsize=3, color="0.3" if other else "C1" if shuffled else "C0",
+            ax.errorbar(k, r.dice, [[r.dice - r.dice_low], [r.dice_high - r.dice]],
+                        fmt="o", capsize=3, color="0.3" if other else "C1" if shuffled else "C0",
                         mfc="white" if shuffled else None)
         ax.axhline(found.set_index("variant").dice[ALONE], ls=":", color="0.4")
         ax.set_title(dataset, fontsize=8); ax.set(xticks=range(len(found)), ylim=(0, 1), xlim=(-.5, len(found) - .5))
@@ -441,16 +493,19 @@ def draw_importance(table: pd.DataFrame):
     import matplotlib.pyplot as plt
     table = table[table.variant.isin(FUSED)]
     datasets = list(dict.fromkeys(table.dataset))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.4, 3 * len(datasets)), 2.9), squeeze=False, gridspec_kw=dict(wspace=.35))
+    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.4, 3 * len(datasets)), 2.9),
+                             squeeze=False, gridspec_kw=dict(wspace=.35))
     for ax, dataset in zip(axes[0], datasets):
         found = table[table.dataset == dataset]
         fields, variants = list(dict.fromkeys(found.field)), list(dict.fromkeys(found.variant))
         for k, (v, r) in enumerate(found.groupby("variant", sort=False)):
             for value, shift, fill in (("loss", -.05, None), ("shapley", .05, "white")):
                 at = np.arange(len(r)) + .25 * (k - (len(variants) - 1) / 2) + shift
-                ax.errorbar(at, r[value], [r[value] - r[f"{value}_low"], r[f"{value}_high"] - r[value]], fmt="o", ms=4, capsize=2,
+                ax.errorbar(at, r[value], [r[value] - r[f"{value}_low"], r[f"{value}_high"] - r[value]],
+                            fmt="o", ms=4, capsize=2,
                             color=f"C{k}", mfc=fill, label=v if fill is None else None)
         ax.axhline(0, ls=":", color="0.4")
-        ax.set_title(dataset, fontsize=8); ax.set(xticks=range(len(fields))); ax.set_xticklabels(fields, rotation=30, ha="right")
+        ax.set_title(dataset, fontsize=8); ax.set(xticks=range(len(fields))); ax.set_xticklabels(
+            fields, rotation=30, ha="right")
     axes[0][0].set_ylabel("Dice that a field is worth"); axes[0][0].legend(frameon=False, fontsize=7)
     return fig

@@ -18,33 +18,39 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from . import benchmark
-from .claims import judge
+from ..training import default_runs, plan as training_plan
+from ..evaluation.claims import judge
 from ..methods.classical import baselines
 from ..kit.core import InputError, choose
 from ..data.manifest import cases, frozen, manifest
 from ..evaluation.groups import group_difference
 from ..kit.keys import load, resolve
 from ..kit.report import Estimate, Report, label_networks, list_budgets
-from ..methods.shift import FEATURES, FELT, adapted, check_sets, dialled, distance, gaps, halves, looks, of_patients
+from ..methods.shift import (FEATURES, FELT,
+                                     adapted, check_sets, dialled, distance, gaps, halves, looks, of_patients)
 from ..methods.shift import seen, told_apart
 from ..data.splits import fold, folds_of, kfold
-from .statistics import CONTROL, across_splits, again, compare, contrast, holm, lies_above, lies_below
-from .statistics import mean_interval, paired, patient_matrix, six_digits
+from ..evaluation.intervals import contrast
+from ..evaluation.comparisons import CONTROL, across_splits, again, compare, holm, lies_above, lies_below
+from ..evaluation.intervals import mean_interval, six_digits
+from ..evaluation.comparisons import paired, patient_matrix
 from ..training.training import Config, fit, load_run, rows_of, task, training_cases, with_budgets, work
 from ..training.training import rows as stored_rows
 
 # %% ../../nbs/study/27_generalization.ipynb #f0df14cf
-PAIRS = [("phantom_skin", "phantom_skin_elsewhere"), ("skin_isic2017", "skin_ph2"), ("retina_drive", "retina_chase"), ("retina_chase", "retina_drive"),
+PAIRS = [("phantom_skin", "phantom_skin_elsewhere"),
+         ("skin_isic2017", "skin_ph2"), ("retina_drive", "retina_chase"), ("retina_chase", "retina_drive"),
          ("cxr_montgomery", "cxr_shenzhen")]
-HOSPITALS = dict(lgg_kaggle3m=4)      # sets of several hospitals, and how many of those can be tested: a set that is not here cannot be counted
+# sets of several hospitals, and how many of those can be tested: a set that is not here cannot be counted
+HOSPITALS = dict(lgg_kaggle3m=4)
 POOLED = "every hospital"
 DIALS, LEVELS = ("phantom_skin",), (.5, 1., 1.5, 2.)  # sets whose scanner is shifted step by step
 
 def pairs(datasets: Sequence[str]) -> list[tuple[str, str]]: return [p for p in PAIRS if set(p) <= set(datasets)]
 def hospitals(datasets: Sequence[str]) -> list[str]: return [d for d in HOSPITALS if d in datasets]
 def site_of(dataset: str, k: int) -> str: return cases(dataset)[fold(dataset, k, "site")[1][0]].site
-def around(dataset: str, k: int) -> tuple[str, str]: return f"{dataset}, without {site_of(dataset, k)}", f"{dataset}, {site_of(dataset, k)}"
+def around(dataset: str, k: int) -> tuple[str, str]:
+    return f"{dataset}, without {site_of(dataset, k)}", f"{dataset}, {site_of(dataset, k)}"
 
 # %% ../../nbs/study/27_generalization.ipynb #ade9ef77
 FEWEST = 8  # patients that stay for testing
@@ -58,24 +64,28 @@ class Shots:
 
 SHOTS = {"smoke": Shots((5,), 2, False), "cpu": Shots((1, 5, 10, 20), 3), "full": Shots((1, 5, 10, 20), 5)}
 
-def own_profile(profile: str, dataset: str) -> str: return "smoke" if dataset.startswith("phantom_") or profile == "own" else profile  # phantoms are small
+def own_profile(profile: str, dataset: str) -> str:
+    return "smoke" if dataset.startswith("phantom_") or profile == "own" else profile  # phantoms are small
 def shots(profile: str, dataset: str) -> Shots: return SHOTS[choose(own_profile(profile, dataset), SHOTS, "profile")]
 
 def tested(dataset: str, draws: int) -> list[int]:  # a fold for each draw
     "Folds whose test patients are scored"
     sizes = [len(f["test"]) for f in frozen(dataset)["folds"]]
     if sizes[0] >= FEWEST: return [0] * draws
-    if (left := sum(sizes[:draws])) < FEWEST: raise InputError(dataset, f"{left} patients stay for testing", f"give a target of which {FEWEST} can be tested")
+    if (left := sum(sizes[:draws])) < FEWEST:
+        raise InputError(dataset, f"{left} patients stay for testing", f"give a target of which {FEWEST} can be tested")
     return list(range(draws))
 
 # %% ../../nbs/study/27_generalization.ipynb #f68fd879
-def unet(profile: str, dataset: str) -> list[Config]: return benchmark.standing(own_profile(profile, dataset), [dataset])
+def unet(profile: str, dataset: str) -> list[Config]:
+    return default_runs.standing(own_profile(profile, dataset), [dataset])
 
 def sources(profile: str, dataset: str) -> list[Config]:
     "U-Net on all training patients of a source: one run for each seed, or for each fold that is tested"
-    runs, known = unet(profile, dataset), benchmark.plan(own_profile(profile, dataset)).runs
+    runs, known = unet(profile, dataset), training_plan.plan(own_profile(profile, dataset)).runs
     chosen = dict.fromkeys(tested(dataset, shots(profile, dataset).draws))
-    if own_profile(profile, dataset) != "smoke" and dataset not in known: return [replace(runs[0], fold=k, width=runs[0].width // 2) for k in chosen]
+    if own_profile(profile, dataset) != "smoke" and dataset not in known:
+        return [replace(runs[0], fold=k, width=runs[0].width // 2) for k in chosen]
     return [c for c in runs if c.fold in chosen]
 
 def few_shot(profile: str, source: str, target: str) -> list[tuple[str, int, Config]]:  # start, training patients, run
@@ -89,11 +99,13 @@ def few_shot(profile: str, source: str, target: str) -> list[tuple[str, int, Con
             few = replace(first, dataset=target, fold=at, seed=draw, patients=k, draw=draw)
             found.append(("fine-tuned", k, replace(few, start=first, steps=first.steps // 10, rate=first.rate / 2)))
             found.append(("from scratch", k, replace(few, steps=first.steps // 5)))
-    return found + [("all patients", everybody, replace(starts[0], dataset=target, fold=at, seed=0)) for at in dict.fromkeys(where) if plan.everybody]
+    return found + [("all patients", everybody, replace(starts[0], dataset=target, fold=at, seed=0))
+                    for at in dict.fromkeys(where) if plan.everybody]
 
 def unaugmented(profile: str, source: str) -> list[Config]:
     "A source's first run without augmentation; where the benchmark's augmentation is asked about"
-    return [replace(sources(profile, source)[0], augment="none")] if profile == "cpu" and source in ("phantom_skin", "skin_isic2017") else []
+    return ([replace(sources(profile, source)[0], augment="none")]
+            if profile == "cpu" and source in ("phantom_skin", "skin_isic2017") else [])
 
 def left_out(profile: str, dataset: str) -> tuple[list[Config], list[Config]]:
     "U-Net by patient, each of whom is tested once, and U-Net without each hospital"
@@ -106,7 +118,8 @@ def whole_patients(configs: Sequence[Config]) -> Sequence[Config]:
     "Refuse runs that were split by image where patients have several images"
     for c in configs:
         if c.unit == "image" and len({x.patient for x in cases(c.dataset)}) < len(cases(c.dataset)):
-            raise InputError(c.dataset, "a split by image puts one patient's images on both sides", 'split by patient or by site (unit="patient" or "site")')
+            raise InputError(c.dataset, "a split by image puts one patient's images on both sides",
+                             'split by patient or by site (unit="patient" or "site")')
         if c.start: whole_patients([c.start])
     return configs
 
@@ -131,14 +144,17 @@ def answered(config: Config, net,
 
 def weights(config: Config): return load_run(work(config, weights=True).name)[1]
 
-def away(config: Config, dataset: str) -> pd.DataFrame: return answered(config, weights(config), dataset, range(len(cases(dataset))))
+def away(config: Config, dataset: str) -> pd.DataFrame:
+    return answered(config, weights(config), dataset, range(len(cases(dataset))))
 
 def adapted_rows(config: Config, dataset: str, among: Sequence[int] | None = None) -> pd.DataFrame:
     "Scores after an adaptation to the images of one half of the patients, on the other half, and the other way round"
     net, (images, _) = weights(config), seen(dataset, config.shape, config.normalise)
     people = {i: cases(dataset)[i].patient for i in (range(len(cases(dataset))) if among is None else among)}
-    sides = [([i for i in people if people[i] in a], [i for i in people if people[i] in b]) for a, b in halves(list(people.values()))]
-    return pd.concat([answered(config, adapted(net, images[shown]), dataset, asked) for shown, asked in sides], ignore_index=True)
+    sides = [([i for i in people if people[i] in a], [i for i in people if people[i] in b])
+             for a, b in halves(list(people.values()))]
+    return pd.concat([answered(config, adapted(net, images[shown]), dataset, asked) for shown, asked in sides],
+                     ignore_index=True)
 
 def turned(config: Config, shift: float) -> np.ndarray:  # (case, channel, row, column), 0 to 1
     "A set's images as the shifted scanner shows them"
@@ -147,7 +163,9 @@ def turned(config: Config, shift: float) -> np.ndarray:  # (case, channel, row, 
 
 def turned_rows(config: Config, shift: float) -> pd.DataFrame:
     "Scores of a run's own test patients with the scanner shifted"
-    images = np.stack([np.moveaxis(resolve("medseg_nb.preparation.preprocess", config.normalise, "normalisation")(x), -1, 0) for x in turned(config, shift)])
+    images = np.stack(
+        [np.moveaxis(resolve("medseg_nb.preparation.preprocess", config.normalise, "normalisation")(x), -1, 0)
+         for x in turned(config, shift)])
     return answered(config, weights(config), config.dataset, fold(config.dataset, config.fold)[1], images)
 
 # %% ../../nbs/study/27_generalization.ipynb #e11b7e88
@@ -156,12 +174,15 @@ def yardsticks(config: Config,           # its training patients are learnt from
                target: str = "",         # set that is away; none if left out
               ) -> pd.DataFrame:
     "Per-case rows of the methods without a network at home and away"
-    train, test = ([cases(config.dataset)[i] for i in side] for side in (fold(config.dataset, config.fold, config.unit)[0], home))
+    train, test = ([cases(config.dataset)[i] for i in side]
+                   for side in (fold(config.dataset, config.fold, config.unit)[0], home))
     there, parts = cases(target) if target else [], []
     for name, masks in baselines(manifest(config.dataset), train, [*test, *there], config.shape).items():
         given = list(zip([*test, *there], masks))
         for part, dataset, rows in [("home", config.dataset, given[:len(test)]), ("away", target, given[len(test):])]:
-            if rows: parts.append(rows_of(replace(config, dataset=dataset, seed=0), rows).assign(run=name, method=name, part=part))
+            if rows:
+                parts.append(rows_of(replace(config, dataset=dataset, seed=0), rows).assign(run=name,
+                                                                                            method=name, part=part))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/study/27_generalization.ipynb #4e0d652e
@@ -170,7 +191,8 @@ def across(profile: str, source: str, target: str) -> pd.DataFrame:
     runs = sources(profile, source)
     check_sets(source, target)
     there = {c: away(c, target) for c in runs}
-    parts = [rows.assign(part=part, method=name) for name, group in [("unet", runs), ("unet, no augmentation", unaugmented(profile, source))] for c in group
+    parts = [rows.assign(part=part, method=name)
+             for name, group in [("unet", runs), ("unet, no augmentation", unaugmented(profile, source))] for c in group
              for part, rows in [("home", stored_rows(c)), ("away", there.get(c) if c in there else away(c, target))]]
     parts += [yardsticks(c, fold(source, c.fold)[1], target) for c in {c.fold: c for c in runs}.values()]
     parts += [adapted_rows(c, target).assign(part="adapted", method="unet") for c in runs]
@@ -178,15 +200,18 @@ def across(profile: str, source: str, target: str) -> pd.DataFrame:
         asked = {cases(target)[i].id for i in fold(target, at)[1]}
         rows = there[runs[draw % len(runs)]]
         parts.append(rows[rows.case.isin(asked)].assign(fold=at, seed=draw, part="few-shot", method="zero-shot", k=0))
-    parts += [stored_rows(c).assign(part="few-shot", method=start, k=k) for start, k, c in few_shot(profile, source, target)]
+    parts += [stored_rows(c).assign(part="few-shot", method=start, k=k)
+              for start, k, c in few_shot(profile, source, target)]
     return pd.concat(parts, ignore_index=True).assign(source=source, target=target)
 
 def of_hospitals(profile: str, dataset: str) -> pd.DataFrame:
-    "Rows of leaving out each hospital: its patients when others of the same hospital were learnt from (home), and when none was (away)"
+    """Rows of leaving out each hospital: its patients when others of the same hospital were learnt from (home), and
+    when none was (away)"""
     by_patient, by_site = left_out(profile, dataset)
     whole_patients(by_site)
     if (n := len(folds_of(dataset, "site"))) != len(by_site):
-        raise InputError(dataset, f"has {n} hospitals that can be tested, and the grid knows {len(by_site)}", "mend HOSPITALS in this section")
+        raise InputError(dataset, f"has {n} hospitals that can be tested, and the grid knows {len(by_site)}",
+                         "mend HOSPITALS in this section")
     def simple(c): return yardsticks(c, fold(dataset, c.fold, c.unit)[1])
     here, parts = pd.concat([x for c in by_patient for x in (stored_rows(c).assign(method="unet"), simple(c))]), []
     for k, c in enumerate(by_site):
@@ -194,7 +219,8 @@ def of_hospitals(profile: str, dataset: str) -> pd.DataFrame:
         own = len(by_patient) + k  # this training is none of those by patient
         there = pd.concat([stored_rows(c).assign(method="unet"), simple(c)]).assign(fold=own)
         changed = adapted_rows(c, dataset, chosen).assign(method="unet", fold=own)
-        found = [here[here.patient.isin(there.patient)].assign(part="home"), there.assign(part="away"), changed.assign(part="adapted")]
+        found = [here[here.patient.isin(there.patient)].assign(part="home"),
+                 there.assign(part="away"), changed.assign(part="adapted")]
         parts += [rows.assign(source=around(dataset, k)[0], target=around(dataset, k)[1]) for rows in found]
     return pd.concat(parts, ignore_index=True)
 
@@ -208,7 +234,8 @@ def of_dial(config: Config) -> pd.DataFrame:
 # %% ../../nbs/study/27_generalization.ipynb #e8fee392
 def look_rows(profile: str, datasets: Sequence[str]) -> pd.DataFrame:  # source, target, side, patient, FEATURES, lesion
     "How the images of each source and target look"
-    sets = [(s, t, looks(s, sources(profile, s)[0].shape), looks(t, sources(profile, s)[0].shape)) for s, t in pairs(datasets)]
+    sets = [(s, t, looks(s, sources(profile, s)[0].shape), looks(t, sources(profile, s)[0].shape))
+            for s, t in pairs(datasets)]
     for d in hospitals(datasets):
         own = looks(d, unet(profile, d)[0].shape)
         for k in range(len(folds_of(d, "site"))):
@@ -219,18 +246,21 @@ def look_rows(profile: str, datasets: Sequence[str]) -> pd.DataFrame:  # source,
         own, masks = looks(c.dataset, c.shape), seen(c.dataset, c.shape, "none")[1]
         for level in LEVELS:
             there = of_patients([x.patient for x in cases(c.dataset)], np.moveaxis(turned(c, level), -1, 1), masks)
-            sets.append((c.dataset, f"{c.dataset}, dial {level:g}", own[own.patient.isin(train)], there[there.patient.isin(test)]))
+            sets.append((c.dataset, f"{c.dataset}, dial {level:g}",
+                         own[own.patient.isin(train)], there[there.patient.isin(test)]))
     for s, own in {s: looks(s, sources(profile, s)[0].shape) for s, _ in pairs(datasets)}.items():
         half = own.patient.isin(kfold(own.patient.tolist(), 2, seed=0)[0]["test"])
         sets.append((s, f"{s}, another half", own[~half], own[half]))
-    parts = [t.assign(source=a, target=b, side=side) for a, b, *two in sets for side, t in zip(("source", "target"), two)]
+    parts = [t.assign(source=a, target=b, side=side) for a, b, *two in sets
+             for side, t in zip(("source", "target"), two)]
     return pd.concat(parts, ignore_index=True).assign(part="look")
 
 # %% ../../nbs/study/27_generalization.ipynb #d26ee0e0
 def change(home: pd.DataFrame, there: pd.DataFrame) -> dict:  # change with interval, p, trainings, paired
     "Mean of patients away minus at home; both patients × trainings"
     same = set(home.index) == set(there.index)
-    if same and set(home) == set(there): found = contrast((there - home.loc[there.index, there.columns]).to_numpy()[:, None])
+    if same and set(home) == set(there):
+        found = contrast((there - home.loc[there.index, there.columns]).to_numpy()[:, None])
     elif same:  # by networks of two splits
         home = home.loc[there.index]
         ways = there.sub(home.mean(axis=1), axis=0), home.rsub(there.mean(axis=1), axis=0)
@@ -253,16 +283,19 @@ def zero_shot_of(rows: pd.DataFrame) -> pd.DataFrame:
     for (source, target), pair in _by_pair(rows[rows.part.isin(["home", "away"])]):
         for method, group in pair.groupby("method", sort=False):
             home, there = (patient_matrix(group[group.part == p], "dice") for p in ("home", "away"))
-            found.append(dict(source=source, target=target, method=method) | _mean(home, "home") | _mean(there, "away") | change(home, there))
+            found.append(dict(source=source, target=target, method=method)
+                         | _mean(home, "home") | _mean(there, "away") | change(home, there))
     table = pd.DataFrame(found).rename(columns=dict(n_away="n"))
     return table.assign(p_holm=holm(table.p))
 
 def few_shot_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Mean patient Dice on the target by what the network started from and how many of the target's patients it learnt from"
+    """Mean patient Dice on the target by what the network started from and how many of the target's patients it learnt
+    from"""
     found = []
     for names, group in rows[rows.part == "few-shot"].groupby(["source", "target", "method", "k"], sort=False):
         matrix = patient_matrix(group, "dice")
-        found.append(dict(zip(("source", "target", "method", "patients"), names)) | dict(runs=matrix.shape[1]) | _mean(matrix, "dice"))
+        found.append(dict(zip(("source", "target", "method", "patients"), names))
+                     | dict(runs=matrix.shape[1]) | _mean(matrix, "dice"))
     return pd.DataFrame(found).rename(columns=dict(n_dice="n")).astype(dict(patients=int))
 
 def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +305,8 @@ def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
         by = {key: part for key, part in group.groupby(["method", "k"])}
         for k in sorted(k for name, k in by if name == "fine-tuned"):
             for name, other in [("zero-shot", ("zero-shot", 0)), ("from scratch", ("from scratch", k))]:
-                found.append(dict(source=source, target=target, patients=int(k), against=name, **compare(by["fine-tuned", k], by[other], "dice")))
+                found.append(dict(source=source, target=target, patients=int(k),
+                                  against=name, **compare(by["fine-tuned", k], by[other], "dice")))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -283,26 +317,31 @@ def adaptation_of(rows: pd.DataFrame) -> pd.DataFrame:
         before, after = (group[group.part == p] for p in ("away", "adapted"))
         if not len(after): continue
         level = _mean(patient_matrix(before, "dice"), "away")
-        found.append(dict(source=source, target=target) | {k: v for k, v in level.items() if k != "n_away"} | compare(after, before, "dice"))
+        found.append(dict(source=source, target=target)
+                     | {k: v for k, v in level.items() if k != "n_away"} | compare(after, before, "dice"))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/study/27_generalization.ipynb #359fa539
 def lead(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:  # patients × trainings
     "Dice of one method minus another's on the same patients; a method without seeds meets every seed"
-    if other.seed.nunique() == 1 < rows.seed.nunique(): other = pd.concat([other.assign(seed=s) for s in sorted(rows.seed.unique())])
+    if other.seed.nunique() == 1 < rows.seed.nunique():
+        other = pd.concat([other.assign(seed=s) for s in sorted(rows.seed.unique())])
     return paired(rows, other, "dice")
 
 def carried_of(rows: pd.DataFrame) -> pd.DataFrame:
     "U-Net's lead over other methods at home and away, and how it changes; and over itself with another seed"
     found = []
     for (source, target), group in _by_pair(rows[rows.part.isin(["home", "away"])]):
-        mine, others = group[group.method == "unet"], dict(iter(group[group.method != "unet"].groupby("method", sort=False)))
-        others = {name: (mine[mine.seed == 0] if name.startswith("unet") else mine, other) for name, other in others.items()}
+        mine, others = group[group.method == "unet"], dict(
+            iter(group[group.method != "unet"].groupby("method", sort=False)))
+        others = {name: (mine[mine.seed == 0] if name.startswith("unet") else mine, other)
+                  for name, other in others.items()}
         if pair := again(mine): others[CONTROL] = pair
         for name, two in others.items():
             home, there = (lead(*(x[x.part == p] for x in two)) for p in ("home", "away"))
-            found.append(dict(source=source, target=target, against=name) | _mean(home, "home") | _mean(there, "away") | change(home, there))
+            found.append(dict(source=source, target=target, against=name)
+                         | _mean(home, "home") | _mean(there, "away") | change(home, there))
     table = pd.DataFrame(found).rename(columns=dict(n_away="n"))
     return table.assign(p_holm=holm(table.p))
 
@@ -314,14 +353,17 @@ def shift_of(rows: pd.DataFrame) -> pd.DataFrame:
         a, b = (group[group.side == s] for s in ("source", "target"))
         felt = told_apart(a, b, FELT)["auc"] if len(b) >= FEWEST else np.nan
         told = told_apart(a, b)
-        found.append(dict(source=source, target=target, n_source=len(a), n=len(b)) | distance(a, b) | {k: told[k] for k in ("auc", "auc_low", "auc_high")}
+        found.append(dict(source=source, target=target, n_source=len(a), n=len(b))
+                     | distance(a, b) | {k: told[k] for k in ("auc", "auc_low", "auc_high")}
                      | dict(auc_felt=felt) | gaps(a, b, ("brightness", "contrast", "sharpness", "lesion")))
     return pd.DataFrame(found)
 
 def beside_of(shift: pd.DataFrame, moved: pd.DataFrame) -> pd.DataFrame:
     "The shift and U-Net's change, one row for each pair that has both"
-    moved = moved[moved.method == "unet"][["source", "target", "home", "away", "change", "change_low", "change_high", "n"]]
-    return shift[["source", "target", "distance", "distance_low", "distance_high", "auc"]].merge(moved, on=["source", "target"])
+    moved = moved[moved.method == "unet"][["source", "target",
+                                           "home", "away", "change", "change_low", "change_high", "n"]]
+    return shift[["source", "target", "distance", "distance_low", "distance_high", "auc"]].merge(
+        moved, on=["source", "target"])
 
 def order_of(table: pd.DataFrame) -> float:  # -1 to 1; nan for fewer than three
     "Rank correlation of distance and change"
@@ -329,31 +371,40 @@ def order_of(table: pd.DataFrame) -> float:  # -1 to 1; nan for fewer than three
     return float(spearmanr(table.distance, table.change).statistic) if len(table) > 2 else np.nan
 
 # %% ../../nbs/study/27_generalization.ipynb #1a2fe186
-def claims_of(zero_shot: pd.DataFrame, gains: pd.DataFrame, adaptation: pd.DataFrame, carried: pd.DataFrame) -> list[dict]:
+def claims_of(zero_shot: pd.DataFrame, gains: pd.DataFrame,
+              adaptation: pd.DataFrame, carried: pd.DataFrame) -> list[dict]:
     "The source's claims about other data sets, each judged on each target"
     found = []
     def add(id, statement, place, r, value="difference"):
         measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
-        found.append(judge(f"{id}.{name}", f"{statement}: {r.source} to {r.target}", place, "difference", (0, 0),
+        told = f" (budgets: {r.budgets})" if getattr(r, "budgets", "") else ""
+        found.append(judge(f"{id}.{name}", f"{statement}{told}: {r.source} to {r.target}", place, "difference", (0, 0),
                 measured, int(r.n), r.target, None, trainings=r.trainings))
     lost = zero_shot.assign(loss=-zero_shot.change, loss_low=-zero_shot.change_high, loss_high=-zero_shot.change_low)
     for r in lost[lost.method == "unet"].itertuples():
-        add("generalization.drop", "U-Net loses on other patients and instruments", "Owen 2024, V Limitations", r, "loss")
+        add("generalization.drop", "U-Net loses on other patients and instruments",
+            "Owen 2024, V Limitations", r, "loss")
     for r in carried[carried.against == "chance"].itertuples():
-        add("generalization.zero_shot", "U-Net is better than the best constant mask on a set that it was not trained on", "Outline, 1.5 and 4.5", r, "away")
-    for against, id, statement, place in [("otsu", "classical.generalization", "U-Net loses less away from home than Otsu's threshold",
+        add("generalization.zero_shot",
+            "U-Net is better than the best constant mask on a set that it was not trained on",
+            "Outline, 1.5 and 4.5", r, "away")
+    for against, id, statement, place in [("otsu", "classical.generalization",
+                                           "U-Net loses less away from home than Otsu's threshold",
                                            "Owen 2024, V Comparison with Existing Literature"),
-                                          ("unet, no augmentation", "ablation.augmentation_robustness", "Augmentation makes U-Net lose less away from home",
+                                          ("unet, no augmentation", "ablation.augmentation_robustness",
+                                           "Augmentation makes U-Net lose less away from home",
                                            "Owen 2024, IV Ablation Studies")]:
         for r in carried[carried.against == against].itertuples(): add(id, statement, place, r, "change")
     tuned = gains[gains.against == "zero-shot"]
     for r in tuned[tuned.patients == tuned.groupby(["source", "target"]).patients.transform("max")].itertuples():
-        add("generalization.transfer", f"Fine-tuning on {r.patients} patients raises the score there", "Owen 2024, VI Future Outlook", r)
+        add("generalization.transfer", f"Fine-tuning on {r.patients} patients raises the score there",
+            "Owen 2024, VI Future Outlook", r)
     for r in tuned[tuned.patients == 5].itertuples():
         add("generalization.few_shot", "Five patients are enough for fine-tuning to raise the score", "Outline, 3.8", r)
     for r in adaptation.itertuples():
-        add("generalization.adaptation", "New statistics of batch normalisation, without labels, raise the score", "ours", r)
+        add("generalization.adaptation",
+            "New statistics of batch normalisation, without labels, raise the score", "ours", r)
     return found
 
 def draw_few(table: pd.DataFrame):
@@ -365,10 +416,12 @@ def draw_few(table: pd.DataFrame):
         counts = sorted(part.patients[part.method == "fine-tuned"])
         for start, side in [("fine-tuned", -.06), ("from scratch", .06)]:
             r = part[part.method == start].set_index("patients").loc[counts]
-            ax.errorbar(np.arange(len(r)) + side, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o-", ms=4, capsize=2, label=start)
+            ax.errorbar(np.arange(len(r)) + side, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice],
+                        fmt="o-", ms=4, capsize=2, label=start)
         for start, style in [("zero-shot", ":"), ("all patients", "--")]:
             for level in part[part.method == start].dice: ax.axhline(level, ls=style, color="0.4", label=start)
-        ax.set(title=f"{source}\nto {target}", xticks=range(len(counts)), xticklabels=counts, xlim=(-.4, len(counts) - .6), xlabel="patients of the target")
+        ax.set(title=f"{source}\nto {target}", xticks=range(len(counts)),
+               xticklabels=counts, xlim=(-.4, len(counts) - .6), xlabel="patients of the target")
         ax.title.set_fontsize(7)
     axes[0][0].set_ylabel("mean patient Dice"); axes[0][-1].legend(frameon=False, fontsize=7, loc="lower right")
     return fig
@@ -379,13 +432,18 @@ def draw_shift(table: pd.DataFrame):
     fig, ax = plt.subplots(figsize=(6.2, 3.2))
     dial = table.target.str.contains(", dial ")
     site = table.target.str.startswith(tuple(f"{d}, " for d in HOSPITALS))
-    for part, style, name in [(table[dial], "o-", "phantom's dial"), (table[site], "s", "a hospital left out"), (table[~dial & ~site], "D", "another set")]:
+    for part, style, name in [(table[dial], "o-", "phantom's dial"),
+                              (table[site], "s", "a hospital left out"), (table[~dial & ~site], "D", "another set")]:
         if not len(part): continue
-        ax.errorbar(part.distance, part.change, [part.change - part.change_low, part.change_high - part.change], fmt=style, ms=4, capsize=2, lw=1, label=name)
+        ax.errorbar(part.distance, part.change, [part.change - part.change_low, part.change_high - part.change],
+                    fmt=style, ms=4, capsize=2, lw=1, label=name)
         for k, r in enumerate(part.itertuples()):
-            place = dict(ha="right", xytext=(-4, 4 - 12 * (k % 2))) if name.startswith("a hosp") else dict(xytext=(4, 4))
-            ax.annotate(r.target.split(", ")[-1], (r.distance, r.change), textcoords="offset points", fontsize=6, **place)
+            place = (dict(ha="right", xytext=(-4, 4 - 12 * (k % 2)))
+                     if name.startswith("a hosp") else dict(xytext=(4, 4)))
+            ax.annotate(r.target.split(", ")[-1], (r.distance, r.change),
+                        textcoords="offset points", fontsize=6, **place)
     ax.axhline(0, ls=":", color="0.4")
-    ax.set(xlabel="energy distance of the images (standard deviations of the source)", ylabel="Dice away minus at home", xscale="symlog")
+    ax.set(xlabel="energy distance of the images (standard deviations of the source)",
+           ylabel="Dice away minus at home", xscale="symlog")
     ax.legend(frameon=False, fontsize=7, loc="lower left")
     return fig

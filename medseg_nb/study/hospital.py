@@ -19,13 +19,13 @@ import pandas as pd
 from scipy import ndimage
 
 from ..data.annotations import read_seg
-from .claims import judge
+from ..evaluation.claims import judge
 from ..kit.core import rng
 from ..data.manifest import cases
 from ..deployment.dicom import read_series, to_bytes, to_seg
 from ..images.files import read
 from ..kit.report import Report
-from .statistics import wilson
+from ..evaluation.intervals import wilson
 
 # %% ../../nbs/study/29_hospital.ipynb #6175ec60
 DATASET = "phantom_mri_volumes"
@@ -44,17 +44,20 @@ class Head:
         angles = rng("hospital", self.patient).uniform(-.5, .5, 3) if self.turned else np.zeros(3)
         turn = np.eye(3)
         for (a, b), angle in zip(((0, 1), (0, 2), (1, 2)), angles):
-            step = np.eye(3); step[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+            step = np.eye(3); step[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(
+                angle), np.cos(angle)
             turn = turn @ step
         found = np.eye(4)
-        found[:3, :3], found[:3, 3] = np.diag([-1, -1, 1]) @ turn * ((1.5, 2., 5.) if self.turned else (2., 2., 5.)), (40., 50., -30.)
+        found[:3, :3], found[:3, 3] = np.diag([-1, -1, 1]) @ turn * ((1.5, 2., 5.)
+                                                                     if self.turned else (2., 2., 5.)), (40., 50., -30.)
         return found
 
 def heads(patients: int) -> list[Head]:
     "The first phantoms of the data set, thinned out"
     part, found = np.s_[::2, 8:56:2, 8:14], []
     for n, c in enumerate(cases(DATASET)[:patients]):
-        found.append(Head(c.patient, n, 8 * c.image().array[..., 0][part].astype(int) - 1024, c.mask()[part].astype(np.int32), n % 2 == 1))
+        found.append(Head(c.patient, n, 8 * c.image().array[..., 0][part].astype(int) - 1024,
+                          c.mask()[part].astype(np.int32), n % 2 == 1))
     return found
 
 # %% ../../nbs/study/29_hospital.ipynb #1cd1b8df
@@ -64,7 +67,8 @@ def slice_of(head: Head, k: int, **tags):
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
     d, lps = Dataset(), np.diag([-1, -1, 1, 1]) @ head.affine
-    d.file_meta, series, size = FileMetaDataset(), f"1.2.826.0.1.3680043.10.88.{head.number}", np.linalg.norm(lps[:3, :3], axis=0)
+    d.file_meta, series, size = FileMetaDataset(), f"1.2.826.0.1.3680043.10.88.{head.number}", np.linalg.norm(
+        lps[:3, :3], axis=0)
     d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     d.SOPClassUID, d.SOPInstanceUID, d.Modality, d.PatientID = CTImageStorage, f"{series}.{k + 1}", "CT", head.patient
     d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = f"{series}.90", f"{series}.91", f"{series}.92"
@@ -92,7 +96,8 @@ AT = 3  # the slice that is spoilt, where one is
 @cache
 def whole(head: Head) -> list[bytes]: return [to_bytes(d) for d in _all(head)]
 
-def _all(head: Head, change: Callable[[int], dict] = lambda k: {}) -> list: return [slice_of(head, k, **change(k)) for k in range(head.values.shape[2])]
+def _all(head: Head, change: Callable[[int], dict] = lambda k: {}) -> list:
+    return [slice_of(head, k, **change(k)) for k in range(head.values.shape[2])]
 
 def _spoilt(head: Head, **tags) -> list:
     "Whole but for one slice"
@@ -107,27 +112,35 @@ def _stored(values: np.ndarray) -> bytes: return values.T.astype(np.uint16).toby
 def _tilted(head: Head, other: Head) -> list:
     down = (np.diag([-1, -1, 1]) @ head.affine[:3, 1]) / np.linalg.norm(head.affine[:3, 1])
     files = _all(head)
-    for k, d in enumerate(files): d.ImagePositionPatient = [round(float(v), 6) for v in np.array(d.ImagePositionPatient, float) + .9 * k * down]  # 10°
+    # 10°
+    for k, d in enumerate(files):
+        d.ImagePositionPatient = [round(float(v), 6) for v in np.array(d.ImagePositionPatient, float) + .9 * k * down]
     return files
 
 DEFECTS: dict[str, Callable[[Head, Head], list]] = {  # of a head and another patient's: the files of a folder
     "none": lambda h, other: whole(h),
     "compressed: RLE": lambda h, other: _packed(_all(h), "1.2.840.10008.1.2.5"),
     "compressed: JPEG-LS": lambda h, other: _packed(_all(h), "1.2.840.10008.1.2.4.80"),
-    "rescale differs by slice": lambda h, other: _all(h, lambda k: dict(RescaleIntercept=-1024 - 10 * k, PixelData=_stored(h.values[:, :, k] + 1024 + 10 * k))),
-    "white is zero": lambda h, other: _all(h, lambda k: dict(PhotometricInterpretation="MONOCHROME1", PixelData=_stored(4095 - 1024 - h.values[:, :, k]))),
+    "rescale differs by slice": lambda h, other: _all(h, lambda k: dict(RescaleIntercept=-1024 - 10 * k,
+                                                                        PixelData=_stored(
+    h.values[:, :, k] + 1024 + 10 * k))),
+    "white is zero": lambda h, other: _all(h, lambda k: dict(PhotometricInterpretation="MONOCHROME1",
+                                                             PixelData=_stored(4095 - 1024 - h.values[:, :, k]))),
     "slice without preamble": lambda h, other: [data[132:] if k == AT else data for k, data in enumerate(whole(h))],
     "slice twice": lambda h, other: [*whole(h), slice_of(h, AT, SOPInstanceUID="1.2.3")],
     "pixels cut short": lambda h, other: _spoilt(h, PixelData=_stored(h.values[:, :, AT] + 1024)[:-400]),
     "slice missing": lambda h, other: [data for k, data in enumerate(whole(h)) if k != AT],
     "tilted gantry": _tilted,
-    "slice of another patient": lambda h, other: _spoilt(h, PatientID=other.patient, PixelData=_stored(other.values[:, :, AT] + 1024)),
-    "slice turned": lambda h, other: _spoilt(h, ImageOrientationPatient=[0, 1, 0, 0, 0, -1], PixelData=_stored(h.values[::-1, :, AT] + 1024)),
+    "slice of another patient": lambda h, other: _spoilt(h, PatientID=other.patient,
+                                                         PixelData=_stored(other.values[:, :, AT] + 1024)),
+    "slice turned": lambda h, other: _spoilt(h, ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
+                                             PixelData=_stored(h.values[::-1, :, AT] + 1024)),
     "two series": lambda h, other: [*whole(h), *whole(other)],
     "end missing": lambda h, other: whole(h)[:-2]}
 
 END = "end missing"
-WHOLE = tuple(DEFECTS).index("pixels cut short")  # so many rows hold the volume as it was scanned, and the rest does not
+# so many rows hold the volume as it was scanned, and the rest does not
+WHOLE = tuple(DEFECTS).index("pixels cut short")
 
 # %% ../../nbs/study/29_hospital.ipynb #1694cc81
 Reading = tuple[np.ndarray, np.ndarray | None, tuple]  # (i, j, k); affine to RAS+ mm, or None; spacing in mm
@@ -159,7 +172,9 @@ READERS = {"kit": by_kit, "SimpleITK": by_simpleitk, "sorted by number": by_numb
 def _same(head: Head, found: Reading) -> bool:
     "Whether a reading is the head, from either end"
     values, affine, spacing = found
-    if values.shape != head.values.shape or not np.allclose(spacing, np.linalg.norm(head.affine[:3, :3], axis=0), rtol=1e-3): return False
+    if values.shape != head.values.shape or not np.allclose(spacing,
+                                                            np.linalg.norm(head.affine[:3, :3], axis=0), rtol=1e-3):
+        return False
     if np.array_equal(values, head.values): return affine is None or np.allclose(affine, head.affine, atol=1e-2)
     far = head.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, values.shape[2] - 1], [0, 0, 0, 1]])
     return np.array_equal(values[:, :, ::-1], head.values) and (affine is None or np.allclose(affine, far, atol=1e-2))
@@ -181,7 +196,8 @@ def round_trip(head: Head, folder: Path) -> Iterator[dict]:
         path = folder / f"{kind}.seg"
         path.write_bytes(to_bytes(to_seg(mask, slices, named, "phantom", kind == "objects")))
         back, shared = read_seg(path, image, {f"lesion {v}" if kind == "objects" else named[v]: v for v in numbers})
-        again = segread(path).get_pixels_by_source_instance([s.SOPInstanceUID for s in slices], assert_missing_frames_are_empty=True)
+        again = segread(path).get_pixels_by_source_instance([s.SOPInstanceUID for s in slices],
+                                                            assert_missing_frames_are_empty=True)
         fits = np.array_equal(again.transpose(2, 1, 0, 3), np.stack([mask == v for v in numbers], -1))
         yield dict(kind=kind, turned=head.turned, equal=int(np.array_equal(back, mask) and not shared and fits))
 
@@ -195,7 +211,8 @@ def measure(found: list[Head]) -> pd.DataFrame:
                 place = put(Path(t) / head.patient / str(n), plant(head, other))
                 for reader in READERS:
                     said = outcome(head, defect, place, reader)
-                    rows.append(who | dict(part="reading", defect=defect, reader=reader) | {o: int(said == o) for o in ("refused", "wrong", "right")})
+                    rows.append(who | dict(part="reading", defect=defect, reader=reader)
+                                | {o: int(said == o) for o in ("refused", "wrong", "right")})
             rows += [who | dict(part="round trip") | r for r in round_trip(head, Path(t) / head.patient / "0")]
     return pd.DataFrame(rows)
 
@@ -208,27 +225,34 @@ def _shares(rows: pd.DataFrame, columns: list[str]) -> dict:
 def reading_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Shares of series that a reader refuses, reads wrongly in silence, and reads right, by defect"
     rows = rows[rows.part == "reading"]
-    return pd.DataFrame([dict(defect=d, reader=r) | _shares(g, ["refused", "wrong", "right"]) for (d, r), g in rows.groupby(["defect", "reader"], sort=False)])
+    return pd.DataFrame([dict(defect=d, reader=r) | _shares(g, ["refused", "wrong", "right"])
+                         for (d, r), g in rows.groupby(["defect", "reader"], sort=False)])
 
 def round_trip_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Share of label maps that come back equal, by what they hold and how their series lies"
     rows = rows[rows.part == "round trip"]
     how = rows.turned.astype(str).map({"True": "oblique, not square", "False": "upright, square"})
-    return pd.DataFrame([dict(kind=k, series=s) | _shares(g, ["equal"]) for (k, s), g in rows.groupby([rows.kind, how], sort=False)])
+    return pd.DataFrame([dict(kind=k, series=s) | _shares(g, ["equal"])
+                         for (k, s), g in rows.groupby([rows.kind, how], sort=False)])
 
 def passed(rows: pd.DataFrame, reader: str, defects: list[str]) -> tuple[tuple, int]:  # share with interval, patients
     "Share of patients of whom a reader takes any of these defects in silence"
-    any_wrong = rows[(rows.part == "reading") & (rows.reader == reader) & rows.defect.isin(defects)].groupby("patient").wrong.max()
+    any_wrong = rows[(rows.part == "reading") & (rows.reader == reader) & rows.defect.isin(defects)].groupby(
+        "patient").wrong.max()
     return wilson(int(any_wrong.sum()), len(any_wrong)), len(any_wrong)
 
 PLANTED = [d for d in DEFECTS if d not in ("none", END)]
 
 def claims_of(rows: pd.DataFrame) -> list[dict]:
     equal = rows[rows.part == "round trip"].groupby("patient").equal.min()
-    asked = {"gate": ("No planted defect of a series passes the kit's gate in silence", 0., *passed(rows, "kit", PLANTED)),
-             "gate_end": ("A series whose last slices are missing does not pass it either", 0., *passed(rows, "kit", [END])),
-             "round_trip": ("Labels and objects come back from a SEG as they went in", 1., wilson(int(equal.sum()), len(equal)), len(equal))}
-    return [judge(f"hospital.{id}", said, "ours", "score", (wanted, wanted), measured, n, DATASET, None) for id, (said, wanted, measured, n) in asked.items()]
+    asked = {"gate": ("No planted defect of a series passes the kit's gate in silence",
+                      0., *passed(rows, "kit", PLANTED)),
+             "gate_end": ("A series whose last slices are missing does not pass it either",
+                          0., *passed(rows, "kit", [END])),
+             "round_trip": ("Labels and objects come back from a SEG as they went in",
+                            1., wilson(int(equal.sum()), len(equal)), len(equal))}
+    return [judge(f"hospital.{id}", said, "ours", "score", (wanted, wanted), measured, n, DATASET, None)
+            for id, (said, wanted, measured, n) in asked.items()]
 
 # %% ../../nbs/study/29_hospital.ipynb #65f987c4
 def draw(table: pd.DataFrame):
@@ -239,7 +263,8 @@ def draw(table: pd.DataFrame):
     for ax, reader in zip(axes, READERS):
         here, left = table[table.reader == reader].set_index("defect").loc[names], np.zeros(len(names))
         for what, colour in colours.items():
-            ax.barh(names, here[what], left=left, color=colour, hatch="///" if what == "wrong" else "", edgecolor="white", linewidth=0, label=what)
+            ax.barh(names, here[what], left=left, color=colour,
+                    hatch="///" if what == "wrong" else "", edgecolor="white", linewidth=0, label=what)
             left += here[what].to_numpy()
         for y in (.5, WHOLE - .5, len(names) - 1.5): ax.axhline(y, color="k", lw=.5)
         ax.set(title=reader, xlim=(0, 1), xticks=(0, .5, 1), xlabel="share of series")

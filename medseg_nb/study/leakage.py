@@ -11,24 +11,29 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from . import benchmark
-from .claims import judge
+from ..methods import baselines
+from ..training import default_runs
+from ..evaluation.claims import judge
 from ..data.manifest import cases, frozen
 from ..preparation.preprocess import prepared, resize
 from ..kit.report import Estimate, Report, TRACK
 from ..data.splits import fold
-from .statistics import CONTROL, again, compare, compare_splits, contrast
-from .statistics import holm, lies_above, shares_of_patients, six_digits
+from ..evaluation.intervals import contrast
+from ..evaluation.comparisons import CONTROL, again, compare, compare_splits
+from ..evaluation.intervals import six_digits
+from ..evaluation.comparisons import holm, lies_above, shares_of_patients
 from ..training.training import Config, fit, rows_of
 
 # %% ../../nbs/study/13_leakage.ipynb #0839d5ed
 UNITS = ("patient", "image")  # of the two splits
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
-    "U-Net on every fold by patient (the benchmark's own runs among them) and on every fold by image; beyond `smoke` with two seeds"
+    """U-Net on every fold by patient (the benchmark's own runs among them) and on every fold by image; beyond `smoke`
+    with two seeds"""
     found, seeds = [], range(1 if profile in ("smoke", "own") else 2)
-    for c in (c for c in benchmark.grid(profile, datasets) if (c.model, c.seed, c.fold) == ("unet", 0, 0)):
-        found += [replace(c, fold=k, unit=unit, seed=seed) for unit in UNITS for seed in seeds for k in range(len(frozen(c.dataset)["folds"]))]
+    for c in (c for c in default_runs.grid(profile, datasets) if (c.model, c.seed, c.fold) == ("unet", 0, 0)):
+        found += [replace(c, fold=k, unit=unit, seed=seed)
+                  for unit in UNITS for seed in seeds for k in range(len(frozen(c.dataset)["folds"]))]
     return found
 
 # %% ../../nbs/study/13_leakage.ipynb #b8793273
@@ -50,14 +55,17 @@ def remembered(config: Config) -> pd.DataFrame:
 
 # %% ../../nbs/study/13_leakage.ipynb #f86a445d
 def leak_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Mean patient Dice by data set, model and split; a patient counts once, by however many networks its images were tested"
+    """Mean patient Dice by data set, model and split; a patient counts once, by however many networks its images were
+    tested"""
     found = []
     for names, group in rows.assign(dice=six_digits(rows.dice)).groupby(["dataset", "model", "unit"], sort=False):
         held = 1 / group.groupby(["patient", "seed"]).dice.transform("count")
         cells = group.assign(held=held).dropna(subset="dice").groupby(["patient", "fold", "seed"])
-        values, weights = cells.dice.mean().unstack(["fold", "seed"]), shares_of_patients(cells.held.sum().unstack(["fold", "seed"]))
+        values, weights = cells.dice.mean().unstack(["fold", "seed"]), shares_of_patients(
+            cells.held.sum().unstack(["fold", "seed"]))
         mean = contrast(values.to_numpy()[:, None], weights=weights[:, None])
-        found.append(dict(zip(("dataset", "model", "unit"), names)) | dict(n=group.patient.nunique(), cases=group.case.nunique())
+        found.append(dict(zip(("dataset", "model", "unit"), names))
+                     | dict(n=group.patient.nunique(), cases=group.case.nunique())
                      | {k.replace("difference", "dice"): v for k, v in mean.items() if k.startswith("difference")})
     return pd.DataFrame(found)
 
@@ -67,7 +75,8 @@ def gain_of(rows: pd.DataFrame) -> pd.DataFrame:
     for (dataset, model), group in rows.groupby(["dataset", "model"], sort=False):
         by = {unit: group[group.unit == unit] for unit in UNITS}
         found.append(dict(dataset=dataset, model=model, **compare_splits(by["image"], by["patient"], "dice")))
-        if pair := again(by["patient"]): found.append(dict(dataset=dataset, model=f"{model}, by patient, {CONTROL}", **compare(*pair, "dice")))
+        if pair := again(by["patient"]):
+            found.append(dict(dataset=dataset, model=f"{model}, by patient, {CONTROL}", **compare(*pair, "dice")))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -87,6 +96,7 @@ def draw(table: pd.DataFrame):
 
 def claims_of(table: pd.DataFrame) -> list[dict]:
     "Ours: a split by image makes a model look better"
-    return [judge(f"leakage.{r.dataset}.{r.model}", f"A split by image raises the Dice of {r.model}", "ours", "difference", (0, 0),
+    return [judge(f"leakage.{r.dataset}.{r.model}", f"A split by image raises the Dice of {r.model}",
+                  "ours", "difference", (0, 0),
                   (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None,
                           trainings=r.trainings) for r in table[~table.model.str.contains("A/A")].itertuples()]

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MRI_FIELDS', 'THORACIC', 'STUDIES', 'YEAR', 'TRANSFERS', 'DEALS', 'Study', 'patients', 'slice_features', 'studies',
-           'grid', 'image_features', 'looked_at', 'extremes', 'models', 'traditional', 'risks', 'discrimination_of',
-           'calibration_of', 'survival_of', 'auc_gain', 'differences_of', 'moved', 'drop_of', 'transfer_of',
-           'subgroups_of', 'cohort', 'importance', 'importance_of', 'claims_of', 'draw', 'draw_looked']
+           'grid', 'image_features', 'looked_at', 'extremes', 'models', 'traditional', 'risks', 'parts_of_auc',
+           'nested_auc', 'discrimination_of', 'calibration_of', 'survival_of', 'auc_gain', 'differences_of', 'moved',
+           'drop_of', 'transfer_of', 'subgroups_of', 'cohort', 'importance', 'importance_of', 'claims_of', 'draw',
+           'draw_looked']
 
 # %% ../../nbs/study/25_outcomes.ipynb #4e1a8f25
 from collections.abc import Iterator, Sequence
@@ -15,20 +16,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from . import benchmark
+from ..training import default_runs
 from ..methods.attribution import explain, picture, region
-from .claims import judge
+from ..evaluation.claims import judge
 from ..kit.core import rng
 from ..data.manifest import Case, cases, frozen, manifest
 from ..kit.keys import load
-from .phantoms import MRI, person
+from ..data.phantoms import MRI, person
 from ..preparation.preprocess import prepared
 from ..methods.prognosis import (
-    Endpoint, Inputs, Points, boosting, cox, logistic, nested, network, one_each, outer_folds, risk_of, survival_boosting, transferred)
+    Endpoint, Inputs, Points, boosting, cox, logistic,
+    nested, network, one_each, outer_folds, risk_of, survival_boosting, transferred)
 from ..kit.report import Estimate, Report
-from ..evaluation.risk import auc, auc_difference, calibration, decisions, delong, placements, uno
+from ..evaluation.risk import auc, calibration, decisions, delong, placements, uno
 from ..data.splits import fold
-from .statistics import contrast, holm, lies_above, lies_below, six_digits
+from ..evaluation.intervals import contrast, mean_interval, six_digits, spread_of
+from ..evaluation.comparisons import holm, lies_above, lies_below
 from ..training.training import Config, fit, load_run, task, work
 
 # %% ../../nbs/study/25_outcomes.ipynb #ab171b17
@@ -46,12 +49,18 @@ MRI_FIELDS = ("age", "sex", "comorbidity", "blood_group", "seizure", "performanc
 THORACIC = ("age", "diagnosis", "fvc", "fev1", "performance", "pain", "haemoptysis", "dyspnoea", "cough", "weakness",
             "tumour_size", "diabetes", "infarction", "arterial_disease", "smoking", "asthma")
 STUDIES = {
-    "phantom success": Study("phantom_mri", Endpoint("simulated_success"), MRI_FIELDS, ("age", "performance"), images=True),
-    "phantom complication": Study("phantom_mri", Endpoint("simulated_complication"), MRI_FIELDS, ("age", "performance"), images=True),
-    "phantom recovery": Study("phantom_mri", Endpoint("recovered", "simulated_recovery_days"), MRI_FIELDS, ("age", "performance"), images=True),
-    "thoracic surgery": Study("outcome_thoracic", Endpoint("death_within_a_year"), THORACIC, ("age", "performance", "tumour_size")),
-    "glioma, two years": Study("lgg_kaggle3m", Endpoint("death_within_two_years"), ("age", "sex", "laterality", "location"), ("age",), images=True),
-    "glioma survival": Study("lgg_kaggle3m", Endpoint("death", "survival"), ("age", "sex", "laterality", "location"), ("age",),
+    "phantom success": Study("phantom_mri", Endpoint("simulated_success"),
+                             MRI_FIELDS, ("age", "performance"), images=True),
+    "phantom complication": Study("phantom_mri", Endpoint("simulated_complication"),
+                                  MRI_FIELDS, ("age", "performance"), images=True),
+    "phantom recovery": Study("phantom_mri", Endpoint("recovered", "simulated_recovery_days"),
+                              MRI_FIELDS, ("age", "performance"), images=True),
+    "thoracic surgery": Study("outcome_thoracic",
+                              Endpoint("death_within_a_year"), THORACIC, ("age", "performance", "tumour_size")),
+    "glioma, two years": Study("lgg_kaggle3m", Endpoint("death_within_two_years"),
+                               ("age", "sex", "laterality", "location"), ("age",), images=True),
+    "glioma survival": Study("lgg_kaggle3m", Endpoint("death", "survival"),
+                             ("age", "sex", "laterality", "location"), ("age",),
                              ("histology", "grade"), images=True),
     "UCSF": Study("outcome_ucsf_pdgm", Endpoint("early_death"), ("age", "sex"), ("age",)),
     "UPENN": Study("outcome_upenn_gbm", Endpoint("early_death"), ("age", "sex"), ("age",))}
@@ -68,15 +77,20 @@ def _told(c: Case, followed: dict[str, Case]) -> dict:
     if c.dataset == "phantom_mri": return dict(recovered=True)
     if c.dataset == "lgg_kaggle3m":
         later = followed[c.patient.replace("_", "-")].fields
-        return dict(death=later["death"], survival=later["survival"], death_within_two_years=_within(2 * YEAR, later["death"], later["survival"]))
-    if c.dataset == "outcome_ucsf_pdgm": return dict(early_death=_within(YEAR, True, f["survival"]) if f["death"] else None)
-    if c.dataset == "outcome_upenn_gbm": return dict(early_death=_within(YEAR, True, f["survival"]) if f["survival"] is not None else None)
+        return dict(death=later["death"], survival=later["survival"],
+                    death_within_two_years=_within(2 * YEAR, later["death"], later["survival"]))
+    if c.dataset == "outcome_ucsf_pdgm":
+        return dict(early_death=_within(YEAR, True, f["survival"]) if f["death"] else None)
+    if c.dataset == "outcome_upenn_gbm":
+        return dict(early_death=_within(YEAR, True, f["survival"]) if f["survival"] is not None else None)
     return {}
 
 def patients(study: Study) -> list[Case]:
-    "A study's cases, with the outcomes that it asks for; gliomas of grade 4 without IDH mutation where two tables of them are compared"
+    """A study's cases, with the outcomes that it asks for; gliomas of grade 4 without IDH mutation where two tables of
+    them are compared"""
     found = cases(study.dataset)
-    if study.dataset == "outcome_ucsf_pdgm": found = [c for c in found if c.fields["grade"] == "4" and c.fields["idh"] == "wildtype"]
+    if study.dataset == "outcome_ucsf_pdgm":
+        found = [c for c in found if c.fields["grade"] == "4" and c.fields["idh"] == "wildtype"]
     if study.dataset == "outcome_upenn_gbm": found = [c for c in found if c.fields["idh1"] == "Wildtype"]
     followed = {c.patient: c for c in cases("outcome_tcga_cdr")} if study.dataset == "lgg_kaggle3m" else {}
     return [replace(c, fields=c.fields | _told(c, followed)) for c in found]
@@ -94,8 +108,10 @@ def slice_features(image: np.ndarray,  # (channel, row, column), as a network se
     found["parts"] = float(ndimage.label(inside)[1]) if inside.any() else np.nan
     found["compact"] = float(4 * np.pi * inside.sum() / edge.sum()**2) if inside.any() else np.nan
     for k, channel in enumerate(image.astype(np.float32)):
-        mean, spread = (float(channel[inside].mean()), float(channel[inside].std())) if inside.any() else (np.nan, np.nan)
-        found |= {f"mean_{k}": mean, f"spread_{k}": spread, f"contrast_{k}": mean - float(channel[rim].mean()) if rim.any() else np.nan}
+        mean, spread = ((float(channel[inside].mean()), float(channel[inside].std()))
+                        if inside.any() else (np.nan, np.nan))
+        found |= {f"mean_{k}": mean, f"spread_{k}": spread,
+                  f"contrast_{k}": mean - float(channel[rim].mean()) if rim.any() else np.nan}
     return found
 
 def studies(datasets: Sequence[str]) -> list[str]: return [name for name, s in STUDIES.items() if s.dataset in datasets]
@@ -103,10 +119,11 @@ def studies(datasets: Sequence[str]) -> list[str]: return [name for name, s in S
 def grid(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net on every fold of the sets that have images: runs that earlier sections train"
     pictured = list(dict.fromkeys(STUDIES[n].dataset for n in studies(datasets) if STUDIES[n].images))
-    first = [c for c in benchmark.grid(profile, pictured) if (c.model, c.seed, c.fold) == ("unet", 0, 0)]
+    first = [c for c in default_runs.grid(profile, pictured) if (c.model, c.seed, c.fold) == ("unet", 0, 0)]
     return [replace(c, fold=k) for c in first for k in range(len(frozen(c.dataset)["folds"]))]
 
-def image_features(configs: Sequence[Config]) -> pd.DataFrame:  # (patient, feature): means over a patient's images, the area as their largest
+def image_features(configs: Sequence[Config],
+                  ) -> pd.DataFrame:  # (patient, feature): means over a patient's images, the area as their largest
     "Features of patients by runs that never saw them"
     rows = []
     for c in configs:
@@ -114,7 +131,8 @@ def image_features(configs: Sequence[Config]) -> pd.DataFrame:  # (patient, feat
         images, _ = prepared(config.dataset, config.shape, config.normalise)
         _, test = fold(config.dataset, config.fold)
         masks = load(task(config)).segment(config, net, images[test], [config.shape] * len(test))
-        rows += [dict(patient=cases(config.dataset)[i].patient, **slice_features(images[i], m)) for i, m in zip(test, masks)]
+        rows += [dict(patient=cases(config.dataset)[i].patient, **slice_features(images[i], m))
+                 for i, m in zip(test, masks)]
     by = pd.DataFrame(rows).groupby("patient")
     return by.mean().assign(largest=by.area.max())
 
@@ -145,23 +163,34 @@ def extremes(rows: pd.DataFrame, study: str, model: str = "logistic + image") ->
 def models(study: Study, features: pd.DataFrame | None) -> dict:
     "Name of each model, how it is fitted and what it sees"
     fields, short, both = Inputs(study.fields), Inputs(study.short), Inputs(study.fields, features)
-    if study.endpoint.time: found = {"score": (cox, short), "cox": (cox, fields), "boosting": (survival_boosting, fields)}
-    else: found = {"score": (Points, short), "logistic": (logistic, fields), "boosting": (boosting, fields), "network": (network, fields)}
+    if study.endpoint.time:
+        found = {"score": (cox, short), "cox": (cox, fields), "boosting": (survival_boosting, fields)}
+    else:
+        found = {"score": (Points, short), "logistic": (logistic, fields),
+                 "boosting": (boosting, fields), "network": (network, fields)}
     if features is not None:
-        if study.endpoint.time: found |= {"image": (cox, Inputs((), features)), "cox + image": (cox, both), "boosting + image": (survival_boosting, both)}
-        else: found |= {"image": (logistic, Inputs((), features)), **{f"{f.__name__} + image": (f, both) for f in (logistic, boosting, network)}}
-    if study.late: found["postoperative"] = (cox if study.endpoint.time else logistic, Inputs((*study.fields, *study.late), known="any"))
+        if study.endpoint.time:
+            found |= {"image": (cox, Inputs((), features)), "cox + image": (cox, both),
+                      "boosting + image": (survival_boosting, both)}
+        else:
+            found |= {"image": (logistic, Inputs((), features)),
+                      **{f"{f.__name__} + image": (f, both) for f in (logistic, boosting, network)}}
+    if study.late:
+        found["postoperative"] = (cox if study.endpoint.time else logistic,
+                                  Inputs((*study.fields, *study.late), known="any"))
     return found
 
 def traditional(study: Study) -> str: return "cox" if study.endpoint.time else "logistic"
 
 def risks(names: Sequence[str], features: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    "Per-patient rows of all studies: risk by model, event, time, and the share of events among those whom the model learnt from"
+    """Per-patient rows of all studies: risk by model, event, time, and the share of events among those whom the model
+    learnt from"""
     parts = []
     for name in names:
         study, found = STUDIES[name], patients(STUDIES[name])
         table = nested(found, study.endpoint, models(study, features.get(study.dataset)))
-        facts = pd.DataFrame([dict(patient=c.patient, age=c.fields["age"], sex=c.fields.get("sex")) for c in one_each(found)])
+        facts = pd.DataFrame([dict(patient=c.patient, age=c.fields["age"], sex=c.fields.get("sex"))
+                              for c in one_each(found)])
         parts.append(table.merge(facts, on="patient").assign(study=name))
     return pd.concat(parts, ignore_index=True)
 
@@ -170,27 +199,50 @@ def _groups(rows: pd.DataFrame, timed: bool) -> Iterator[tuple[str, str, pd.Data
     for (study, model), part in rows.groupby(["study", "model"], sort=False):
         if bool(part.time.any()) == timed: yield study, model, part
 
+def parts_of_auc(risks: np.ndarray,  # (model, patient)
+                 event: np.ndarray,  # bool (patient,)
+                ) -> np.ndarray:     # (model, patient)
+    "What each patient adds to an AUC: the mean is the AUC, and the spread is DeLong's"
+    found = np.empty(risks.shape)
+    for chosen, places in zip((event, ~event), placements(risks, event)):
+        mean = places.mean(1, keepdims=True)
+        found[:, chosen] = mean + (places - mean) * len(event) / chosen.sum()
+    return found
+
+def _by_fold(values: np.ndarray, rows: pd.DataFrame) -> np.ndarray:  # patients × folds, nan where there is none
+    return pd.Series(values, pd.MultiIndex.from_arrays([rows.patient, rows.fold])).unstack().to_numpy()
+
+def nested_auc(rows: pd.DataFrame) -> dict:  # as `auc`, of one row a patient
+    "AUC with its 95 % interval over patients and the folds' trainings, on the logit scale"
+    found = auc(rows.risk, rows.event)
+    values = _by_fold(parts_of_auc(rows.risk.to_numpy()[None], rows.event.to_numpy(bool))[0], rows)
+    reach, area = float(spread_of(values[:, None, None]).reach()[0]), found["auc"]
+    if reach < 1e-12: return found  # no pair of patients differs
+    logit, half = np.log(area / (1 - area)), reach / (area * (1 - area))
+    low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - half, logit + half))
+    return found | dict(auc_low=low, auc_high=high)
+
 def discrimination_of(rows: pd.DataFrame) -> pd.DataFrame:
     "AUC, and accuracy, precision, recall and specificity of calling patients, by study and model"
-    return pd.DataFrame([dict(study=s, model=m) | auc(p.risk, p.event) | decisions(p.risk - p.level, p.event, 0) for s, m, p in _groups(rows, False)])
+    return pd.DataFrame([dict(study=s, model=m) | nested_auc(p) | decisions(p.risk - p.level, p.event, 0)
+                         for s, m, p in _groups(rows, False)])
 
 def calibration_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Calibration intercept, slope and Brier score by study and model"
     return pd.DataFrame([dict(study=s, model=m) | calibration(p.risk, p.event) for s, m, p in _groups(rows, False)])
 
 def survival_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Uno's concordance by study and model; risks are ranked within their fold, since those of two fits have no common unit"
-    return pd.DataFrame([dict(study=s, model=m) | uno(p.groupby("fold").risk.rank(pct=True), p.event, p.time) for s, m, p in _groups(rows, True)])
+    """Uno's concordance by study and model; risks are ranked within their fold, since those of two fits have no common
+    unit"""
+    return pd.DataFrame([dict(study=s, model=m) | uno(p.groupby("fold").risk.rank(pct=True), p.event, p.time)
+                         for s, m, p in _groups(rows, True)])
 
-def auc_gain(a: pd.DataFrame, b: pd.DataFrame) -> dict:  # difference with its ends, p, trainings, n; rows of the same patients and folds
+def auc_gain(a: pd.DataFrame,
+             b: pd.DataFrame) -> dict:  # difference with its ends, p, trainings, n; rows of the same patients and folds
     "AUC of one model minus that of another, whose interval draws patients and the fold's training"
     a, b = (t.sort_values("patient") for t in (a, b))
-    event, d = a.event.to_numpy(bool), np.empty(len(a))
-    for chosen, places in zip((event, ~event), placements(np.stack([a.risk, b.risk]), event)):
-        d[chosen] = (places[0] - places[1] - (places[0] - places[1]).mean()) * len(a) / chosen.sum()  # what a patient moves the difference by
-    d += (places[0] - places[1]).mean()
-    values = pd.Series(d, pd.MultiIndex.from_arrays([a.patient, a.fold])).unstack()
-    return contrast(values.to_numpy()[:, None]) | dict(n=len(a))
+    mine, other = parts_of_auc(np.stack([a.risk, b.risk]), a.event.to_numpy(bool))
+    return contrast(_by_fold(mine - other, a)[:, None]) | dict(n=len(a))
 
 def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
     "AUC of each model minus that of logistic regression on the same patients"
@@ -210,7 +262,8 @@ def moved(names: Sequence[str]) -> pd.DataFrame:
     parts = []
     for here, there in TRANSFERS:
         if {here, there} <= set(names):
-            table = transferred(patients(STUDIES[here]), patients(STUDIES[there]), STUDIES[here].endpoint, models(STUDIES[here], None))
+            table = transferred(patients(STUDIES[here]), patients(STUDIES[there]),
+                                STUDIES[here].endpoint, models(STUDIES[here], None))
             parts.append(table.assign(study=f"{here} to {there}"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -226,20 +279,25 @@ def transfer_of(rows: pd.DataFrame) -> pd.DataFrame:
     for here, there in TRANSFERS:
         for _, model, away in _groups(rows[rows.study == f"{here} to {there}"], False):
             home = rows[(rows.study == here) & (rows.model == model)]
-            scale = {k: v for k, v in calibration(away.risk, away.event).items() if k.startswith(("intercept", "slope"))}
-            found.append(dict(study=f"{here} to {there}", model=model) | auc(away.risk, away.event) | drop_of(home, away) | scale)
+            scale = {k: v for k, v in calibration(away.risk, away.event).items()
+                     if k.startswith(("intercept", "slope"))}
+            found.append(dict(study=f"{here} to {there}", model=model)
+                         | auc(away.risk, away.event) | drop_of(home, away) | scale)
     return pd.DataFrame(found)
 
 # %% ../../nbs/study/25_outcomes.ipynb #c4260eb2
 def subgroups_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "AUC by sex and by age, of the logistic model that sees most before surgery; groups with fewer than two events or non-events are left out"
+    """AUC by sex and by age, of the logistic model that sees most before surgery; groups with fewer than two events or
+    non-events are left out"""
     found = []
     for study, part in rows[rows.fold.notna() & ~rows.time.astype(bool)].groupby("study", sort=False):
         model = [m for m in dict.fromkeys(part.model) if m.startswith("logistic")][-1]
         mine = part[part.model == model]
         young = mine.age <= mine.age.median()
-        groups = {f"sex {s}": mine[mine.sex == s] for s in sorted(mine.sex.dropna().unique())} | {"age to median": mine[young], "age above": mine[~young]}
-        found += [dict(study=study, model=model, group=g, **auc(p.risk, p.event)) for g, p in groups.items() if min(p.event.sum(), (~p.event).sum()) > 1]
+        groups = {f"sex {s}": mine[mine.sex == s] for s in sorted(mine.sex.dropna().unique())} | {
+            "age to median": mine[young], "age above": mine[~young]}
+        found += [dict(study=study, model=model, group=g, **nested_auc(p))
+                  for g, p in groups.items() if min(p.event.sum(), (~p.event).sum()) > 1]
     return pd.DataFrame(found)
 
 # %% ../../nbs/study/25_outcomes.ipynb #02831c7c
@@ -247,16 +305,20 @@ DEALS = 10  # times that a field's values are dealt out anew
 
 def cohort(n: int, seed: int = 0) -> list[Case]:
     "Simulated persons without images, with the fields of the brain phantom"
-    people = (person(seed, "cohort", i, MRI, **dict(zip(("size", "surface"), rng(seed, "cohort", i).normal(size=2)))) for i in range(n))
+    people = (person(seed, "cohort", i, MRI, **dict(zip(("size", "surface"), rng(seed, "cohort", i).normal(size=2))))
+              for i in range(n))
     return [Case("phantom_mri", f"s{i:04}", f"s{i:04}", p["site"], (), (), _typed(p)) for i, p in enumerate(people)]
 
 def _typed(row: dict) -> dict:
     "A person's fields as a table's reader would give them"
     kinds = {m.name: m.type for m in manifest("phantom_mri").columns}
-    return {n: None if row[n] is None else bool(row[n]) if k == "boolean" else float(row[n]) if k == "number" else row[n] for n, k in kinds.items()}
+    return {n: None if row[n] is None else bool(row[n])
+            if k == "boolean" else float(row[n]) if k == "number" else row[n] for n, k in kinds.items()}
 
-def importance(found: Sequence[Case], study: Study, folds: int = 5) -> pd.DataFrame:  # patient, field, risk, shuffled, shap, event
-    "Of boosted trees on the fields: each tested patient's risk, the mean risk with a field shuffled, and the field's SHAP value"
+def importance(found: Sequence[Case], study: Study,
+               folds: int = 5) -> pd.DataFrame:  # fold, patient, field, risk, shuffled, shap, event
+    """Of boosted trees on the fields: each tested patient's risk, the mean risk with a field shuffled, and the field's
+    SHAP value"""
     import shap
     rows, outcome = [], study.endpoint.of(found)
     for k, train, test in outer_folds(found, study.endpoint, folds):
@@ -268,36 +330,43 @@ def importance(found: Sequence[Case], study: Study, folds: int = 5) -> pd.DataFr
             own = [c for c in x if c == name or c.startswith((f"{name}=", f"{name}_missing"))]
             orders = [rng(d, "deal", k, name).permutation(len(x)) for d in range(DEALS)]
             deals = [risk_of(model, x.assign(**{c: x[c].to_numpy()[order] for c in own})) for order in orders]
-            rows += [dict(patient=p, field=name, risk=r, shuffled=s, shap=v) for p, r, s, v in zip(x.index, risk, np.mean(deals, 0), values[own].sum(axis=1))]
+            rows += [dict(fold=k, patient=p, field=name, risk=r, shuffled=s, shap=v)
+                     for p, r, s, v in zip(x.index, risk, np.mean(deals, 0), values[own].sum(axis=1))]
     return pd.DataFrame(rows).join(outcome.event, on="patient")
 
 def importance_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "What the AUC loses without a field, with interval, and its mean absolute SHAP value"
+    "What the AUC loses without a field, and its mean absolute SHAP value; intervals draw patients and trainings"
     found = []
     for (study, name), part in rows.groupby(["study", "field"], sort=False):
-        lost = auc_difference(part.risk, part.shuffled, part.event)
-        sizes = part.shap.abs()
-        half = 1.96 * sizes.std() / np.sqrt(len(sizes))
-        found.append(dict(study=study, field=name, loss=lost["difference"], loss_low=lost["difference_low"], loss_high=lost["difference_high"], p=lost["p"],
-                          shap=sizes.mean(), shap_low=sizes.mean() - half, shap_high=sizes.mean() + half, n=len(part)))
+        lost = {k.replace("difference", "loss"): v for k, v in auc_gain(part, part.assign(risk=part.shuffled)).items()}
+        shap = dict(zip(("shap", "shap_low", "shap_high"), mean_interval(_by_fold(part.shap.abs().to_numpy(), part))))
+        found.append(dict(study=study, field=name) | lost | shap)
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/study/25_outcomes.ipynb #bc3eb535
+def _tested(study: str) -> str:
+    "Where a claim that names no set was tested: the data set, and which question was asked of it"
+    return f"{STUDIES[study].dataset} ({study})"
+
 def claims_of(differences: pd.DataFrame, rows: pd.DataFrame) -> list[dict]:
-    "The source's: a network beats traditional models; patient data beside the image help. Ours: shuffled fields do not"
+    "The source's: a network beats traditional models; patient data beside the image help"
     found = []
     for r in differences[differences.model.isin(["network", "network + image"])].itertuples():
-        found.append(judge(f"outcomes.above_traditional.{r.study}.{r.model}", f"A network ({r.model}) predicts better than logistic regression: {r.study}",
-                           "Owen 2024, Abstract", "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.study, None,
+        found.append(judge(f"outcomes.above_traditional.{r.study}.{r.model}",
+                           f"A network ({r.model}) predicts better than logistic regression: {r.study}",
+                           "Owen 2024, Abstract", "difference",
+                           (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, _tested(r.study), None,
                            trainings=r.trainings))
     for study, part in rows[~rows.time.astype(bool)].groupby("study", sort=False):
         by = {m: p.sort_values("patient") for m, p in part.groupby("model")}
         if "logistic + image" not in by: continue
         d = auc_gain(by["logistic + image"], by["image"])
-        found.append(judge(f"outcomes.multimodal.{study}", f"Patient data beside the image improve the prediction: {study}", "Owen 2024, Abstract",
+        found.append(judge(f"outcomes.multimodal.{study}",
+                           f"Patient data beside the image improve the prediction: {study}", "Owen 2024, Abstract",
                            "difference", (0, 0),
-                           (d["difference"], d["difference_low"], d["difference_high"]), d["n"], study, None, trainings=d["trainings"]))
+                           (d["difference"], d["difference_low"], d["difference_high"]),
+                           d["n"], _tested(study), None, trainings=d["trainings"]))
     return found
 
 def draw(table: pd.DataFrame, value: str):
@@ -307,9 +376,11 @@ def draw(table: pd.DataFrame, value: str):
     fig, axes = plt.subplots(1, len(studies), figsize=(1.2 + 1.9 * len(studies), 2.8), sharey=True, squeeze=False)
     for ax, study in zip(axes[0], studies):
         part = table[table.study == study]
-        ax.errorbar(range(len(part)), part[value], [part[value] - part[f"{value}_low"], part[f"{value}_high"] - part[value]], fmt="o", capsize=3)
+        ax.errorbar(range(len(part)), part[value],
+                    [part[value] - part[f"{value}_low"], part[f"{value}_high"] - part[value]], fmt="o", capsize=3)
         ax.axhline(.5, ls=":", color="0.4")
-        ax.set(title=study, xticks=range(len(part)), ylim=(0, 1), xlim=(-.5, len(part) - .5)); ax.set_xticklabels(part.model, rotation=60, ha="right")
+        ax.set(title=study, xticks=range(len(part)), ylim=(0, 1),
+               xlim=(-.5, len(part) - .5)); ax.set_xticklabels(part.model, rotation=60, ha="right")
     axes[0][0].set_ylabel({"auc": "AUC", "c": "Uno's concordance"}[value])
     return fig
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLD', 'COLLAPSED', 'ALIKE', 'COLUMNS', 'records', 'peer_rows', 'costs', 'best', 'run_at', 'raised', 'controls',
-           'grid', 'predicted_share', 'collapse_of', 'scores_of', 'differences_of', 'rising_of', 'taken', 'claims_of',
-           'draw']
+           'grid', 'predicted_share', 'collapse_of', 'scores_of', 'differences_of', 'rising_of', 'taken', 'name_starts',
+           'claims_of', 'draw']
 
 # %% ../../nbs/study/11_peers.ipynb #8a7076d3
 import json
@@ -15,13 +15,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from . import benchmark
-from .claims import judge
+from ..methods import baselines
+from ..training import default_runs, plan as training_plan
+from ..evaluation.claims import judge
 from ..kit.core import InputError, folder, sha256
 from ..data.manifest import frozen
 from ..training.plan import RANDOM
 from ..kit.report import BUDGET_AXIS, TRACK, Report, name_budgets, with_track
-from .statistics import CONTROL, again, benchmark_rows, compare, summary
+from ..evaluation.intervals import summary
+from ..evaluation.comparisons import CONTROL, again, benchmark_rows, compare
 from ..training.training import Config, fit
 
 # %% ../../nbs/study/11_peers.ipynb #c10802cf
@@ -32,8 +34,10 @@ def records(datasets: Sequence[str]) -> list[dict]:  # what stands in `peer.json
         facts, table = json.loads(path.read_text(encoding="utf-8")), path.with_name("cases.csv")
         if facts["dataset"] not in datasets: continue
         remedy = f"write it again: python tests/peers/run.py {facts['peer']} --data {facts['dataset']} --score"
-        if sha256(table) != facts["cases_sha256"]: raise InputError(str(table), "was changed after it was scored", remedy)
-        if facts["content"] != frozen(facts["dataset"])["content"]: raise InputError(str(table), "was scored on other files of the data set", remedy)
+        if sha256(table) != facts["cases_sha256"]:
+            raise InputError(str(table), "was changed after it was scored", remedy)
+        if facts["content"] != frozen(facts["dataset"])["content"]:
+            raise InputError(str(table), "was scored on other files of the data set", remedy)
         found.append(facts)
     return found
 
@@ -41,8 +45,10 @@ def peer_rows(datasets: Sequence[str]) -> pd.DataFrame:
     "Per-case rows of the peers at each of their budgets; their weights begin at random"
     found = []
     for facts in records(datasets):
-        rows = pd.read_csv(folder("reports") / "peers" / facts["peer"] / facts["dataset"] / "cases.csv", dtype=dict(case=str, patient=str, site=str))
-        found.append(rows.assign(budget_s=rows.steps.map({v["steps"]: float(v["seconds"]) for v in facts["levels"]}), start=RANDOM, run=facts["peer"]))
+        rows = pd.read_csv(folder("reports") / "peers" / facts["peer"] / facts["dataset"] / "cases.csv",
+                           dtype=dict(case=str, patient=str, site=str))
+        found.append(rows.assign(budget_s=rows.steps.map({v["steps"]: float(v["seconds"]) for v in facts["levels"]}),
+                                 start=RANDOM, run=facts["peer"]))
     return pd.concat(found, ignore_index=True)
 
 def costs(dataset: str) -> list[float]:  # seconds of one thread
@@ -53,24 +59,26 @@ def costs(dataset: str) -> list[float]:  # seconds of one thread
 FOLD = 0  # on which the peers were trained
 
 def best(rows: pd.DataFrame) -> str:  # of the benchmark
-    "Network of any group with the highest mean patient Dice on folds that are not compared here, each data set counting alike"
-    rows = rows[(rows.fold != FOLD) & ~rows.model.isin(benchmark.YARDSTICKS)]
+    """Network of any group with the highest mean patient Dice on folds that are not compared here, each data set
+    counting alike"""
+    rows = rows[(rows.fold != FOLD) & ~rows.model.isin(baselines.YARDSTICKS)]
     people = rows.groupby(["model", "dataset", "fold", "patient"], sort=False).dice.mean()
     return people.groupby(["model", "dataset"], sort=False).mean().groupby("model", sort=False).mean().idxmax()
 
 def run_at(profile: str, dataset: str, model: str, seconds: float) -> Config:
     "A network's run on the first fold at another cost than the benchmark's"
-    plan = benchmark.plan(profile)
-    return replace(benchmark.run(profile, dataset, model), steps=benchmark.steps(model, plan.model_copy(update=dict(seconds_of={model: seconds}))))
+    plan = training_plan.plan(profile)
+    return replace(default_runs.run(profile, dataset, model),
+                   steps=training_plan.steps(model, plan.model_copy(update=dict(seconds_of={model: seconds}))))
 
 def raised(profile: str, datasets: list[str]) -> dict[Config, float]:  # seconds
     "The best network's runs at each budget that a peer had, and at its own in the benchmark"
-    model, own = best(benchmark_rows(profile, datasets)), benchmark.plan(profile)
+    model, own = best(benchmark_rows(profile, datasets)), training_plan.plan(profile)
     return {run_at(profile, d, model, s): s for d in datasets for s in sorted({*costs(d), own.budget_s(model)})}
 
 def controls(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net's first two seeds"
-    return [c for c in benchmark.grid(profile, datasets) if (c.model, c.fold) == ("unet", FOLD) and c.seed < 2]
+    return [c for c in default_runs.grid(profile, datasets) if (c.model, c.fold) == ("unet", FOLD) and c.seed < 2]
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
     "All runs; known once the benchmark has been executed"
@@ -109,22 +117,27 @@ def scores_of(rows: pd.DataFrame) -> pd.DataFrame:
     table.insert(3, "start", table.model.map(begun))
     return table.assign(collapsed=[told.get(k, "") for k in zip(*(table[c] for c in names))])
 
-def _pairs(group: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:  # names, and the rows of both; of one data set
-    "The kit's network and each peer at every budget of the peer, and U-Net with itself; `last`: the largest at which the peer has not collapsed"
+def _pairs(group: pd.DataFrame,  # of one data set
+          ) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:  # names, and the rows of both
+    """The kit's network and each peer at every budget of the peer, and U-Net with itself; `last`: the largest at which
+    the peer has not collapsed"""
     kit = _by_budget(group[group.tool == "kit"])
     for peer, theirs in group[group.tool == "peer"].groupby("model"):
         told = {s: collapse_of(rows) for s, rows in _by_budget(theirs).items()}
         last = max((s for s, why in told.items() if not why), default=None)
         for s, rows in _by_budget(theirs).items():
-            names = dict(model=kit[s].model.iloc[0], budget_s=s, start=kit[s].start.iloc[0], against=peer, against_budget_s=s,
+            names = dict(model=kit[s].model.iloc[0], budget_s=s,
+                         start=kit[s].start.iloc[0], against=peer, against_budget_s=s,
                          against_start=rows.start.iloc[0], last=s == last, collapsed=told[s])
             yield names, kit[s], rows
     if pair := again(control := group[group.tool == "control"]):
         own = control[["model", *TRACK]].iloc[0].to_dict() | dict(budget_s=int(control.budget_s.iloc[0]))
-        yield own | dict(against=CONTROL, against_budget_s=own["budget_s"], against_start=own["start"], last=False, collapsed=""), *pair
+        yield own | dict(against=CONTROL, against_budget_s=own["budget_s"],
+                         against_start=own["start"], last=False, collapsed=""), *pair
 
 def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "The kit's best network minus each peer at the same planned budget, on the same patients, and U-Net minus itself with another seed (A/A)"
+    """The kit's best network minus each peer at the same planned budget, on the same patients, and U-Net minus itself
+    with another seed (A/A)"""
     found = []
     for dataset, group in rows.groupby("dataset", sort=False):
         for names, a, b in _pairs(group):
@@ -142,29 +155,43 @@ def rising_of(rows: pd.DataFrame) -> pd.DataFrame:
         (before, less), (after, more) = levels
         step = {k: v for k, v in compare(more, less, "dice").items() if k not in ("p", "trainings")}
         rising = "yes" if step["difference_low"] > 0 else "not shown"
-        found.append(dict(dataset=dataset, model=model, start=group.start.iloc[0], budget_before_s=before, budget_after_s=after, **step, rising=rising))
+        found.append(dict(dataset=dataset, model=model, start=group.start.iloc[0],
+                          budget_before_s=before, budget_after_s=after, **step, rising=rising))
     return pd.DataFrame(found)
 
 # %% ../../nbs/study/11_peers.ipynb #2ca1ba14
-def taken(cost: dict[Config, float], datasets: Sequence[str]) -> pd.DataFrame:  # dataset, tool, model, budget_s, cpu_seconds
+def taken(cost: dict[Config, float],
+          datasets: Sequence[str]) -> pd.DataFrame:  # dataset, tool, model, budget_s, cpu_seconds
     "Processor seconds that training took, beside the budget that was planned"
-    ours = [dict(dataset=c.dataset, tool="kit", model=c.model, budget_s=int(s), cpu_seconds=benchmark.spent([c]).train_cpu_seconds.item())
+    ours = [dict(dataset=c.dataset, tool="kit", model=c.model,
+                 budget_s=int(s), cpu_seconds=default_runs.spent([c]).train_cpu_seconds.item())
             for c, s in cost.items()]
-    theirs = [dict(dataset=f["dataset"], tool="peer", model=f["peer"], budget_s=int(v["seconds"]), cpu_seconds=v["measured_cpu_seconds"])
+    theirs = [dict(dataset=f["dataset"], tool="peer",
+                   model=f["peer"], budget_s=int(v["seconds"]), cpu_seconds=v["measured_cpu_seconds"])
               for f in records(datasets) for v in f["levels"]]
     table = pd.DataFrame(ours + theirs).sort_values(["dataset", "model", "budget_s"], ignore_index=True)
     return table.assign(ratio=table.cpu_seconds / table.budget_s)
 
+def name_starts(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    "A table that names budgets, with how the weights of its runs began behind them"
+    by = ["dataset", "tool", "model", "budget_s"]
+    starts = dict(zip(rows[by].itertuples(index=False, name=None), rows.start))
+    named = table.assign(start=[starts[k] for k in table[by].itertuples(index=False, name=None)])
+    return named[[*by, "start", *(c for c in table if c not in by)]]
+
 # %% ../../nbs/study/11_peers.ipynb #33b8c8d5
 def claims_of(table: pd.DataFrame) -> list[dict]:
-    "Ours: the kit's best network is above each peer at the largest budget at which the peer has not collapsed; one training a side decides nothing"
+    """Ours: the kit's best network is above each peer at the largest budget at which the peer has not collapsed; one
+    training a side decides nothing"""
     found = []
     for (dataset, peer), rows in table[table.against != CONTROL].groupby(["dataset", "against"], sort=False):
         end = rows[rows["last"]] if rows["last"].any() else rows.tail(1)
         r, down = next(end.itertuples()), rows[rows.collapsed != ""]
-        said = f"{with_track(r.model, r.budget_s, r.start)} is above {with_track(peer, r.against_budget_s, r.against_start)} in Dice"
+        said = (f"{with_track(r.model, r.budget_s, r.start)} is above "
+                f"{with_track(peer, r.against_budget_s, r.against_start)} in Dice")
         said += "".join(f"; {peer} collapsed at {s} s" for s in down.budget_s)
-        found.append(judge(f"peers.{dataset}.{peer}", said, "ours", "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n,
+        found.append(judge(f"peers.{dataset}.{peer}", said,
+                           "ours", "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n,
                            dataset, None, trainings=r.trainings))
     return found
 
@@ -172,14 +199,18 @@ def draw(scores: pd.DataFrame):
     "Mean Dice by budget, one panel a data set; the best constant mask as a line, a collapsed training as a cross"
     import matplotlib.pyplot as plt
     datasets, names = list(dict.fromkeys(scores.dataset)), [m for m in dict.fromkeys(scores.model) if m != "chance"]
-    fig, axes = plt.subplots(1, len(datasets), figsize=(2.2 * len(datasets) + 2, 2.8), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(datasets), figsize=(2.2 * len(datasets) + 2, 2.8),
+                             sharey=True, squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         for model, r in scores[scores.dataset == dataset].groupby("model", sort=False):
             if model == "chance": ax.axhline(r.dice.iloc[0], ls=":", color="0.4"); continue
-            label, colour, down = with_track(model, None, r.start.iloc[0]), f"C{names.index(model)}", r[r.collapsed != ""]
+            label, colour, down = with_track(model, None,
+                                             r.start.iloc[0]), f"C{names.index(model)}", r[r.collapsed != ""]
             r = r[r.collapsed == ""]
-            ax.errorbar(r.budget_s, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o-", ms=3, lw=.9, capsize=2, color=colour, label=label)
-            if len(down): ax.plot(down.budget_s, down.dice, "x", ms=8, color=colour, clip_on=False, label=f"{label}, collapsed")
+            ax.errorbar(r.budget_s, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice],
+                        fmt="o-", ms=3, lw=.9, capsize=2, color=colour, label=label)
+            if len(down):
+                ax.plot(down.budget_s, down.dice, "x", ms=8, color=colour, clip_on=False, label=f"{label}, collapsed")
         ax.set(title=dataset, xscale="log", ylim=(0, 1))
     axes[0][0].set_ylabel("mean patient Dice")
     axes[0][len(datasets) // 2].set_xlabel(BUDGET_AXIS)

@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, ndtr, ndtri, stdtrit
 
-from .claims import judge
+from ..evaluation.claims import judge
 from ..kit.core import rng
-from ..kit.report import TRACK, Estimate, Report, name_budgets, sentence, list_budgets
-from .statistics import CONTROL, DRAWS, acceleration, bca, draws_of_means, mean_intervals, networks, paired
-from .statistics import pairs_of, patient_matrix, spread_of, wilson
+from ..kit.report import TRACK, Estimate, Report, list_budgets, name_budgets, sentence, track_label
+from ..evaluation.intervals import DRAWS, acceleration, bca, draws_of_means, mean_intervals
+from ..evaluation.comparisons import CONTROL, networks, paired
+from ..evaluation.intervals import spread_of, wilson
+from ..evaluation.comparisons import pairs_of, patient_matrix
 
 # %% ../../nbs/study/18_power.ipynb #7e7cbe5c
 MIDDLE = 1.6  # Dice of a typical image is expit(1.6) = 0.83
@@ -35,8 +37,10 @@ def sizes(n: int) -> np.ndarray:
     "Images of each of n patients: 1 to 12, most of them few"
     return np.rint(1 + 11 * np.linspace(0, 1, n)**3).astype(int)
 
-def study(n: int, patients: float, images: float, related: bool, repetitions: int, draw: np.random.Generator) -> np.ndarray:
-    "Dice of (images, repetitions), patient after patient; `related`: patients with more images tend to have better ones"
+def study(n: int, patients: float, images: float,
+          related: bool, repetitions: int, draw: np.random.Generator) -> np.ndarray:
+    """Dice of (images, repetitions), patient after patient; `related`: patients with more images tend to have better
+    ones"""
     u = draw.normal(size=(n, repetitions))
     if related: u = np.take_along_axis(u, np.argsort(u + draw.normal(size=u.shape), 0), 0)
     owner = np.repeat(np.arange(n), sizes(n))
@@ -44,10 +48,12 @@ def study(n: int, patients: float, images: float, related: bool, repetitions: in
 
 # %% ../../nbs/study/18_power.ipynb #0fcea8b0
 def two_stage(n: int, draws: int = DRAWS) -> np.ndarray:  # (draws, images), rows sum to 1
-    "Weights of images where patients are drawn first, and then as many images of each as it has, anew each time it is drawn"
+    """Weights of images where patients are drawn first, and then as many images of each as it has, anew each time it is
+    drawn"""
     draw = rng("two-stage", n, draws)
     drawn = draw.multinomial(n, np.full(n, 1 / n), draws)
-    return np.concatenate([draw.multinomial(drawn[:, i] * m, np.full(m, 1 / m)) / (m * n) for i, m in enumerate(sizes(n))], 1)
+    return np.concatenate([draw.multinomial(drawn[:, i] * m, np.full(m, 1 / m)) / (m * n)
+                           for i, m in enumerate(sizes(n))], 1)
 
 def percentiles(draws: np.ndarray) -> np.ndarray:  # (2, repetitions)
     "Plain percentile limits; draws without a value are left out"
@@ -61,8 +67,10 @@ def limits(y: np.ndarray,      # (images, repetitions), patient after patient
     starts, m = np.cumsum(sizes(n)) - sizes(n), sizes(n)[:, None]
     patients = (np.add.reduceat(y, starts, axis=0) / m)[:, :, None]
     drawn, z = draws_of_means(patients), np.full(y.shape[1], ndtri(.975))
-    return dict(naive=percentiles(draws_of_means(y[:, :, None])), two_stage=percentiles(stages @ y), percentile=percentiles(drawn),
-                bca=bca(drawn, patients.mean((0, 2)), acceleration(patients), z), default=np.stack(mean_intervals(patients)[1:3]))
+    return dict(naive=percentiles(draws_of_means(y[:, :, None])),
+                two_stage=percentiles(stages @ y), percentile=percentiles(drawn),
+                bca=bca(drawn, patients.mean((0, 2)), acceleration(patients), z),
+                default=np.stack(mean_intervals(patients)[1:3]))
 
 # %% ../../nbs/study/18_power.ipynb #3bd9f4ab
 def covered(found: dict[str, np.ndarray], wanted: float) -> dict[str, np.ndarray]:
@@ -88,7 +96,8 @@ def coverage_of(repetitions: int) -> pd.DataFrame:
     for name, (patients, images, related) in DESIGNS.items():
         for n in PATIENTS:
             draw, stages, wanted = rng("coverage", name, n), two_stage(n), truth(patients, images)
-            hits = blocks(repetitions, lambda r: covered(limits(study(n, patients, images, related, r, draw), n, stages), wanted))
+            hits = blocks(repetitions,
+                          lambda r: covered(limits(study(n, patients, images, related, r, draw), n, stages), wanted))
             table.append(dict(design=name, n=n, images=int(sizes(n).sum()), **shares_of(hits)))
     return pd.DataFrame(table)
 
@@ -96,7 +105,8 @@ def coverage_of(repetitions: int) -> pd.DataFrame:
 TRAININGS = {"3 seeds": (3, False), "5 folds": (5, True)}
 MOVES = (0., .15)  # standard deviation of a training on the logit scale; 0.15 is about 0.02 Dice
 
-def trained(n: int, trainings: int, nested: bool, move: float, repetitions: int, draw: np.random.Generator) -> np.ndarray:
+def trained(n: int, trainings: int, nested: bool,
+            move: float, repetitions: int, draw: np.random.Generator) -> np.ndarray:
     "Dice of (patients, repetitions, trainings), nan where a training did not test a patient"
     u, t = draw.normal(size=(n, repetitions, 1)), move * draw.normal(size=(1, repetitions, trainings))
     y = expit(MIDDLE + u + t + .4 * draw.normal(size=(n, repetitions, trainings)))
@@ -105,7 +115,8 @@ def trained(n: int, trainings: int, nested: bool, move: float, repetitions: int,
 
 def training_limits(y: np.ndarray) -> dict[str, np.ndarray]:  # (2, repetitions)
     "95 % limits of the mean over patients and trainings, by method"
-    return dict(patients=np.stack(mean_intervals(np.nanmean(y, 2, keepdims=True))[1:3]), drawn=percentiles(draws_of_means(y)),
+    return dict(patients=np.stack(mean_intervals(np.nanmean(y, 2, keepdims=True))[1:3]),
+                drawn=percentiles(draws_of_means(y)),
                 default=np.stack(mean_intervals(y)[1:3]))
 
 def training_coverage(repetitions: int) -> pd.DataFrame:
@@ -121,7 +132,7 @@ def training_coverage(repetitions: int) -> pd.DataFrame:
 # %% ../../nbs/study/18_power.ipynb #7f242ab3
 PROMISED = (.93, .97)
 
-def coverage_claims(coverage: pd.DataFrame,  # with columns n and default
+def coverage_claims(coverage: pd.DataFrame,  # with columns n and default, of networks with TRACK
                     repetitions: int,        # studies of each row
                     where: str,              # what the studies were drawn from
                    ) -> list[dict]:
@@ -130,16 +141,22 @@ def coverage_claims(coverage: pd.DataFrame,  # with columns n and default
     for n, group in coverage.groupby("n"):
         measured = wilson(round(float(group.default.sum() * repetitions)), repetitions * len(group))
         said = f"The 95 % interval of a mean holds it in 93 to 97 of 100 studies of {n} patients ({where})"
-        found.append(judge(f"coverage.{where.replace(' ', '_')}.{n}", said, "ours", "score", PROMISED, measured, int(n), where, None))
+        if set(TRACK) <= set(group):
+            tracks = sorted({track_label(*t) for t in zip(*map(group.get, TRACK))})
+            said += f"; budgets of their networks: {'; '.join(tracks)}"
+        found.append(judge(f"coverage.{where.replace(' ', '_')}.{n}",
+                           said, "ours", "score", PROMISED, measured, int(n), where, None))
     return found
 
 # %% ../../nbs/study/18_power.ipynb #a14b741a
 TICKS = (.02, .05, .1, .2, .5, 1)
 
 def draw_coverage(coverage: pd.DataFrame):
-    "Share of studies that miss the truth by number of patients, one panel a design, with the promised 5 % and two points around it"
+    """Share of studies that miss the truth by number of patients, one panel a design, with the promised 5 % and two
+    points around it"""
     import matplotlib.pyplot as plt
-    methods = dict(naive="images as patients", two_stage="two-stage", percentile="patients, percentiles", bca="patients, BCa", default="default")
+    methods = dict(naive="images as patients", two_stage="two-stage",
+                   percentile="patients, percentiles", bca="patients, BCa", default="default")
     fig, axes = plt.subplots(1, len(DESIGNS), figsize=(7.2, 2.8), sharey=True)
     for ax, (name, group) in zip(axes, coverage.groupby("design", sort=False)):
         ax.axhspan(*(1 - p for p in PROMISED), color="0.9"); ax.axhline(.05, color="0.4", lw=.8)
@@ -149,7 +166,8 @@ def draw_coverage(coverage: pd.DataFrame):
         ax.set(title=name, xscale="log", yscale="log", xlabel="patients", ylim=(.02, 1.1))
         ax.set_xticks(PATIENTS, PATIENTS); ax.set_yticks(TICKS, TICKS); ax.minorticks_off()
     axes[0].set_ylabel("studies that miss the truth")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(.5, -.12), ncol=5, frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="lower center",
+               bbox_to_anchor=(.5, -.12), ncol=5, frameon=False)
     fig.tight_layout()
     return fig
 
@@ -157,17 +175,21 @@ def draw_coverage(coverage: pd.DataFrame):
 STUDIES = 1000
 
 def resampled_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Coverage for studies drawn from the stored patients of each data set, with the scores of the network that is best there"
+    """Coverage for studies drawn from the stored patients of each data set, with the scores of the network that is best
+    there"""
     table = []
     for dataset, group in rows.groupby("dataset", sort=False):
-        scores = {name: patient_matrix(mine, "dice").mean(axis=1).dropna().to_numpy() for name, mine in group.groupby("model", sort=False)}
+        scores = {name: patient_matrix(mine, "dice").mean(axis=1).dropna().to_numpy()
+                  for name, mine in group.groupby("model", sort=False)}
         best = max(scores, key=lambda m: scores[m].mean())
         for n in PATIENTS[:2]:
             x = rng("resampled", dataset, n).choice(scores[best], (n, STUDIES))[:, :, None]
             drawn = draws_of_means(x)
-            found = dict(percentile=percentiles(drawn), bca=bca(drawn, x.mean((0, 2)), acceleration(x), np.full(STUDIES, ndtri(.975))),
+            found = dict(percentile=percentiles(drawn),
+                         bca=bca(drawn, x.mean((0, 2)), acceleration(x), np.full(STUDIES, ndtri(.975))),
                          default=np.stack(mean_intervals(x)[1:3]))
-            table.append(dict(dataset=dataset, model=best, stored=len(scores[best]), n=n, **shares_of(covered(found, scores[best].mean()))))
+            table.append(dict(dataset=dataset, model=best, stored=len(scores[best]),
+                              n=n, **shares_of(covered(found, scores[best].mean()))))
     return pd.DataFrame(table)
 
 # %% ../../nbs/study/18_power.ipynb #25006c26
@@ -177,7 +199,7 @@ _QUANTILES = (np.arange(400) + .5) / 400
 def power_at(n: int,              # patients
              difference: float,   # true mean difference
              sd: float,           # of a patient's mean difference
-             rest: float = 0.,    # part of `sd` that is not the same for all trainings; all of it where each patient is tested once
+             rest: float = 0.,    # part of `sd` that differs between trainings; all if each patient is tested once
              luck: float = 0.,    # standard deviation of trainings' differences
              trainings: int = 1,  # a side
             ) -> float:
@@ -186,13 +208,15 @@ def power_at(n: int,              # patients
     t, d = stdtrit(n - 1, .975), abs(difference)
     if trainings == 1:
         shift = d / sd * np.sqrt(n)
-        return float(nct.sf(t, n - 1, shift) + (nct.cdf(-t, n - 1, shift) if shift < 5 else 0))  # below 1e-9 not defined everywhere in SciPy
+        # below 1e-9 not defined everywhere in SciPy
+        return float(nct.sf(t, n - 1, shift) + (nct.cdf(-t, n - 1, shift) if shift < 5 else 0))
     patients, shared, added = sd**2 / n, rest**2 / n, luck**2 / trainings
     varied = stdtrit(trainings - 1, .975)**2 * (shared + added) * chi2.ppf(_QUANTILES, trainings - 1) / (trainings - 1)
     reach, error = np.sqrt(np.maximum(t**2 * (patients - shared) + varied, t**2 * patients)), np.sqrt(patients + added)
     return float((ndtr((d - reach) / error) + ndtr((-d - reach) / error)).mean())
 
-def patients_needed(difference: float, sd: float, *more: float, power: float = .8) -> float:  # nan where no number of patients suffices
+def patients_needed(difference: float, sd: float,
+                    *more: float, power: float = .8) -> float:  # nan where no number of patients suffices
     "Smallest number of patients for a mean paired difference; `more` as in `power_at`"
     if not sd > 0 or power_at(10**6, difference, sd, *more) < power: return np.nan
     return float(FEWEST + bisect_left(range(FEWEST, 10**6), power, key=lambda n: power_at(n, difference, sd, *more)))
@@ -225,17 +249,21 @@ def simulated_power(differences: np.ndarray,  # of stored patients × trainings,
 WANTED = (.01, .02, .05)
 
 def spreads_of(rows: pd.DataFrame) -> Iterator[dict]:
-    "For every pair of networks: dataset, model, against, n, trainings, difference, sd, rest, luck, detectable, and the differences `d`"
+    """For every pair of networks: dataset, model, against, n, trainings, difference, sd, rest, luck, detectable, and
+    the differences `d`"""
     for dataset, group in rows.groupby("dataset", sort=False):
         for model, against, a, b in pairs_of(group):
             if against == CONTROL: continue
             d = paired(a, b, "dice").to_numpy()
             n, k = d.shape
-            names = dict(dataset=dataset, model=model, against=against, n=n, trainings=k, difference=float(np.nanmean(d)))
+            names = dict(dataset=dataset, model=model, against=against,
+                         n=n, trainings=k, difference=float(np.nanmean(d)))
             if n < 2: yield names | dict.fromkeys(MORE, np.nan) | dict(detectable=np.nan, d=d); continue
             s = spread_of(d[:, None, None])
             patients, shared, trainings = (float(np.sum(v)) for v in (s.patients, s.shared, s.trainings))
-            size = dict(zip(MORE, np.sqrt([n * patients, n * min(max(shared, 0), patients), k * max(trainings - shared, 0)]).tolist()))
+            size = dict(zip(
+                MORE, np.sqrt([n * patients, n * min(max(shared, 0), patients),
+                               k * max(trainings - shared, 0)]).tolist()))
             yield names | size | dict(detectable=detectable(n, *size.values(), k), d=d)
 
 MORE = ("sd", "rest", "luck")
@@ -256,7 +284,8 @@ def power_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/18_power.ipynb #8299198b
 def draw_power(power: pd.DataFrame):
-    "Smallest detectable difference by number of patients for the pair of middle spread, with the patients at hand marked"
+    """Smallest detectable difference by number of patients for the pair of middle spread, with the patients at hand
+    marked"""
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(5.2, 3))
     for w in WANTED: ax.axhline(w, color="0.6", ls=":", lw=.9)

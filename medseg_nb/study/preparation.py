@@ -24,11 +24,12 @@ from ..data.manifest import Case, cases, manifest
 from ..preparation.fields import Encoder, fit_fields, unforeseen
 from ..images.files import Image
 from ..kit.keys import resolve
-from .phantoms import CONTRAST, FLUID, HEAD, SPACING, WHITE, scan, smooth, tissues, tumour
+from ..data.phantoms import CONTRAST, FLUID, HEAD, SPACING, WHITE, scan, smooth, tissues, tumour
 from ..preparation.preprocess import DENOISERS, crop, denoise, foreground, n4, regrid, resample, roi, uncrop
 from ..kit.report import Report
 from ..data.splits import fold
-from .statistics import compare, holm, six_digits, summary
+from ..evaluation.intervals import six_digits, summary
+from ..evaluation.comparisons import compare, holm
 
 # %% ../../nbs/study/03_preparation.ipynb #1b1cfa51
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def head(number: int) -> Head:
     tissue, depth = tissues(random)
     grey = 200 * CONTRAST[:6, 0] * (1 + .05 * random.normal(size=6))
     field = .25 * smooth(random, HEAD, 24)
-    return Head(f"head_{number:03}", "ABC"[number % 3], tissue, tumour(random, depth, 0)[0], ndimage.gaussian_filter(grey[tissue], (.6, .6, .3)),
+    return Head(f"head_{number:03}", "ABC"[number % 3],
+                tissue, tumour(random, depth, 0)[0], ndimage.gaussian_filter(grey[tissue], (.6, .6, .3)),
                 np.exp(field - field[tissue > 0].mean()), random.normal(size=(2, *HEAD)))
 
 # %% ../../nbs/study/03_preparation.ipynb #a7e09732
@@ -64,7 +66,8 @@ NORMALISATIONS = ("none", "minmax", "minmax_signed", "percentile", "zscore")
 def row(step: str, dataset: str, method: str, case: str, patient: str, site: str, **values: float) -> dict:
     return dict(step=step, dataset=dataset, method=method, case=case, patient=patient, site=site) | values
 
-def of_head(h: Head, step: str, method: str, **values: float) -> dict: return row(step, "simulated heads", method, h.name, h.name, h.site, **values)
+def of_head(h: Head, step: str, method: str, **values: float) -> dict:
+    return row(step, "simulated heads", method, h.name, h.name, h.site, **values)
 
 def normalised(image: np.ndarray, method: str) -> np.ndarray:
     return resolve("medseg_nb.preparation.preprocess", method, "normalisation")(image[..., None].astype(float))[..., 0]
@@ -85,7 +88,8 @@ def middle_slices(dataset: str) -> list[Case]:
 def grey(c: Case) -> Image:
     "A case's FLAIR, or its first channel"
     image, names = c.image(), c.manifest.image.channels
-    return Image(image.array[..., names.index("FLAIR") if "FLAIR" in names else 0] if image.channels else image.array, image.spacing)
+    return Image(image.array[..., names.index("FLAIR") if "FLAIR" in names else 0]
+                 if image.channels else image.array, image.spacing)
 
 def normalise_slice(c: Case) -> Iterator[dict]:
     image = grey(c)
@@ -110,7 +114,8 @@ def spread_of(rows: pd.DataFrame) -> pd.DataFrame:
         tissue, contrast = (six_digits(g[c].to_numpy(float)) for c in ("tissue", "contrast"))  # as they are stored
         pick = rng("spread", len(g)).integers(0, len(g), (2000, len(g)))
         low, high = np.percentile(tissue[pick].std(1, ddof=1) / contrast[pick].mean(1), [2.5, 97.5])
-        found.append(dict(dataset=dataset, method=method, n=g.patient.nunique(), spread=tissue.std(ddof=1) / contrast.mean(), spread_low=low, spread_high=high,
+        found.append(dict(dataset=dataset, method=method, n=g.patient.nunique(),
+                          spread=tissue.std(ddof=1) / contrast.mean(), spread_low=low, spread_high=high,
                           site=_site_share(tissue, g.site.fillna("").to_numpy(str))))
     return pd.DataFrame(found)
 
@@ -135,14 +140,19 @@ def crop_image(image: Image, wanted: np.ndarray) -> dict:
     box = roi(image, 6.)
     again = uncrop(crop(image, box), box, image)
     inside = np.zeros(image.shape, bool); inside[box] = True
-    exact = again.array.tobytes() == image.array.tobytes() and (image.affine is None or np.array_equal(again.affine, image.affine))
-    return dict(kept=inside.mean(), lost=(wanted & ~inside).sum() / wanted.sum() if wanted.any() else np.nan, exact=float(exact))
+    exact = (again.array.tobytes() == image.array.tobytes()
+             and (image.affine is None or np.array_equal(again.affine, image.affine)))
+    return dict(kept=inside.mean(), lost=(wanted & ~inside).sum() / wanted.sum() if wanted.any() else np.nan,
+                exact=float(exact))
 
-def crop_head(h: Head) -> Iterator[dict]: yield of_head(h, "cropping", "foreground", **crop_image(h.seen(field=True, noise=8.), h.tissue > 0))
-def crop_slice(c: Case) -> Iterator[dict]: yield row("cropping", c.dataset, "foreground", c.id, c.patient, c.site, **crop_image(grey(c), c.semantic() > 0))
+def crop_head(h: Head) -> Iterator[dict]:
+    yield of_head(h, "cropping", "foreground", **crop_image(h.seen(field=True, noise=8.), h.tissue > 0))
+def crop_slice(c: Case) -> Iterator[dict]:
+    yield row("cropping", c.dataset, "foreground", c.id, c.patient, c.site, **crop_image(grey(c), c.semantic() > 0))
 
 # %% ../../nbs/study/03_preparation.ipynb #b927ff2b
-def _steepness(image: np.ndarray) -> np.ndarray: return np.sqrt(sum(np.gradient(image.astype(float), axis=a) ** 2 for a in range(image.ndim)))
+def _steepness(image: np.ndarray) -> np.ndarray:
+    return np.sqrt(sum(np.gradient(image.astype(float), axis=a) ** 2 for a in range(image.ndim)))
 
 def similarity(found: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> dict[str, float]:
     "PSNR, SSIM and edge within a mask"
@@ -151,7 +161,8 @@ def similarity(found: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> dict
     error = float(np.sqrt(((found - truth)[inside] ** 2).mean()))
     steepest = inside & (steep >= np.quantile(steep[inside], .95))
     ssim = structural_similarity(truth, found.astype(truth.dtype), data_range=span, full=True)[1][inside].mean()
-    return dict(psnr=20 * np.log10(span / error) if error else np.inf, ssim=float(ssim), edge=_steepness(found)[steepest].mean() / steep[steepest].mean())
+    return dict(psnr=20 * np.log10(span / error) if error else np.inf,
+                ssim=float(ssim), edge=_steepness(found)[steepest].mean() / steep[steepest].mean())
 
 REACHES, NOISE = (1.5, 2., 3.), 16.  # mm; grey values of about 200
 
@@ -168,30 +179,35 @@ def reach(method: str) -> float:  # mm
 def denoised(noisy: Image) -> Iterator[tuple[str, np.ndarray]]:
     "The noisy image, then each filter's; where the spacing is unknown a head's pixel is one pixel"
     yield "noisy", noisy.array
-    for method in DENOISERS: yield method, denoise(noisy, method, reach(method) / (1 if noisy.spacing else SPACING[0])).array
+    for method in DENOISERS:
+        yield method, denoise(noisy, method, reach(method) / (1 if noisy.spacing else SPACING[0])).array
 
 def denoise_head(h: Head) -> Iterator[dict]:
     truth = h.seen().array
-    for method, found in denoised(h.seen(noise=NOISE)): yield of_head(h, "denoising", method, **similarity(found, truth, h.tissue > 0))
+    for method, found in denoised(h.seen(noise=NOISE)):
+        yield of_head(h, "denoising", method, **similarity(found, truth, h.tissue > 0))
 
 def denoise_slice(c: Case) -> Iterator[dict]:
     image = grey(c)
     truth, inside = image.array.astype(np.float32), foreground(image)
     noisy = replace(image, array=truth + NOISE * rng("preparation", c.id).normal(size=truth.shape).astype(np.float32))
-    for method, found in denoised(noisy): yield row("denoising", c.dataset, method, c.id, c.patient, c.site, **similarity(found, truth, inside))
+    for method, found in denoised(noisy):
+        yield row("denoising", c.dataset, method, c.id, c.patient, c.site, **similarity(found, truth, inside))
 
 # %% ../../nbs/study/03_preparation.ipynb #66153a88
 def bias_head(h: Head) -> Iterator[dict]:
     image, inside, white = h.seen(field=True, noise=8.), h.tissue > 0, h.tissue == WHITE
     even, field = n4(image, shrink=3)
     true, found = np.log(h.field[inside]), np.log(field[inside])
-    for method, array, left, r in (("before", image.array, true, np.nan), ("n4", even.array, true - found, np.corrcoef(true, found)[0, 1])):
+    for method, array, left, r in (("before", image.array, true, np.nan),
+                                   ("n4", even.array, true - found, np.corrcoef(true, found)[0, 1])):
         yield of_head(h, "bias", method, cv=float(array[white].std() / array[white].mean()), left=left.std(), r=r)
 
 # %% ../../nbs/study/03_preparation.ipynb #20331351
 MEASURES = {"resampling": ["error", "label_dice", "label_volume"], "cropping": ["kept", "lost", "exact"],
             "denoising": ["psnr", "ssim", "edge"], "bias": ["cv", "left", "r"]}
-GAINS = {"denoising": ("noisy", ["psnr", "ssim"]), "bias": ("before", ["cv", "left"])}  # step: what others are compared with, and by what
+# step: what others are compared with, and by what
+GAINS = {"denoising": ("noisy", ["psnr", "ssim"]), "bias": ("before", ["cv", "left"])}
 
 def means_of(rows: pd.DataFrame, step: str) -> pd.DataFrame:
     "Mean over patients of a step's measurements, with intervals"
@@ -208,15 +224,19 @@ def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
     for (step, dataset), g in rows[rows.step.isin(GAINS)].groupby(["step", "dataset"], sort=False):
         without, measures = GAINS[step]
         for method in [m for m in g.method.unique() if m != without]:
-            found += [dict(step=step, dataset=dataset, method=method, measure=v) | compare(g[g.method == method], g[g.method == without], v) for v in measures]
+            found += [dict(step=step, dataset=dataset, method=method, measure=v)
+                      | compare(g[g.method == method], g[g.method == without], v) for v in measures]
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
 def measure(patients: list[Head], sets: list[str]) -> pd.DataFrame:
     "All rows of the section"
-    of_heads, of_slices = (normalise_head, resample_head, crop_head, denoise_head, bias_head), (normalise_slice, crop_slice, denoise_slice)
+    of_heads, of_slices = (normalise_head, resample_head, crop_head, denoise_head, bias_head), (normalise_slice,
+                                                                                                crop_slice,
+                                                                                                denoise_slice)
     found = [r for step in of_heads for h in patients for r in step(h)]
-    return pd.DataFrame(found + [r for name in sets for c in middle_slices(name) for step in of_slices for r in step(c)])
+    return pd.DataFrame(found + [r for name in sets for c in middle_slices(name)
+                                 for step in of_slices for r in step(c)])
 
 # %% ../../nbs/study/03_preparation.ipynb #7e464476
 def encoded(dataset: str) -> tuple[Encoder, list[Case], list[Case]]:
@@ -227,7 +247,8 @@ def encoded(dataset: str) -> tuple[Encoder, list[Case], list[Case]]:
 
 def unfit(dataset: str) -> str:  # empty where it fits
     "Why this section leaves a user's data set out"
-    return "" if any(c.known == "before" for c in manifest(dataset).columns) else f"{dataset} has no field that is known before surgery"
+    return ("" if any(c.known == "before" for c in manifest(dataset).columns)
+            else f"{dataset} has no field that is known before surgery")
 
 def field_rows(dataset: str) -> list[dict]:
     "One row a field of a set, as its encoder keeps it"
@@ -235,9 +256,11 @@ def field_rows(dataset: str) -> list[dict]:
     strange, found = unforeseen(encoder, test).set_index("field"), []
     for f in encoder.fields:
         number, words = f.type != "category", ", ".join(f.categories[:6]) + (", …" if len(f.categories) > 6 else "")
-        found.append(dict(dataset=dataset, field=f.name, type=f.type, unit=f.unit, train=f.n, missing=f.missing / f.n, mean=f.mean if number else np.nan,
+        found.append(dict(dataset=dataset, field=f.name, type=f.type,
+                          unit=f.unit, train=f.n, missing=f.missing / f.n, mean=f.mean if number else np.nan,
                           sd=f.sd if f.type == "number" else np.nan, words=words, columns=len(f.columns),
-                          test=strange.n[f.name], test_missing=strange.missing[f.name], beyond=strange.beyond[f.name], new=strange.new[f.name]))
+                          test=strange.n[f.name], test_missing=strange.missing[f.name],
+                          beyond=strange.beyond[f.name], new=strange.new[f.name]))
     return found
 
 # %% ../../nbs/study/03_preparation.ipynb #1632d128
@@ -256,13 +279,16 @@ def draw_normalisations(one: Head, other: Head):
     for name, column in zip(names, axes.T):
         found = [normalised(h.seen(noise=8., shift=1.).array, name) for h in (one, other)]
         low, high = (np.percentile(found[0], q) for q in (1, 99.5))
-        for ax, image, h in zip(column, found, (one, other)): show(ax, image[:, :, 12], name if h is one else "", vmin=low, vmax=high)
+        for ax, image, h in zip(column, found, (one, other)):
+            show(ax, image[:, :, 12], name if h is one else "", vmin=low, vmax=high)
         for k, (image, h) in enumerate(zip(found, (one, other))):
-            column[2].hist(image[h.tissue > 0], 60, histtype="step", color=f"C{k}", range=(low, low + 1.3 * (high - low)), label=f"site {h.site}")
+            column[2].hist(image[h.tissue > 0], 60, histtype="step",
+                           color=f"C{k}", range=(low, low + 1.3 * (high - low)), label=f"site {h.site}")
             column[2].axvline(image[h.tissue == WHITE].mean(), color=f"C{k}", ls=":")
         column[2].set(yticks=[])
     for ax, h in zip(axes[:2, 0], (one, other)): ax.set_ylabel(f"site {h.site}")
-    axes[2, 0].set_ylabel("voxels"); axes[2, -1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[2, 0].set_ylabel("voxels"); axes[2, -1].legend(frameon=False,
+                                                        fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../../nbs/study/03_preparation.ipynb #44fc504b
@@ -270,15 +296,18 @@ def draw_windows():
     "A simulated CT patch through each window; the histogram shows what each window keeps"
     import matplotlib.pyplot as plt
 
-    from medseg_nb.study.phantoms import PATCH, blob, chest
+    from medseg_nb.data.phantoms import blob, chest
+    from medseg_nb.data.lidc import PATCH
     from medseg_nb.preparation.preprocess import WINDOWS, window
     random = rng("preparation", "chest")
-    hu = chest(random, (blob(random, PATCH, np.array([30, 34]), np.array([8, 8]), .2) < 1).astype(float), 5, 5) * 1400 - 1000
+    hu = (chest(random, (blob(random, PATCH, np.array([30, 34]), np.array([8, 8]), .2) < 1).astype(float), 5, 5) * 1400
+          - 1000)
     fig, axes = plt.subplots(1, 2 + len(WINDOWS), figsize=(7.4, 1.6), width_ratios=[1] * (1 + len(WINDOWS)) + [1.5])
     show(axes[0], hu, "whole range")
     for k, (ax, (name, (centre, width))) in enumerate(zip(axes[1:], WINDOWS.items())):
         show(ax, window(hu, centre, width), name.replace("_", " "), vmin=0, vmax=1)
-        axes[-1].plot([centre - width / 2, centre + width / 2], [-20 * (k + 1)] * 2, color=f"C{k}", lw=3, solid_capstyle="butt")
+        axes[-1].plot([centre - width / 2, centre + width / 2],
+                      [-20 * (k + 1)] * 2, color=f"C{k}", lw=3, solid_capstyle="butt")
     axes[-1].hist(hu.ravel(), 70, range=(-1400, 1400), color="0.5")
     axes[-1].set(xlabel="HU", yticks=[], xlim=(-1400, 1400))
     return fig
@@ -287,7 +316,8 @@ def draw_resampling(h: Head):
     "A slice from the side at each spacing, and what two ways there and back lose"
     import matplotlib.pyplot as plt
     image = h.seen()
-    shown = {"3 × 3 × 6 mm": image, "3 mm, linear": resample(image, 3.), "3 mm, cubic": resample(image, 3., order=3), "6 mm, linear": resample(image, 6.)}
+    shown = {"3 × 3 × 6 mm": image, "3 mm, linear": resample(image, 3.),
+             "3 mm, cubic": resample(image, 3., order=3), "6 mm, linear": resample(image, 6.)}
     fig, axes = plt.subplots(2, len(shown), figsize=(6, 2.8))
     for column, (name, new) in zip(axes.T, shown.items()):
         show(column[0], new.array[new.shape[0] // 2], name, aspect=new.spacing[2] / new.spacing[1], vmin=0, vmax=180)
@@ -305,7 +335,8 @@ def draw_cropping(h: Head):
     part, k = crop(image, box), 12
     back = uncrop(part, box, image, outside=0)
     fig, axes = plt.subplots(1, 3, figsize=(5, 2))
-    for ax, array, name in zip(axes, (image.array[..., k], part.array[..., k - box[2].start], back.array[..., k]), ("before", "crop", "put back on zeros")):
+    for ax, array, name in zip(axes, (image.array[..., k], part.array[..., k - box[2].start], back.array[..., k]),
+                               ("before", "crop", "put back on zeros")):
         show(ax, array, name, vmin=0, vmax=180)
     (a, b), n = ((s.start, s.stop) for s in box[:2]), image.shape[1]
     axes[0].add_patch(plt.Rectangle((a[0] - .5, n - b[1] - .5), a[1] - a[0], b[1] - b[0], fill=False, color="C1"))
@@ -330,12 +361,15 @@ def draw_bias(h: Head):
     image, white, inside = h.seen(field=True, noise=8.), h.tissue == WHITE, h.tissue > 0
     even, field = n4(image, shrink=3)
     fig, axes = plt.subplots(1, 5, figsize=(7.2, 1.8), width_ratios=(1, 1, 1, 1, 1.4))
-    for ax, array, name in zip(axes, (image.array, even.array), ("before", "after")): show(ax, array[:, :, 12], name, vmin=0, vmax=180)
+    for ax, array, name in zip(axes, (image.array, even.array), ("before", "after")):
+        show(ax, array[:, :, 12], name, vmin=0, vmax=180)
     for ax, array, name in zip(axes[2:], (h.field, field), ("true field", "estimated field")):
         show(ax, np.where(inside, array, np.nan)[:, :, 12], name, cmap="viridis", vmin=.6, vmax=1.6)
-    for array, name in ((image.array, "before"), (even.array, "after")): axes[4].hist(array[white], 60, histtype="step", label=name, range=(40, 220))
+    for array, name in ((image.array, "before"), (even.array, "after")):
+        axes[4].hist(array[white], 60, histtype="step", label=name, range=(40, 220))
     axes[4].axvline(h.clean[white].mean(), color="0.4", ls=":", label="true mean")
-    axes[4].set(yticks=[], xlabel="white matter"); axes[4].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[4].set(yticks=[], xlabel="white matter"); axes[4].legend(frameon=False,
+                                                                  fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 def draw_fields(dataset: str):
@@ -346,12 +380,15 @@ def draw_fields(dataset: str):
     names, frame = [f.name for f in encoder.fields], encoder.encode(list(persons.values()))
     table = pd.DataFrame([[c.fields[n] for n in names] for c in persons.values()], columns=names)
     words = {f.name for f in encoder.fields if f.type == "category"}
-    codes = table.apply(lambda s: s.map({v: i for i, v in enumerate(sorted(s.dropna().unique()))}) if s.name in words else s.astype(float))
+    codes = table.apply(lambda s: s.map({v: i for i, v in enumerate(sorted(s.dropna().unique()))})
+                        if s.name in words else s.astype(float))
     before = (codes - codes.min()) / (codes.max() - codes.min())
     fig, axes = plt.subplots(1, 2, figsize=(6.8, 3.4), width_ratios=(len(names), len(frame.columns)))
-    for ax, values, title, limits in ((axes[0], before, "before: gaps are red", (0, 1)), (axes[1], frame, "after", (-2, 2))):
+    for ax, values, title, limits in ((axes[0], before, "before: gaps are red", (0, 1)),
+                                      (axes[1], frame, "after", (-2, 2))):
         colours = plt.get_cmap("gray" if ax is axes[0] else "coolwarm").copy(); colours.set_bad("red")
-        ax.imshow(np.ma.masked_invalid(values.to_numpy(float)), aspect="auto", cmap=colours, interpolation="nearest", vmin=limits[0], vmax=limits[1])
+        ax.imshow(np.ma.masked_invalid(values.to_numpy(float)),
+                  aspect="auto", cmap=colours, interpolation="nearest", vmin=limits[0], vmax=limits[1])
         ax.axhline(len({c.patient for c in train}) - .5, color="k", lw=1)
         ax.set(title=title, xticks=range(values.shape[1]), yticks=[])
         ax.set_xticklabels(values.columns, rotation=90, fontsize=7)

@@ -17,26 +17,30 @@ from itertools import repeat
 import numpy as np
 import pandas as pd
 
-from . import benchmark
-from .claims import judge
+from ..training import default_runs
+from ..evaluation.claims import judge
 from ..kit.core import InputError, rng
 from ..data.manifest import cases, manifest
-from .metrics import confusion, dice
+from ..evaluation.metrics import confusion, dice
 from ..preparation.preprocess import prepared
 from ..kit.report import Report, sentence
 from ..evaluation.risk import placements
-from ..evaluation.selective import aurc, bootstrap, conformal_threshold, fewest, interval, monotone, outcome, risk_coverage, spearman, weights
+from ..evaluation.selective import (aurc, bootstrap, conformal_threshold,
+                                            fewest, interval, monotone, outcome, risk_coverage, spearman, weights)
 from ..data.splits import fold, kfold
-from .statistics import CONTROL, by_patient, holm, lies_above, lies_below
-from .statistics import mean_interval, mean_intervals, six_digits
+from ..evaluation.intervals import by_patient
+from ..evaluation.comparisons import CONTROL, holm, lies_above, lies_below
+from ..evaluation.intervals import mean_interval, mean_intervals, six_digits
 from ..training.training import Config, fit, load_run, work
 from ..methods.uncertainty import expected_dice, opinions, pairwise_dice, sureness
 
 # %% ../../nbs/study/15_quality.ipynb #940e8e0b
 MEMBERS = 4  # of an ensemble, at most
-AWAY = dict(phantom_skin_elsewhere="phantom_skin", skin_ph2="skin_isic2017")  # set of another hospital: the set that its answers were learned on
+# set of another hospital: the set that its answers were learned on
+AWAY = dict(phantom_skin_elsewhere="phantom_skin", skin_ph2="skin_isic2017")
 
-def away(datasets: Sequence[str]) -> dict[str, str]: return {t: s for t, s in AWAY.items() if t in datasets and s in datasets}
+def away(datasets: Sequence[str]) -> dict[str, str]:
+    return {t: s for t, s in AWAY.items() if t in datasets and s in datasets}
 
 @dataclass(frozen=True)
 class Panel:
@@ -47,10 +51,11 @@ class Panel:
 
 def panels(profile: str, dataset: str) -> list[Panel]:
     "Who answers on each fold"
-    runs, found = [c for c in benchmark.grid(profile, [dataset]) if not c.task], []
+    runs, found = [c for c in default_runs.grid(profile, [dataset]) if not c.task], []
     for k in dict.fromkeys(c.fold for c in runs):
         own = [c for c in runs if (c.fold, c.model) == (k, "unet")]
-        others = [c for c in runs if c.fold == k and c.model != "unet" and c.seed == own[0].seed] if len(own) == 1 else []
+        others = ([c for c in runs if c.fold == k and c.model != "unet" and c.seed == own[0].seed]
+                  if len(own) == 1 else [])
         found.append(Panel(k, tuple(own[:2]), tuple([*own, *others][:MEMBERS])))
     return found
 
@@ -65,9 +70,11 @@ ESTIMATORS = ("chance", *SCORES, "together", "oracle")
 
 def quality(pred: np.ndarray, truth: np.ndarray, regions: dict[str, list[int]]) -> float:  # 0 to 1
     "Mean Dice over regions; a region that both leave empty counts as found"
-    return float(np.mean(np.nan_to_num([dice(*confusion(np.isin(pred, v), np.isin(truth, v))) for v in regions.values()], nan=1.)))
+    return float(
+        np.mean(np.nan_to_num([dice(*confusion(np.isin(pred, v), np.isin(truth, v))) for v in regions.values()],
+                              nan=1.)))
 
-def ratings(turns: np.ndarray,    # (turn, class, row, column) of the network that answers, the first for the image as it is
+def ratings(turns: np.ndarray,  # (turn, class, row, column) of the network that answers, first for the image as it is
             members: np.ndarray,  # (member, class, row, column)
             regions: dict[str, list[int]],
            ) -> dict[str, float]:
@@ -75,9 +82,12 @@ def ratings(turns: np.ndarray,    # (turn, class, row, column) of the network th
     rows, own = [], turns[0]
     for values in regions.values():
         mask, by_turn, by_member = (np.isin(p.argmax(-3), values) for p in (own, turns, members))
-        rows.append(dict(area=mask.mean(), entropy=sureness(own, mask), expected=expected_dice(own[values].sum(0), mask),
-                         ensemble=pairwise_dice(by_member), ensemble_expected=expected_dice(members.mean(0)[values].sum(0), mask),
-                         turns=pairwise_dice(by_turn), turns_expected=expected_dice(turns.mean(0)[values].sum(0), mask)))
+        rows.append(dict(area=mask.mean(), entropy=sureness(own, mask),
+                         expected=expected_dice(own[values].sum(0), mask),
+                         ensemble=pairwise_dice(by_member),
+                         ensemble_expected=expected_dice(members.mean(0)[values].sum(0), mask),
+                         turns=pairwise_dice(by_turn),
+                         turns_expected=expected_dice(turns.mean(0)[values].sum(0), mask)))
     return {name: float(np.mean([r[name] for r in rows])) for name in SCORES}
 
 # %% ../../nbs/study/15_quality.ipynb #714c5eb9
@@ -96,13 +106,15 @@ def asked(panel: Panel, dataset: str,
     found, first, rows = [cases(dataset)[i] for i in chosen], panel.rated[0], []
     images, regions = prepared(dataset, first.shape, first.normalise)[0][list(chosen)], manifest(dataset).scored
     answers = zip(*[opinions(trained(c), images) for c in panel.rated])
-    beside = zip(*[probabilities(trained(c), images) for c in panel.members if c not in panel.rated]) if set(panel.members) > set(panel.rated) else repeat(())
+    beside = (zip(*[probabilities(trained(c), images) for c in panel.members if c not in panel.rated])
+              if set(panel.members) > set(panel.rated) else repeat(()))
     for case, own, others in zip(found, answers, beside):
         truth, members = case.semantic(), np.stack([turns[0] for turns in own] + [p.numpy() for p in others])
         for c, turns in zip(panel.rated, own):
             known = dict(dice=quality(label_map(torch.from_numpy(turns[0].copy()), truth.shape), truth, regions),
                          chance=rng("quality", dataset, case.id, c.seed).random(), **ratings(turns, members, regions))
-            rows.append(dict(dataset=dataset, source=c.dataset, fold=c.fold, seed=c.seed, case=case.id, patient=case.patient)
+            rows.append(dict(dataset=dataset, source=c.dataset,
+                             fold=c.fold, seed=c.seed, case=case.id, patient=case.patient)
                         | dict(zip(known, six_digits(np.array([*known.values()])))))
     return pd.DataFrame(rows)
 
@@ -110,7 +122,7 @@ def answers(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
     "Rows of test patients at home, and of all patients of another hospital"
     parts, elsewhere = [], away(datasets)
     for d in (d for d in datasets if d not in elsewhere):
-        if fault := benchmark.unfit(d): raise InputError(d, fault, "name sets of pictures")
+        if fault := default_runs.unfit(d): raise InputError(d, fault, "name sets of pictures")
         parts += [asked(p, d, fold(d, p.fold)[1]) for p in panels(profile, d)]
     for there, home in elsewhere.items():
         if both := {c.patient for c in cases(there)} & {c.patient for c in cases(home)}:
@@ -121,7 +133,8 @@ def answers(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
 # %% ../../nbs/study/15_quality.ipynb #c0226fd4
 REPEATS = 50
 
-def halves(who: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # patient of each case, to bool (case,): calibration, test
+def halves(who: np.ndarray,  # patient of each case
+          ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # bool (case,): calibration, test
     "Seeded halves by patient, each in both roles"
     for seed in range(REPEATS):
         for part in kfold(who.tolist(), 2, seed): yield np.isin(who, part["train"]), np.isin(who, part["test"])
@@ -151,9 +164,11 @@ def calibrated(name: str,
     f = (lambda v: v) if name == "oracle" else monotone(x[:, k], y, weight)
     return lambda other: f(other[:, k])
 
-def columns(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (case, INPUTS), true Dice, number of the patient
+def columns(rows: pd.DataFrame) -> tuple[np.ndarray,
+                                         np.ndarray, np.ndarray]:  # (case, INPUTS), true Dice, number of the patient
     "What calibration and test work on"
-    return rows.assign(oracle=rows.dice)[list(INPUTS)].to_numpy(float), rows.dice.to_numpy(float), np.unique(rows.patient.to_numpy(str), return_inverse=True)[1]
+    return rows.assign(oracle=rows.dice)[list(INPUTS)].to_numpy(float), rows.dice.to_numpy(float), np.unique(
+        rows.patient.to_numpy(str), return_inverse=True)[1]
 
 def predicted(rows: pd.DataFrame) -> pd.DataFrame:  # rows with `predicted_` and `error_` columns for each of ESTIMATORS
     "Predicted Dice of each answer, and how far it was off, both on the mean over halvings"
@@ -174,7 +189,8 @@ FLOOR = .7  # an answer below this Dice is bad: a human would have to mend it
 def _stack(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:  # (training, column, case)
     return np.stack([own.sort_values("case")[list(columns)].to_numpy(float).T for _, own in rows.groupby("seed")])
 
-def _patients(rows: pd.DataFrame) -> np.ndarray: return rows[rows.seed == rows.seed.min()].sort_values("case").patient.to_numpy(str)
+def _patients(rows: pd.DataFrame) -> np.ndarray:
+    return rows[rows.seed == rows.seed.min()].sort_values("case").patient.to_numpy(str)
 
 def ordered(rows: pd.DataFrame) -> np.ndarray:  # (training, estimator, case), of one data set
     "What each estimator puts answers in order by"
@@ -190,15 +206,19 @@ def estimators_of(rows: pd.DataFrame) -> pd.DataFrame:
     for dataset, own in rows.groupby("dataset", sort=False):
         scores, truth, patients = ordered(own), _stack(own, ["dice"])[:, 0], _patients(own)
         def statistic(at):
-            return np.stack([np.concatenate([spearman(s[:, at], t[at]), detection(s[:, at], t[at] < FLOOR), [aurc(x, 1 - t[at]) for x in s[:, at]]])
-                             for s, t in zip(scores, truth)])
+            return np.stack(
+                [np.concatenate([spearman(s[:, at], t[at]), detection(s[:, at], t[at] < FLOOR),
+                                 [aurc(x, 1 - t[at]) for x in s[:, at]]])
+                 for s, t in zip(scores, truth)])
         parts = interval(*bootstrap(statistic, patients), len(set(patients)))[:3].reshape(3, 3,
                 -1)  # (value, low, high) of (spearman, auc, aurc) of each estimator
         wide = by_patient(own, [f"error_{name}" for name in ESTIMATORS])
         off = np.stack(mean_intervals(wide.to_numpy().reshape(len(wide), len(ESTIMATORS), -1))[:3])
         for k, name in enumerate(ESTIMATORS):
-            row = dict(dataset=dataset, estimator=name, n=len(set(patients)), cases=len(patients), bad=float((truth < FLOOR).mean()))
-            for j, column in enumerate(("spearman", "auc", "aurc")): row |= dict(zip((column, f"{column}_low", f"{column}_high"), parts[:, j, k]))
+            row = dict(dataset=dataset, estimator=name, n=len(set(patients)),
+                       cases=len(patients), bad=float((truth < FLOOR).mean()))
+            for j, column in enumerate(("spearman", "auc", "aurc")):
+                row |= dict(zip((column, f"{column}_low", f"{column}_high"), parts[:, j, k]))
             found.append(row | dict(zip(("error", "error_low", "error_high"), off[:, k])))
     return pd.DataFrame(found)
 
@@ -217,7 +237,8 @@ def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
         for statistic, names in [(between, PAIRS)] + ([(again, [("expected", CONTROL)])] if len(truth) > 1 else []):
             whole, drawn = bootstrap(statistic, patients)
             for (one, other), values in zip(names, interval(whole, drawn, len(set(patients))).T.tolist()):
-                found.append(dict(dataset=dataset, estimator=one, against=other, n=len(set(patients)), trainings=len(whole))
+                found.append(dict(dataset=dataset, estimator=one,
+                                  against=other, n=len(set(patients)), trainings=len(whole))
                              | dict(zip(("difference", "difference_low", "difference_high", "p"), values)))
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
@@ -226,17 +247,21 @@ def comparisons_of(rows: pd.DataFrame) -> pd.DataFrame:
 ALPHAS = (.05, .1, .2)
 CONTROLLED = ("chance", "expected", "ensemble", "turns", "together", "oracle")
 
-def _fixed(name: str, x: np.ndarray, y: np.ndarray, who: np.ndarray, seed: int) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+def _fixed(name: str, x: np.ndarray, y: np.ndarray,
+           who: np.ndarray, seed: int) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
     "An estimator's score, and the calibration cases that are left to set the threshold"
     if name != "together": return lambda other: other[:, INPUTS.index(name)], np.ones(len(y), bool)
     first = np.isin(who, kfold(who.tolist(), 2, seed)[0]["train"])
     f = regression(x[first][:, SCORED], y[first], weights(who[first]))
     return lambda other: f(other[:, SCORED]), ~first
 
-def judged(home: pd.DataFrame, there: pd.DataFrame | None = None) -> pd.DataFrame:  # estimator, alpha, patient, loss, sent, above, patients
-    "What thresholds from halves of one set do to the other halves, or to all patients of another set; on the mean over calibrations of one training"
+def judged(home: pd.DataFrame,
+           there: pd.DataFrame | None = None) -> pd.DataFrame:  # estimator, alpha, patient, loss, sent, above, patients
+    """What thresholds from halves of one set do to the other halves, or to all patients of another set; on the mean
+    over calibrations of one training"""
     among = home if there is None else there
-    (x, y, who), (x_asked, y_asked, who_asked), names = columns(home), columns(among), np.unique(among.patient.to_numpy(str))
+    (x, y, who), (x_asked, y_asked, who_asked), names = columns(home), columns(among), np.unique(
+        among.patient.to_numpy(str))
     sums, times = np.zeros((2, len(CONTROLLED), len(ALPHAS), len(names))), np.zeros(len(names))
     above, people = np.zeros((len(CONTROLLED), len(ALPHAS), 1)), np.full((len(CONTROLLED), 1, 1), len(home))
     for k, (calibration, test) in enumerate(halves(who)):
@@ -248,13 +273,15 @@ def judged(home: pd.DataFrame, there: pd.DataFrame | None = None) -> pd.DataFram
             given = [score(own[0][rest]), own[1][rest] < FLOOR, own[2][rest]]
             people[i] = min(people[i, 0, 0], len(np.unique(given[2])))
             for j, alpha in enumerate(ALPHAS):
-                found = np.stack(outcome(score(x_asked[asked]), y_asked[asked] < FLOOR, who_asked[asked], conformal_threshold(*given, alpha)))
+                found = np.stack(outcome(score(x_asked[asked]), y_asked[asked] < FLOOR,
+                                         who_asked[asked], conformal_threshold(*given, alpha)))
                 sums[:, i, j, at] += found
                 above[i, j] += found[0].mean() > alpha
     loss, sent = sums / times
     index = pd.MultiIndex.from_product([CONTROLLED, ALPHAS, names], names=["estimator", "alpha", "patient"])
     found = dict(loss=loss, sent=sent, above=above / (2 * REPEATS), patients=people)
-    return pd.DataFrame({name: np.broadcast_to(v, loss.shape).ravel() for name, v in found.items()}, index).reset_index()
+    return pd.DataFrame({name: np.broadcast_to(v, loss.shape).ravel() for name, v in found.items()},
+                        index).reset_index()
 
 def controls(rows: pd.DataFrame) -> pd.DataFrame:  # as `judged`, with dataset, calibrated, seed
     "Every set with a threshold of its own, and sets of another hospital with that of home"
@@ -271,10 +298,12 @@ def percent(alpha: float) -> str: return f"{round(100 * alpha):02}"
 def _by_alpha(control: pd.DataFrame, value: str, column: str, beside: str = "") -> pd.DataFrame:
     found = []
     for names, group in control.groupby(["dataset", "calibrated", "estimator"], sort=False):
-        row = dict(zip(("dataset", "calibrated", "estimator"), names)) | dict(n=group.patient.nunique(), patients=group.patients.iloc[0])
+        row = (dict(zip(("dataset", "calibrated", "estimator"), names))
+               | dict(n=group.patient.nunique(), patients=group.patients.iloc[0]))
         for alpha, own in group.groupby("alpha"):
             name = f"{column}_{percent(alpha)}"
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(own.pivot(index="patient", columns="seed", values=value).to_numpy())))
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"),
+                            mean_interval(own.pivot(index="patient", columns="seed", values=value).to_numpy())))
             if beside: row[f"{beside}_{percent(alpha)}"] = own[beside].mean()
         found.append(row)
     return pd.DataFrame(found)
@@ -283,8 +312,10 @@ def guarantee_of(control: pd.DataFrame) -> pd.DataFrame: return _by_alpha(contro
 def workload_of(control: pd.DataFrame) -> pd.DataFrame: return _by_alpha(control, "sent", "sent")
 
 # %% ../../nbs/study/15_quality.ipynb #94f78905
-PRIMARY = "expected"  # of whose thresholds a claim is made: it costs nothing beside the answer, so the kit always has it
-WORDS = dict(turns="answers to the turned image", ensemble="several networks", together="all scores together", expected="one network's probabilities",
+# of whose thresholds a claim is made: it costs nothing beside the answer, so the kit always has it
+PRIMARY = "expected"
+WORDS = dict(turns="answers to the turned image",
+             ensemble="several networks", together="all scores together", expected="one network's probabilities",
              area="the area of the answer")
 
 def claims_of(comparisons: pd.DataFrame, guarantee: pd.DataFrame) -> list[dict]:
@@ -293,12 +324,15 @@ def claims_of(comparisons: pd.DataFrame, guarantee: pd.DataFrame) -> list[dict]:
     for r in guarantee[guarantee.estimator == PRIMARY].to_dict("records"):
         where = "the set's own threshold" if r["calibrated"] == r["dataset"] else f"a threshold from {r['calibrated']}"
         for a in (a for a in ALPHAS if r["patients"] >= fewest(a)):  # else nothing stands, and nothing is promised
-            id, said = f"quality.risk.{r['dataset']}.{r['calibrated']}.{percent(a)}", f"With {where} at most {a:.0%} of answers stand though they are bad"
+            id, said = (f"quality.risk.{r['dataset']}.{r['calibrated']}.{percent(a)}",
+                        f"With {where} at most {a:.0%} of answers stand though they are bad")
             measured = tuple(r[f"risk_{percent(a)}{end}"] for end in ("", "_low", "_high"))
             found.append(judge(id, said, "ours", "score", (0, a), measured, r["n"], r["dataset"], None))
     for r in comparisons[comparisons.against != CONTROL].itertuples():
-        id, said = f"quality.order.{r.dataset}.{r.estimator}", f"{WORDS[r.estimator].capitalize()} put answers in a better order than {WORDS[r.against]}"
-        found.append(judge(id, said, "ours", "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None,
+        id, said = (f"quality.order.{r.dataset}.{r.estimator}",
+                    f"{WORDS[r.estimator].capitalize()} put answers in a better order than {WORDS[r.against]}")
+        found.append(judge(id, said, "ours", "difference",
+                           (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None,
                            trainings=r.trainings))
     return found
 
@@ -309,14 +343,16 @@ STYLES = {name: (colour, "-") for name, colour in COLOURS.items()} | dict(oracle
 def _panels(rows: pd.DataFrame, down: int = 1, sharey: bool | str = "row"):
     import matplotlib.pyplot as plt
     datasets = list(dict.fromkeys(rows.dataset))
-    fig, axes = plt.subplots(down, len(datasets), figsize=(2.1 * len(datasets), 2.3 * down), squeeze=False, sharex=True, sharey=sharey)
+    fig, axes = plt.subplots(down, len(datasets), figsize=(2.1 * len(datasets), 2.3 * down),
+                             squeeze=False, sharex=True, sharey=sharey)
     for ax, dataset in zip(axes[0], datasets): ax.set_title(dataset, fontsize=8)
     return fig, axes, datasets
 
 def _legend(fig, axes):
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
     fig.tight_layout()
-    fig.legend(handles.values(), handles, loc="upper center", ncols=4, frameon=False, fontsize=7, bbox_to_anchor=(.5, 0))
+    fig.legend(handles.values(), handles, loc="upper center",
+               ncols=4, frameon=False, fontsize=7, bbox_to_anchor=(.5, 0))
     return fig
 
 def draw_predicted(rows: pd.DataFrame):
@@ -329,7 +365,8 @@ def draw_predicted(rows: pd.DataFrame):
         ax.axvline(own.predicted_chance.mean(), color="black", ls=":", lw=1)
         for name, marker in ((PRIMARY, "o"), ("together", "x")):
             faint = max(.3, min(.8, 60 / len(own)))
-            ax.plot(own[f"predicted_{name}"], own.dice, marker, ms=3, mew=.7 * (marker == "x"), alpha=faint, color=COLOURS[name], label=name)
+            ax.plot(own[f"predicted_{name}"], own.dice, marker,
+                    ms=3, mew=.7 * (marker == "x"), alpha=faint, color=COLOURS[name], label=name)
         ax.set(xlabel="predicted Dice", xlim=(-.02, 1.02), ylim=(-.02, 1.02))
     axes[0][0].set_ylabel("true Dice")
     return _legend(fig, axes)
@@ -342,7 +379,8 @@ def draw_coverage(rows: pd.DataFrame):
         scores, loss = ordered(own), 1 - _stack(own, ["dice"])[:, 0]
         for name in (n for n in STYLES if n != "chance"):
             curves = [risk_coverage(s[ESTIMATORS.index(name)], l) for s, l in zip(scores, loss)]
-            ax.plot(curves[0][0], np.mean([risk for _, risk in curves], 0), color=STYLES[name][0], ls=STYLES[name][1], lw=1.2, label=name)
+            ax.plot(curves[0][0], np.mean([risk for _, risk in curves], 0),
+                    color=STYLES[name][0], ls=STYLES[name][1], lw=1.2, label=name)
         ax.axhline(1 - own.dice.mean(), color="black", ls=":", lw=1, label="chance")
         ax.set(xlabel="share that stands", xlim=(0, 1), xticks=[0, .5, 1], ylim=(0, None))
     axes[0][0].set_ylabel("mean 1 − Dice among them")
@@ -352,16 +390,20 @@ def _shown(ax, r: dict, column: str, shift: float):
     "One estimator's values by what was promised"
     (colour, line), own = STYLES[r["estimator"]], r["calibrated"] == r["dataset"]
     value, low, high = (np.array([r[f"{column}_{percent(a)}{end}"] for a in ALPHAS]) for end in ("", "_low", "_high"))
-    ax.errorbar(np.array(ALPHAS) + shift, value, [value - low, high - value], fmt="o", ls=line if own else "-.", ms=4, lw=1, capsize=2, color=colour,
-                mfc=colour if own else "white", label=r["estimator"] if own else f"{r['estimator']}, threshold from home")
+    ax.errorbar(np.array(ALPHAS) + shift, value, [value - low, high - value],
+                fmt="o", ls=line if own else "-.", ms=4, lw=1, capsize=2, color=colour,
+                mfc=colour if own else "white",
+                label=r["estimator"] if own else f"{r['estimator']}, threshold from home")
 
 def draw_control(guarantee: pd.DataFrame, workload: pd.DataFrame):
-    "Realised risk and share sent back by what was promised, one column a set; open marks have their threshold from home"
+    """Realised risk and share sent back by what was promised, one column a set; open marks have their threshold from
+    home"""
     fig, axes, datasets = _panels(guarantee, 2)
     for (table, column), row in zip(((guarantee, "risk"), (workload, "sent")), axes):
         for ax, dataset in zip(row, datasets):
             if column == "risk": ax.plot([0, ALPHAS[-1]], [0, ALPHAS[-1]], color="0.7", lw=1)
-            here = [r for r in table[table.dataset == dataset].to_dict("records") if r["calibrated"] == dataset or r["estimator"] == PRIMARY]
+            here = [r for r in table[table.dataset == dataset].to_dict("records")
+                    if r["calibrated"] == dataset or r["estimator"] == PRIMARY]
             for k, r in enumerate(here): _shown(ax, r, column, .002 * (k - 2))
             ax.set(xticks=ALPHAS, xlim=(.03, .22))
     for ax in axes[1]: ax.set_xlabel("promised risk")

@@ -15,20 +15,22 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from . import hybrid
-from .claims import judge
-from .consensus import panel, staple
+from ..methods import hybrid_runs
+from ..evaluation.claims import judge
+from ..evaluation.consensus import panel, staple
 from ..kit.core import progress
 from ..data.manifest import Case, cases, manifest
 from ..kit.keys import load
 from ..data.lidc import RATINGS, Reading, interior, nodules
-from .metrics import confusion, dice, reader_agreement, score, volume_unit
+from ..evaluation.metrics import confusion, dice, reader_agreement, score, volume_unit
 from ..preparation.preprocess import prepared
 from ..deployment.reading import (
-    ARMS, MARGIN, SAVED, against_margin, alpha, bland_altman, effects_of, icc, inter_of, intra_of, plan, simulated_answers)
+    ARMS, MARGIN, SAVED, against_margin, alpha, bland_altman,
+    effects_of, icc, inter_of, intra_of, plan, simulated_answers)
 from ..kit.report import Estimate, Report
 from ..data.splits import fold
-from .statistics import CONTROL, again, compare, holm, six_digits, summary
+from ..evaluation.intervals import six_digits, summary
+from ..evaluation.comparisons import CONTROL, again, compare, holm
 from ..training.training import Config, fit, load_run, task, work
 
 # %% ../../nbs/study/26_readers.ipynb #0fb97759
@@ -50,7 +52,7 @@ def unfit(dataset: str) -> str:  # empty where it fits
 def grid(profile: str, datasets: list[str]) -> list[Config]:
     "The runs that are compared with readers; earlier sections train them"
     models = ("unet",) if profile in ("smoke", "own") else ("unet", "hybrid")
-    return [c for c in hybrid.grid(profile, [d for d in datasets if d not in ALONE]) if c.model in models]
+    return [c for c in hybrid_runs.grid(profile, [d for d in datasets if d not in ALONE]) if c.model in models]
 
 def outlines(case: Case, seed: int) -> np.ndarray:  # (reader, *size) of uint8; readers who drew nothing too
     "What the readers of a case drew"
@@ -83,21 +85,26 @@ def among_readers(stack: np.ndarray, spacing: tuple[float, ...] | None) -> tuple
     found["reader_blank"] = _mean([overlap(a, b) for i, a in enumerate(stack) for b in stack[:i]])
     return found, [*without, staple(drawn).mask]
 
-def with_model(mask: np.ndarray, stack: np.ndarray, consensus: list[np.ndarray], spacing: tuple[float, ...] | None) -> dict:
+def with_model(mask: np.ndarray, stack: np.ndarray,
+               consensus: list[np.ndarray], spacing: tuple[float, ...] | None) -> dict:
     "A model with each reader, with STAPLE without each reader, and with STAPLE of all"
     scores = [score(mask, r, BOX, spacing)[0] for r in stack if r.any()]
     hd95 = _mean([s[f"hd95_{'px' if spacing is None else 'mm'}"] for s in scores])
-    return dict(model_reader=_mean([s["dice"] for s in scores]), model_hd95=hd95, model_others=_mean([overlap(mask, c) for c in consensus[:-1]]),
-                model_staple=overlap(mask, consensus[-1]), model_blank=_mean([overlap(mask, r) for r in stack]), missed=int(not mask.any()))
+    return dict(model_reader=_mean([s["dice"] for s in scores]),
+                model_hd95=hd95, model_others=_mean([overlap(mask, c) for c in consensus[:-1]]),
+                model_staple=overlap(mask, consensus[-1]),
+                model_blank=_mean([overlap(mask, r) for r in stack]), missed=int(not mask.any()))
 
 # %% ../../nbs/study/26_readers.ipynb #9cc0ef30
 def case_rows(case: Case, masks: Sequence[tuple[Config, np.ndarray]], seed: int) -> list[dict]:
-    "Rows of agreement, one a run (or one without a model), and one row of sizes; none where fewer than two readers drew"
+    """Rows of agreement, one a run (or one without a model), and one row of sizes; none where fewer than two readers
+    drew"""
     stack, spacing = outlines(case, seed), case.image().spacing
     if sum(r.any() for r in stack) < 2: return []
     names, (unit, pixel) = dict(dataset=called(case.dataset), case=case.id, patient=case.patient), volume_unit(spacing)
     mine, consensus = among_readers(stack, spacing)
-    rows = [names | mine | dict(part="agreement", model=c.model, fold=c.fold, seed=c.seed) | with_model(m, stack, consensus, spacing) for c, m in masks]
+    rows = [names | mine | dict(part="agreement", model=c.model, fold=c.fold, seed=c.seed)
+            | with_model(m, stack, consensus, spacing) for c, m in masks]
     sizes = names | dict(part="size", unit=unit, size=told(r.sum() * pixel for r in stack if r.any()))
     sizes |= {f"size_{c.model}": m.sum() * pixel for c, m in masks if c.seed == 0}
     return [*(rows or [names | mine | dict(part="agreement", model="", fold=0, seed=0)]), sizes]
@@ -110,7 +117,8 @@ def rows_of(dataset: str, configs: Sequence[Config], seed: int) -> list[dict]:
     for config in configs:
         for case, mask in predicted(config): masks.setdefault(case.id, []).append((config, mask))
     found = [c for c in cases(dataset) if c.id in masks or not configs]
-    return [r for c in progress(found, f"compare readers of {dataset}") for r in case_rows(c, masks.get(c.id, []), seed)]
+    return [r for c in progress(found, f"compare readers of {dataset}")
+            for r in case_rows(c, masks.get(c.id, []), seed)]
 
 # %% ../../nbs/study/26_readers.ipynb #3030c5d5
 NOMINAL = ("calcification",)  # kinds without an order
@@ -123,18 +131,21 @@ def thickness(group: Sequence[Reading]) -> float:  # mm; nan where all outlines 
 def measured(reading: Reading, step: float) -> tuple[float, float]:  # mm, ml
     "Diameter of the disc as large as the largest slice, and volume"
     low, high = reading.box[:, :2].astype(int)
-    areas = [interior(parts, low, tuple(high - low + 1)).sum() * reading.spacing**2 for parts in reading.outlines.values()]
+    areas = [interior(parts, low, tuple(high - low + 1)).sum() * reading.spacing**2
+             for parts in reading.outlines.values()]
     return 2 * float(np.sqrt(max(areas) / np.pi)), float(sum(areas) * step / 1000)
 
 def annotation_rows() -> list[dict]:
     "One row a nodule with two to four readings: what each reader rated and drew"
     rows = []
     for patient, groups in progress(nodules().items(), "measure the readings"):
-        scans = {s: thickness([r for g in groups for r in g if r.scan == s]) for s in {r.scan for g in groups for r in g}}
+        scans = {s: thickness([r for g in groups for r in g if r.scan == s])
+                 for s in {r.scan for g in groups for r in g}}
         for n, group in enumerate(groups):
             if not 2 <= len(group) <= 4: continue
             sizes = np.array([measured(r, scans[r.scan]) for r in group])
-            row = dict(part="annotation", dataset="LIDC annotations", case=f"{patient}.{n}", patient=patient, unit="ml", size=told(sizes[:, 1]),
+            row = dict(part="annotation", dataset="LIDC annotations",
+                       case=f"{patient}.{n}", patient=patient, unit="ml", size=told(sizes[:, 1]),
                        diameter=told(sizes[:, 0]))
             rows.append(row | {name: told(r.ratings[name] for r in group) for name in RATINGS})
     return rows
@@ -148,12 +159,15 @@ def agreement_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Who agrees with whom: mean Dice and HD95 over patients; `missed` counts masks of a model that are empty"
     mine, found = rows[rows.part == "agreement"], []
     for dataset, part in mine.groupby("dataset", sort=False):
-        sides = [("reader, reader", by_case(part), "reader", "reader_hd95"), ("reader, others' STAPLE", by_case(part), "reader_others", None)]
+        sides = [("reader, reader", by_case(part), "reader", "reader_hd95"),
+                 ("reader, others' STAPLE", by_case(part), "reader_others", None)]
         for model, own in part[part.model.fillna("") != ""].groupby("model", sort=False):
-            sides += [(f"{model}, reader", own, "model_reader", "model_hd95"), (f"{model}, others' STAPLE", own, "model_others", None),
+            sides += [(f"{model}, reader", own, "model_reader", "model_hd95"),
+                      (f"{model}, others' STAPLE", own, "model_others", None),
                       (f"{model}, STAPLE of all", own, "model_staple", None)]
         for who, side, column, far in sides:
-            side = side.assign(who=who, dice=side[column], hd95=side[far] if far else np.nan, missed=0 if who.startswith("reader") else side.missed)
+            side = side.assign(who=who, dice=side[column], hd95=side[far] if far else np.nan,
+                               missed=0 if who.startswith("reader") else side.missed)
             counts = dict(blank=int(by_case(side).blank.sum()), missed=int(side.missed.sum()))
             found.append(summary(side, ["dataset", "who", "unit"], ["dice", "hd95"]).assign(**counts))
     return pd.concat(found, ignore_index=True)
@@ -162,15 +176,19 @@ AGAINST = {"a reader": ("model_reader", "reader"), "others' STAPLE": ("model_oth
            "a reader, blank counts": ("model_blank", "reader_blank")}
 
 def non_inferiority_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "A model's agreement minus that of readers, on the same cases, with its verdict; and the model minus itself with another seed"
+    """A model's agreement minus that of readers, on the same cases, with its verdict; and the model minus itself with
+    another seed"""
     found = []
-    for (dataset, model), part in rows[(rows.part == "agreement") & (rows.model.fillna("") != "")].groupby(["dataset", "model"], sort=False):
+    for (dataset, model), part in rows[(rows.part == "agreement") & (rows.model.fillna("") != "")].groupby(
+        ["dataset", "model"], sort=False):
         for against, columns in AGAINST.items():
             a, b = (part.assign(dice=part[c]) for c in columns)
             found.append(dict(dataset=dataset, model=model, against=against) | against_margin(a, b, "dice"))
-        if pair := again(part): found.append(dict(dataset=dataset, model=model, against=CONTROL) | compare(*pair, "model_reader"))
+        if pair := again(part):
+            found.append(dict(dataset=dataset, model=model, against=CONTROL) | compare(*pair, "model_reader"))
     table = pd.DataFrame(found)
-    return table.assign(p_holm=holm(table.p), within=table.difference + MARGIN, within_low=table.difference_low + MARGIN,
+    return table.assign(p_holm=holm(table.p), within=table.difference + MARGIN,
+                        within_low=table.difference_low + MARGIN,
                         within_high=table.difference_high + MARGIN)
 
 # %% ../../nbs/study/26_readers.ipynb #ef2bf12c
@@ -184,12 +202,15 @@ def reliability_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for dataset, part in rows[rows.part.isin(["size", "annotation"])].groupby("dataset", sort=False):
         for name in (c for c in ("size", "diameter", *RATINGS) if c in part and part[c].notna().any()):
-            values, level = matrix(part[name]), "nominal" if name in NOMINAL else "ordinal" if name in RATINGS else "interval"
+            values, level = matrix(
+                part[name]), "nominal" if name in NOMINAL else "ordinal" if name in RATINGS else "interval"
             if level == "interval": values = np.log(values)
             form = "ICC(A,1)" if dataset in NAMED else "ICC(1,1)"
-            row = dict(dataset=dataset, what=name if level != "interval" else f"log {name}", level=level, n=part.patient.nunique(),
+            row = dict(dataset=dataset, what=name if level != "interval" else f"log {name}",
+                       level=level, n=part.patient.nunique(),
                        readers=values.shape[1]) | alpha(values, level, part.patient)
-            found.append(row | dict(form="" if level == "nominal" else form) | (icc(values, form, part.patient) if level != "nominal" else {}))
+            found.append(row | dict(form="" if level == "nominal" else form)
+                         | (icc(values, form, part.patient) if level != "nominal" else {}))
     return pd.DataFrame(found)
 
 def _left_out(values: np.ndarray) -> np.ndarray:  # (unit, reader): mean of the others; nan where the reader is missing
@@ -205,11 +226,14 @@ def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
             v = f(values)
             others, patients = _left_out(v).ravel(), np.repeat(part.patient, v.shape[1])
             sides = {"reader": (v[:, 1], v[:, 0], part.patient) if dataset in NAMED else (v.ravel(), others, patients)}
-            sides |= {m.removeprefix("size_"): (np.repeat(f(part[m].to_numpy(float)), v.shape[1]), others, patients) for m in models}
+            sides |= {m.removeprefix("size_"): (np.repeat(f(part[m].to_numpy(float)), v.shape[1]), others, patients)
+                      for m in models}
             for who, side in sides.items():
                 row = bland_altman(*side)
-                if who == "reader" and dataset not in NAMED: row |= dict.fromkeys(("bias", "bias_low", "bias_high"), 0.)  # but for the last digits
-                if scale == "ratio": row |= {k: float(np.exp(x)) for k, x in row.items() if k.startswith(("bias", "lower", "upper"))}
+                # but for the last digits
+                if who == "reader" and dataset not in NAMED: row |= dict.fromkeys(("bias", "bias_low", "bias_high"), 0.)
+                if scale == "ratio":
+                    row |= {k: float(np.exp(x)) for k, x in row.items() if k.startswith(("bias", "lower", "upper"))}
                 found.append(dict(dataset=dataset, who=who, scale=scale) | row)
     return pd.DataFrame(found)
 
@@ -217,17 +241,20 @@ def sizes_of(rows: pd.DataFrame) -> pd.DataFrame:
 READERS, CASES, REPEATS = 4, 40, 6  # of the simulated study
 
 def study_rows(dataset: str, seed: int) -> pd.DataFrame:
-    "Readings of a design that simulated readers filled in; their answers need no picture, so the cases are the first of so many patients"
+    """Readings of a design that simulated readers filled in; their answers need no picture, so the cases are the first
+    of so many patients"""
     first = {c.patient: c for c in reversed(cases(dataset))}
     key = plan([c for _, c in sorted(first.items())[:CASES]], READERS, REPEATS, seed)
-    answers = simulated_answers(key, seed)[["reader", "session", "arm", "rating", "seconds"]].astype(dict(rating=float, seconds=float))
+    answers = simulated_answers(key, seed)[["reader", "session", "arm", "rating", "seconds"]].astype(
+        dict(rating=float, seconds=float))
     answers = answers.assign(part="study", reader="simulated " + answers.reader, dataset=dataset + PLAYED)
     return pd.concat([answers, key[["case", "patient", "repeat"]]], axis=1)
 
 def study_of(rows: pd.DataFrame) -> pd.DataFrame:
     "The simulated study's rows as the analysis takes them"
     mine = rows[rows.part == "study"]
-    return mine.assign(**{c: mine[c].astype(float).astype(int).astype(str) for c in ("session", "repeat")}, rating=mine.rating.astype(float))
+    return mine.assign(**{c: mine[c].astype(float).astype(int).astype(str) for c in ("session", "repeat")},
+                       rating=mine.rating.astype(float))
 
 def simulated_within_of(rows: pd.DataFrame) -> pd.DataFrame: return intra_of(study_of(rows))
 def simulated_between_of(rows: pd.DataFrame) -> pd.DataFrame: return inter_of(study_of(rows))
@@ -235,66 +262,82 @@ def simulated_effects_of(rows: pd.DataFrame) -> pd.DataFrame: return effects_of(
 
 # %% ../../nbs/study/26_readers.ipynb #0d4629e8
 def claims_of(table: pd.DataFrame, effects: pd.DataFrame, dataset: str) -> list[dict]:
-    "The source's: a model agrees with clinicians as well as they do with each other. Ours: the analysis finds the saving that was put in"
+    """The source's: a model agrees with clinicians as well as they do with each other. Ours: the analysis finds the
+    saving that was put in"""
     found = []
     for r in human(table[table.against == "a reader"]).itertuples():
         found.append(judge(f"readers.agreement.{r.dataset}.{r.model}",
-                           f"{r.model} agrees with readers as well as they agree with each other, to within a Dice of {MARGIN} (measured: the "
+                           f"{r.model} agrees with readers as well as they agree with each other, to within a Dice of "
+                           f"{MARGIN} (measured: the "
                            f"difference plus {MARGIN})",
                            "Outline, 4.6", "difference", (0, 0), (r.within, r.within_low, r.within_high), r.n,
                            r.dataset, None, trainings=r.trainings))
     time = effects[(effects.effect == "aided") & (effects.outcome == "time_ratio")].iloc[0]
     found.append(judge("simulated_study.time",
-                       f"The analysis of a reader study finds the ratio of times that simulated readers were given ({1 - SAVED:g})", "ours", "score",
-                       (1 - SAVED, 1 - SAVED), (time.value, time.value_low, time.value_high), int(time.n), f"{dataset}, simulated readers", None))
+                       "The analysis of a reader study finds the ratio of times that simulated readers were given "
+                       f"({1 - SAVED:g})", "ours", "score",
+                       (1 - SAVED, 1 - SAVED), (time.value, time.value_low, time.value_high),
+                       int(time.n), f"{dataset}, simulated readers", None))
     return found
 
 def draw(agreement: pd.DataFrame, tests: pd.DataFrame):
-    "Left: Dice with interval, readers with each other as squares. Right: a model's agreement minus the readers', with the margin"
+    """Left: Dice with interval, readers with each other as squares. Right: a model's agreement minus the readers', with
+    the margin"""
     import matplotlib.pyplot as plt
     names = list(dict.fromkeys(agreement.dataset))
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, .9 + .5 * len(names)), sharey=True)
     kinds, models = ["reader", "others' STAPLE"], list(dict.fromkeys(tests.model))
     for k, name in enumerate(names):
-        for place, (who, r) in enumerate(agreement[(agreement.dataset == name) & ~agreement.who.str.endswith("of all")].set_index("who").iterrows()):
+        for place, (who, r) in enumerate(
+            agreement[(agreement.dataset == name) & ~agreement.who.str.endswith("of all")].set_index("who").iterrows()):
             one, other = who.split(", ")
             style = dict(fmt="s" if one == "reader" else "o", mfc=None if other == "reader" else "white",
                          color="0.4" if one == "reader" else f"C{models.index(one)}")
-            left.errorbar(r.dice, k + .12 * place, xerr=[[r.dice - r.dice_low], [r.dice_high - r.dice]], ms=4, capsize=2, **style)
-        for place, r in enumerate(tests[(tests.dataset == name) & tests.against.isin(["a reader", "others' STAPLE"])].itertuples()):
+            left.errorbar(r.dice, k + .12 * place, xerr=[[r.dice - r.dice_low], [r.dice_high - r.dice]],
+                          ms=4, capsize=2, **style)
+        for place, r in enumerate(
+            tests[(tests.dataset == name) & tests.against.isin(["a reader", "others' STAPLE"])].itertuples()):
             style = dict(fmt="o", mfc=None if r.against == "a reader" else "white", color=f"C{models.index(r.model)}")
-            right.errorbar(r.difference, k + .12 * place, xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]], ms=4,
+            right.errorbar(r.difference, k + .12 * place,
+                           xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]], ms=4,
                            capsize=2, **style)
     for x, style in ((0, "-"), (-MARGIN, ":")): right.axvline(x, color="0.5", ls=style, lw=.8)
     left.plot([], [], "s", ms=4, color="0.4", label="readers with each other")
     for i, m in enumerate(models): left.plot([], [], "o", ms=4, color=f"C{i}", label=m)
     fig.legend(frameon=False, fontsize=7, loc="lower center", ncols=4, bbox_to_anchor=(.5, -.08))
-    left.set(yticks=np.arange(len(names)) + .2, yticklabels=[n.replace(", ", "\n") for n in names], ylim=(len(names) - .2, -.3), xlabel="mean patient Dice")
+    left.set(yticks=np.arange(len(names)) + .2, yticklabels=[n.replace(", ", "\n") for n in names],
+             ylim=(len(names) - .2, -.3), xlabel="mean patient Dice")
     right.set_xlabel("model minus readers, Dice")
     fig.tight_layout()
     return fig
 
 # %% ../../nbs/study/26_readers.ipynb #06437639
 def draw_sizes(rows: pd.DataFrame, table: pd.DataFrame):
-    "Ratio of a model's size to the mean of the readers, case by case, with limits of agreement of the model and of the readers"
+    """Ratio of a model's size to the mean of the readers, case by case, with limits of agreement of the model and of
+    the readers"""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
-    panels = [(d, p, c) for d, p in rows[rows.part == "size"].groupby("dataset", sort=False) for c in p if str(c).startswith("size_") and p[c].notna().any()]
-    fig, axes = plt.subplots(1, max(1, len(panels)), constrained_layout=True, figsize=(1 + 2.1 * max(1, len(panels)), 2.6), sharey=True, squeeze=False)
+    panels = [(d, p, c) for d, p in rows[rows.part == "size"].groupby("dataset", sort=False)
+              for c in p if str(c).startswith("size_") and p[c].notna().any()]
+    fig, axes = plt.subplots(1, max(1, len(panels)), constrained_layout=True,
+                             figsize=(1 + 2.1 * max(1, len(panels)), 2.6), sharey=True, squeeze=False)
     limits = table[(table.scale == "ratio") & table.dataset.isin([d for d, *_ in panels])].set_index(["dataset", "who"])
     reach = int(np.ceil(np.log2(max(limits.upper.max(), 1 / limits.lower.min())))) if panels else 1
     ticks = [2.**k for k in range(-reach, reach + 1)]
     for ax, (dataset, part, column) in zip(axes[0], panels):
         mean, ratio = np.nanmean(matrix(part["size"]), 1), part[column].astype(float).to_numpy()
         shown = ratio > 0
-        ax.plot(mean[shown], ratio[shown] / mean[shown], "o", ms=2.5, alpha=.3 if len(part) > 300 else .7, mew=0, color="C0", rasterized=len(part) > 300)
-        for who, style in (("reader", dict(color="0.2", ls=":")), (column.removeprefix("size_"), dict(color="C1", ls="--"))):
+        ax.plot(mean[shown], ratio[shown] / mean[shown], "o",
+                ms=2.5, alpha=.3 if len(part) > 300 else .7, mew=0, color="C0", rasterized=len(part) > 300)
+        for who, style in (("reader", dict(color="0.2", ls=":")),
+                           (column.removeprefix("size_"), dict(color="C1", ls="--"))):
             for limit in ("lower", "upper"): ax.axhline(limits.loc[(dataset, who), limit], **style)
         ax.axhline(1, color="0.7", lw=.8, zorder=0)
         ax.set(xscale="log", yscale="log", title=f"{dataset.replace(', ', chr(10))}\n{column.removeprefix('size_')}",
                xlabel=f"mean of readers, {part.unit.iloc[0]}",
                yticks=ticks, yticklabels=[f"{t:g}" for t in ticks], ylim=(ticks[0], ticks[-1]))
         ax.minorticks_off()
-        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if mean.max() > 30 * mean.min() else (1, 2, 5))); ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if mean.max() > 30 * mean.min()
+                                              else (1, 2, 5))); ax.xaxis.set_major_formatter("{x:g}")
     axes[0][0].set_ylabel("model / mean of readers")
     return fig

@@ -22,12 +22,13 @@ from scipy import ndimage
 from ..kit.core import InputError, choose, rng
 from ..data.manifest import Case, cases, manifest
 from ..images.files import Image
-from .phantoms import smooth
+from ..data.phantoms import smooth
 
 # %% ../../nbs/study/04_registration.ipynb #99765a8f
 def frame(image: Image) -> np.ndarray:  # (n+1, n+1)
     "Homogeneous matrix from an index to a point"
-    return np.diag([*(image.spacing or (1.,) * image.ndim), 1.]) if image.affine is None else np.asarray(image.affine, float)
+    return (np.diag([*(image.spacing or (1.,) * image.ndim), 1.])
+            if image.affine is None else np.asarray(image.affine, float))
 
 def unit(image: Image) -> str: return "px" if image.spacing is None else "mm"
 
@@ -87,19 +88,22 @@ def _matrix_of(transform, n: int) -> np.ndarray:
 # %% ../../nbs/study/04_registration.ipynb #d44e4197
 def inverse(found: Registration) -> Registration:
     "The way back, for a rigid or an affine map"
-    if found.spline: raise InputError("bspline", "has no inverse in closed form", "register the two images the other way round")
+    if found.spline:
+        raise InputError("bspline", "has no inverse in closed form", "register the two images the other way round")
     return Registration(found.kind, found.unit, np.linalg.inv(found.matrix), None, found.information)
 
 def stored(found: Registration) -> dict:
     "A registration as numbers that JSON holds"
     spline = found.spline and dict(frame=found.spline.frame.tolist(), shifts=found.spline.shifts.tolist())
-    return dict(kind=found.kind, unit=found.unit, matrix=found.matrix.tolist(), information=found.information, spline=spline)
+    return dict(kind=found.kind, unit=found.unit, matrix=found.matrix.tolist(),
+                information=found.information, spline=spline)
 
 def restored(values: dict) -> Registration:
     "A registration from its numbers"
     spline = values["spline"] and Spline(*(np.array(values["spline"][k]) for k in ("frame", "shifts")))
     known = values["information"]
-    return Registration(choose(values["kind"], KINDS, "kind of registration"), values["unit"], np.array(values["matrix"]), spline or None,
+    return Registration(choose(values["kind"], KINDS, "kind of registration"),
+                        values["unit"], np.array(values["matrix"]), spline or None,
                         float("nan") if known is None else known)
 
 # %% ../../nbs/study/04_registration.ipynb #bc5e8798
@@ -109,7 +113,8 @@ def _check_unit(found: Registration, *images: Image) -> None:
             raise InputError("registration", f"has {len(found.matrix) - 1} axes, the image {image.ndim}",
                              "apply it to images like those it was made of")
         if unit(image) != found.unit:
-            raise InputError("registration", f"counts in {found.unit}, the image in {unit(image)}", "give both images their spacing, or neither")
+            raise InputError("registration", f"counts in {found.unit}, the image in {unit(image)}",
+                             "give both images their spacing, or neither")
 
 def apply(found: Registration,
           image: Image,         # the moving image, or what lies on its grid; no channels
@@ -118,7 +123,8 @@ def apply(found: Registration,
          ) -> np.ndarray:       # shape of `onto`; float32, or the labels' type
     "The moving image on the fixed grid"
     _check_unit(found, image, onto)
-    if image.channels: raise InputError("image", f"has {image.channels} channels", "carry over one at a time: registration.channel")
+    if image.channels:
+        raise InputError("image", f"has {image.channels} channels", "carry over one at a time: registration.channel")
     at = moved(np.linalg.inv(frame(image)), found(positions(onto)))
     last = (np.array(image.shape) - 1).reshape(-1, *[1] * onto.ndim)
     inside, at = ((at >= -.5) & (at <= last + .5)).all(0), np.clip(at, 0, last)
@@ -126,7 +132,8 @@ def apply(found: Registration,
     values = image.array.astype(np.float32)
     return np.where(inside, ndimage.map_coordinates(values, at, order=1), values.min())
 
-def channel(image: Image, k: int) -> Image: return Image(image.array[..., k], image.spacing, image.affine) if image.channels else image
+def channel(image: Image, k: int) -> Image:
+    return Image(image.array[..., k], image.spacing, image.affine) if image.channels else image
 
 # %% ../../nbs/study/04_registration.ipynb #8fc8de96
 def _to_itk(array: np.ndarray, where: np.ndarray):
@@ -134,7 +141,8 @@ def _to_itk(array: np.ndarray, where: np.ndarray):
     import SimpleITK as sitk
     image, n = sitk.GetImageFromArray(np.ascontiguousarray(array.T)), array.ndim
     steps = np.linalg.norm(where[:n, :n], axis=0)
-    image.SetSpacing(steps.tolist()); image.SetOrigin(where[:n, n].tolist()); image.SetDirection((where[:n, :n] / steps).ravel().tolist())
+    image.SetSpacing(steps.tolist()); image.SetOrigin(where[:n, n].tolist()); image.SetDirection(
+        (where[:n, :n] / steps).ravel().tolist())
     return image
 
 # %% ../../nbs/study/04_registration.ipynb #be28861e
@@ -145,14 +153,17 @@ def _check(fixed: Image, moving: Image) -> None:
     for name, image in dict(fixed=fixed, moving=moving).items():
         if image.channels: raise InputError(name, f"has {image.channels} channels", "choose one: registration.channel")
         if not np.isfinite(image.array).all(): raise InputError(name, "holds NaN or infinity", "replace them first")
-        if image.array.min() == image.array.max(): raise InputError(name, "is constant: it has one grey value", "choose another channel or image")
+        if image.array.min() == image.array.max():
+            raise InputError(name, "is constant: it has one grey value", "choose another channel or image")
         if sorted(image.shape)[1 - image.ndim] < LEAST or min(image.shape) < 4:
             raise InputError(name, f"is too small to be registered ({' x '.join(map(str, image.shape))})",
                              f"take at least {LEAST} voxels along two axes, and 4")
     if fixed.ndim != moving.ndim:
-        raise InputError("moving", f"has {moving.ndim} axes and the fixed image {fixed.ndim}", "register volumes with volumes")
+        raise InputError("moving", f"has {moving.ndim} axes and the fixed image {fixed.ndim}",
+                         "register volumes with volumes")
     if unit(fixed) != unit(moving):
-        raise InputError("moving", f"counts in {unit(moving)} and the fixed image in {unit(fixed)}", "give both their spacing")
+        raise InputError("moving", f"counts in {unit(moving)} and the fixed image in {unit(fixed)}",
+                         "give both their spacing")
 
 def middle(image: Image) -> np.ndarray: return moved(frame(image), (np.array(image.shape) - 1.) / 2)
 
@@ -160,11 +171,13 @@ def _start(fixed: Image, moving: Image, start: str) -> np.ndarray:  # (n+1, n+1)
     "Where the search begins; refuses images that do not overlap there"
     found, n = np.eye(fixed.ndim + 1), fixed.ndim
     if choose(start, STARTS, "start") == "centres": found[:n, n] = middle(moving) - middle(fixed)
-    grid = moved(frame(fixed), np.stack(np.meshgrid(*(np.linspace(0, s - 1, 9) for s in fixed.shape), indexing="ij")).reshape(n, -1))
+    grid = moved(frame(fixed),
+                 np.stack(np.meshgrid(*(np.linspace(0, s - 1, 9) for s in fixed.shape), indexing="ij")).reshape(n, -1))
     at = moved(np.linalg.inv(frame(moving)), moved(found, grid))
     share = ((at >= 0) & (at <= np.array(moving.shape)[:, None] - 1)).all(0).mean()
     if share < .1:
-        raise InputError("moving", f"overlaps {share:.0%} of the fixed image", "check both affines, or start with the centres on each other")
+        raise InputError("moving", f"overlaps {share:.0%} of the fixed image",
+                         "check both affines, or start with the centres on each other")
     return found
 
 # %% ../../nbs/study/04_registration.ipynb #8138ba90
@@ -207,13 +220,16 @@ def _climb(images: tuple,         # fixed and moving image and the mask of what 
     if after: method.SetMovingInitialTransform(after)
     method.SetInitialTransform(transform, True)
     step = min(fixed.GetSpacing())
-    if gradient: method.SetOptimizerAsRegularStepGradientDescent(2 * step / k, step / 500, steps, .8, 1e-8, method.Never)
+    if gradient:
+        method.SetOptimizerAsRegularStepGradientDescent(2 * step / k, step / 500, steps, .8, 1e-8, method.Never)
     else: method.SetOptimizerAsLBFGSB(1e-6, steps, 5, 1000, 1e5)
     try: method.Execute(fixed, moving)
     except RuntimeError as e:
         if "overlap" in str(e) or "outside" in str(e):
-            raise InputError("moving", "lost the fixed image during the search", "start closer, or with the centres on each other") from e
-        raise InputError("registration", f"failed ({str(e).split('ITK ERROR:')[-1].strip()[:120]})", "check both images") from e
+            raise InputError("moving", "lost the fixed image during the search",
+                             "start closer, or with the centres on each other") from e
+        raise InputError("registration", f"failed ({str(e).split('ITK ERROR:')[-1].strip()[:120]})",
+                         "check both images") from e
     return -method.GetMetricValue(), method.GetOptimizerIteration()
 
 # %% ../../nbs/study/04_registration.ipynb #101c3763
@@ -221,7 +237,8 @@ def _linear(kind: str, start: np.ndarray):
     "A rigid or affine transform of SimpleITK that begins with a matrix"
     import SimpleITK as sitk
     n = len(start) - 1
-    made = sitk.AffineTransform(n) if kind == "affine" else sitk.Euler2DTransform() if n == 2 else sitk.Euler3DTransform()
+    made = (sitk.AffineTransform(n) if kind == "affine" else sitk.Euler2DTransform()
+            if n == 2 else sitk.Euler3DTransform())
     made.SetMatrix(start[:n, :n].ravel().tolist()); made.SetTranslation(start[:n, n].tolist())
     return made
 
@@ -242,7 +259,8 @@ def _search(images: tuple, kind: str, start: np.ndarray, steps: int):  # linear 
         _climb(images, found, 2, steps, gradient=True)
     reached, taken = _climb(images, found, 1, steps)
     if taken >= steps:
-        raise InputError(kind, f"the search has not converged after {steps} steps", "allow more steps, or check that both images show the same body")
+        raise InputError(kind, f"the search has not converged after {steps} steps",
+                         "allow more steps, or check that both images show the same body")
     if kind == "bspline":
         spline = sitk.BSplineTransformInitializer(images[0], _grid(images[0]), 3)
         levels, few, samples = ((2, 1), 40, SAMPLES) if n == 2 else ((1,), 12, SAMPLES // 5)
@@ -255,7 +273,8 @@ RIM = 2.  # of the shortest steps
 def _reach(mask: np.ndarray, image: Image, steps: float) -> np.ndarray:
     "The mask and all within so many of the image's shortest steps"
     if not mask.any(): return mask
-    return ndimage.distance_transform_edt(~mask, sampling=np.array(image.spacing or (1,) * image.ndim) / min(image.spacing or (1,))) <= steps
+    return ndimage.distance_transform_edt(
+        ~mask, sampling=np.array(image.spacing or (1,) * image.ndim) / min(image.spacing or (1,))) <= steps
 
 def _near(mask: np.ndarray, image: Image) -> np.ndarray: return _reach(mask, image, RIM).astype(np.uint8)
 
@@ -271,7 +290,8 @@ def register(fixed: Image,           # no channels, two or three axes
     choose(kind, KINDS, "kind of registration")
     _check(fixed, moving)
     if where is not None and (where.shape != fixed.shape or not where.any()):
-        raise InputError("where", "is empty or not of the fixed image's size", "mark the object on the fixed image's grid")
+        raise InputError("where", "is empty or not of the fixed image's size",
+                         "mark the object on the fixed image's grid")
     begin, n = _start(fixed, moving, start), fixed.ndim
     radius, scale = np.linalg.norm(np.ptp(positions(fixed).reshape(n, -1), axis=1)) / 4, np.eye(n + 1)
     scale[:n, :n], scale[:n, n] = np.eye(n) / radius, -middle(fixed) / radius
@@ -308,7 +328,8 @@ def known(kind: str,                      # one of KINDS, or `still`
     if kind != "bspline": return Registration("rigid" if kind == "still" else kind, unit(image), made)
     cell = (np.array(image.shape) - 1) / 2
     index = np.vstack([np.hstack([np.diag(cell), -cell[:, None]]), [*[0.] * n, 1]])
-    return Registration(kind, unit(image), made, Spline(where @ index, step * random.uniform(-BEND, BEND, (n, *[5] * n))))
+    return Registration(kind, unit(image), made,
+                        Spline(where @ index, step * random.uniform(-BEND, BEND, (n, *[5] * n))))
 
 # %% ../../nbs/study/04_registration.ipynb #957451c0
 MANY = 200_000  # voxels; of a larger object every k-th is looked at
@@ -344,7 +365,8 @@ def later(image: Image,       # no channels
     grey[rim] = random.normal(grey[lesion].mean(), .05, rim.sum()) if lesion.any() else 0
     grey = ndimage.gaussian_filter(grey, .8 * steps.min() / steps) ** random.uniform(.8, 1.25)
     grey *= random.uniform(.7, 1.2) * np.exp(.1 * smooth(random, image.shape, max(image.shape) / 2.5))
-    return Image(np.abs(grey + .03 * random.normal(size=grey.shape)).astype(np.float32), image.spacing, image.affine), grown | lesion
+    return Image(np.abs(grey + .03 * random.normal(size=grey.shape)).astype(np.float32),
+                 image.spacing, image.affine), grown | lesion
 
 # %% ../../nbs/study/04_registration.ipynb #6d8d3311
 LARGE = 2_000_000  # voxels
@@ -355,7 +377,8 @@ def halved(image: Image, mask: np.ndarray) -> tuple[Image, np.ndarray]:
     parts = [image.array[even][tuple(slice(k, None, 2) for k in corner)] for corner in np.ndindex(*[2] * image.ndim)]
     affine = image.affine
     if affine is not None: affine = affine @ np.vstack([np.hstack([2 * np.eye(3), np.full((3, 1), .5)]), [0, 0, 0, 1]])
-    small = Image(np.mean(parts, 0, np.float32), image.spacing and tuple(2 * s for s in image.spacing), affine, image.channels)
+    small = Image(np.mean(parts, 0, np.float32),
+                  image.spacing and tuple(2 * s for s in image.spacing), affine, image.channels)
     return small, mask[even][tuple(slice(0, None, 2) for _ in image.shape)]
 
 # %% ../../nbs/study/04_registration.ipynb #22ac928a
@@ -375,10 +398,12 @@ def pair(case: Case, scenario: str, kind: str, seed: int) -> tuple[Image, Image,
     source, moving = channel(image, still), channel(image, still if scenario == "two time points" else other)
     if scenario == "two time points": source, _ = later(source, mask > 0, random)
     truth = known("still" if scenario == "aligned already" else kind, source, random)
-    return Image(apply(truth, source, source), source.spacing, source.affine), moving, Image(mask, moving.spacing, moving.affine), truth
+    return Image(apply(truth, source, source), source.spacing, source.affine), moving, Image(mask, moving.spacing,
+                                                                                             moving.affine), truth
 
 # %% ../../nbs/study/04_registration.ipynb #22c76c75
-def _dice(a: np.ndarray, b: np.ndarray) -> float: return 2 * float((a & b).sum()) / float(a.sum() + b.sum()) if a.any() or b.any() else float("nan")
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum()) if a.any() or b.any() else float("nan")
 
 def attempt(fixed: Image, moving: Image, kind: str) -> tuple[Registration, bool]:
     "The object registered; or nothing moved, and that the search gave up"
@@ -389,8 +414,10 @@ def trial(case: Case, scenario: str, kind: str, seed: int) -> dict:
     "One row: a case, moved by a known map that is then looked for"
     fixed, moving, mask, truth = pair(case, scenario, kind, seed)
     found, failed = attempt(fixed, moving, kind)
-    row = dict(dataset=case.dataset, scenario=scenario, kind=kind, case=case.id, patient=case.patient, failed=int(failed))
-    nothing, inside, wanted = known("still", fixed, rng(0)), body(fixed.array), apply(truth, mask, fixed, labels=True) > 0
+    row = dict(dataset=case.dataset, scenario=scenario,
+               kind=kind, case=case.id, patient=case.patient, failed=int(failed))
+    nothing, inside, wanted = known("still", fixed, rng(0)), body(fixed.array), apply(truth, mask,
+                                                                                      fixed, labels=True) > 0
     for name, r in (("before", nothing), ("after", found)):
         row[name], row[f"largest_{name}"] = error(truth, r, fixed, moving, inside)
         row[f"dice_{name}"] = _dice(apply(r, mask, fixed, labels=True) > 0, wanted)
@@ -398,8 +425,11 @@ def trial(case: Case, scenario: str, kind: str, seed: int) -> dict:
 
 # %% ../../nbs/study/04_registration.ipynb #5f66f27d
 def chosen(dataset: str, count: int) -> list[Case]:
-    "One case with a lesion of each of so many patients, spread over the data set; two channels that are copies are passed over"
-    def fits(c): image, (a, b) = c.image(), contrasts(dataset); return a == b or (image.array[..., a] != image.array[..., b]).any()
+    """One case with a lesion of each of so many patients, spread over the data set; two channels that are copies are
+    passed over"""
+    def fits(c):
+        image, (a, b) = c.image(), contrasts(dataset); return a == b or (
+            image.array[..., a] != image.array[..., b]).any()
     by_patient = {}
     for c in cases(dataset): by_patient.setdefault(c.patient, []).append(c)
     found, groups = [], list(by_patient.values())
@@ -420,7 +450,8 @@ def trials(dataset: str,
     axes = cases(dataset)[0].image().ndim
     plan = [(s, k) for s, kinds in SCENARIOS.items() for k in kinds if axes == 2 or s != "aligned already"]
     single = len(set(contrasts(dataset))) == 1
-    return [trial(c, s, k, seed) for c in chosen(dataset, patients[str(axes)]) for s, k in plan if not (single and s == "modality")]
+    return [trial(c, s, k, seed) for c in chosen(dataset, patients[str(axes)])
+            for s, k in plan if not (single and s == "modality")]
 
 # %% ../../nbs/study/04_registration.ipynb #6ac919cc
 SCORES = ["before", "after", "largest_after", "dice_before", "dice_after"]
@@ -428,10 +459,12 @@ SCORES = ["before", "after", "largest_after", "dice_before", "dice_after"]
 def _interval(values: pd.Series, *purpose: object) -> tuple[float, float, float]:
     values = values.dropna().to_numpy()
     if len(values) < 2: return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
-    return float(values.mean()), *map(float, np.percentile(rng(*purpose).choice(values, (2000, len(values))).mean(1), [2.5, 97.5]))
+    return float(values.mean()), *map(float, np.percentile(rng(*purpose).choice(values, (2000, len(values))).mean(1),
+                                                           [2.5, 97.5]))
 
 def recovery_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Errors in voxels and Dice by data set, scenario and kind: means over patients with intervals, and the largest of all"
+    """Errors in voxels and Dice by data set, scenario and kind: means over patients with intervals, and the largest of
+    all"""
     table = []
     for names, group in rows.groupby(["dataset", "scenario", "kind"], sort=False):
         persons = group.groupby("patient")[SCORES].mean()

@@ -15,39 +15,44 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from . import benchmark
+from ..training import plan as training_plan
 from ..kit.core import ResourceError, progress
 from ..kit.report import Estimate, Report
-from .statistics import summary
+from ..evaluation.intervals import summary
 from ..training.training import Config, diverged, fit, stored, rows, train_missing
 
 # %% ../../nbs/study/07_search.ipynb #ab52abc2
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FIRST = dict(rate=2e-3, batch=8, optimiser="adamw", decay=.01, schedule="cosine", loss="dice_ce", augment="standard",
              average=0.)  # what the kit used before it searched
-SECOND = FIRST | dict(rate=1e-3, batch=4, schedule="polynomial", augment="strong", average=.9)  # smaller steps, harder images, a mean of weights
-SPACE = dict(rate=("log", 3e-4, 1e-2), batch=("one of", 4, 8, 16), optimiser=("one of", "adamw", "adam", "sgd", "rmsprop"), decay=("log", 1e-4, 1e-1),
+# smaller steps, harder images, a mean of weights
+SECOND = FIRST | dict(rate=1e-3, batch=4, schedule="polynomial", augment="strong", average=.9)
+SPACE = dict(rate=("log", 3e-4, 1e-2), batch=("one of", 4, 8, 16),
+             optimiser=("one of", "adamw", "adam", "sgd", "rmsprop"), decay=("log", 1e-4, 1e-1),
              schedule=("one of", "cosine", "polynomial", "constant", "stepwise"),
              loss=("one of", "dice_ce", "cross_entropy", "dice", "jaccard", "focal_tversky"),
              augment=("one of", "flips", "standard", "strong"), average=("one of", 0., .9, .98))
 
 def space_of() -> pd.DataFrame:
     "The space as a table"
-    def said(kind, *given): return f"{given[0]:g} to {given[1]:g}, on a log scale" if kind == "log" else ", ".join(map(str, given))
+    def said(kind, *given):
+        return f"{given[0]:g} to {given[1]:g}, on a log scale" if kind == "log" else ", ".join(map(str, given))
     return pd.DataFrame([dict(setting=name, values=said(*how), first=str(FIRST[name])) for name, how in SPACE.items()])
 
 def drawn(trial: optuna.Trial) -> dict:  # fields of `Config`
     "A trial's point of the space"
     def value(name, kind, *given):
-        return float(f"{trial.suggest_float(name, *given, log=True):.2g}") if kind == "log" else trial.suggest_categorical(name, given)
+        return (float(f"{trial.suggest_float(name, *given, log=True):.2g}")
+                if kind == "log" else trial.suggest_categorical(name, given))
     return {name: value(name, *how) for name, how in SPACE.items()}
 
 def run_of(profile: str, point: dict, dataset: str) -> Config:
     "A run that tries a point: U-Net on the training side alone, scored on patients set apart in it"
-    plan = benchmark.plan(profile)
-    changed = point | dict(rate=point["rate"] * (10 if point["optimiser"] == "sgd" else 1), average=point["average"] or None)
+    plan = training_plan.plan(profile)
+    changed = point | dict(rate=point["rate"] * (10 if point["optimiser"] == "sgd" else 1),
+                           average=point["average"] or None)
     ours = plan.model_copy(update=dict(settings=plan.settings | changed, seconds=plan.search.seconds))
-    return Config(dataset, "unet", steps=benchmark.steps("unet", ours), unit="validation", **ours.settings)
+    return Config(dataset, "unet", steps=training_plan.steps("unet", ours), unit="validation", **ours.settings)
 
 # %% ../../nbs/study/07_search.ipynb #c0e84e08
 AT_ONCE, FORERUNNERS = 2, 4  # trials; results that a median needs
@@ -62,11 +67,12 @@ def value(run: Config) -> float:
     "Mean Dice of the patients set apart"
     return float(rows(run).groupby("patient").dice.mean().mean())
 
-def course(profile: str) -> Iterator[tuple[list[Trial], list[Config]]]:  # trials so far, and the runs that are wanted next
+def course(profile: str) -> Iterator[tuple[list[Trial], list[Config]]]:  # trials so far, and the runs wanted next
     "The search, from run to run, as far as their results are stored"
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=6))
+    study = optuna.create_study(direction="maximize",
+                                sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=6))
     for known in (FIRST, SECOND): study.enqueue_trial(known)
-    plan, trials, seen = benchmark.plan(profile).search, [], defaultdict(list)
+    plan, trials, seen = training_plan.plan(profile).search, [], defaultdict(list)
     for _ in range(0, plan.trials, AT_ONCE):
         asked = [study.ask() for _ in range(AT_ONCE)]
         trials += [Trial(drawn(a), []) for a in asked]
@@ -77,7 +83,8 @@ def course(profile: str) -> Iterator[tuple[list[Trial], list[Config]]]:  # trial
             if any(not stored(t.runs[-1]) and not diverged(t.runs[-1]) for _, t in going): return
             _judge(study, going, k, k + 1 == len(plan.datasets), seen[dataset])
 
-def _judge(study: optuna.Study, going: list[tuple[optuna.Trial, Trial]], step: int, last: bool, seen: list[float]) -> None:
+def _judge(study: optuna.Study, going: list[tuple[optuna.Trial, Trial]],
+           step: int, last: bool, seen: list[float]) -> None:
     "Tell the sampler what the trials have reached, and stop those that are worse than most"
     limit = np.median(seen) if len(seen) >= FORERUNNERS else -np.inf
     for a, t in going:
@@ -89,12 +96,12 @@ def _judge(study: optuna.Study, going: list[tuple[optuna.Trial, Trial]], step: i
 
 def grid(profile: str, datasets: list[str]) -> list[Config]:
     "The runs of the trials, as far as they are known; the rest follows from their results"
-    if not set(benchmark.plan(profile).search.datasets) <= set(datasets): return []
+    if not set(training_plan.plan(profile).search.datasets) <= set(datasets): return []
     return list(dict.fromkeys(run for _, wanted in course(profile) for run in wanted))
 
 def tried(profile: str) -> list[Trial]:
     "Every trial, its runs trained where they are not stored; one with a run that diverges has failed"
-    plan, trials = benchmark.plan(profile).search, []
+    plan, trials = training_plan.plan(profile).search, []
     for trials, wanted in progress(course(profile), "rounds of runs", -(-plan.trials // AT_ONCE) * len(plan.datasets)):
         try: list(train_missing(wanted))
         except ResourceError:
@@ -106,29 +113,35 @@ def gathered(trials: list[Trial], cases: pd.DataFrame) -> pd.DataFrame:
     "Per-case rows with their trial and its settings; a trial without a result has one row without a score"
     found = []
     for k, t in enumerate(trials):
-        own, names = cases[cases.run.isin([c.key for c in t.runs])], dict(trial=k, **t.point, steps=t.runs[0].steps, state=t.state)
+        own, names = cases[cases.run.isin([c.key for c in t.runs])], dict(trial=k, **t.point,
+                                                                          steps=t.runs[0].steps, state=t.state)
         found.append(own.assign(**names) if len(own) else pd.DataFrame([names]))
     return pd.concat(found, ignore_index=True)
 
 def trials_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Every trial with its settings and the Dice it reached in each data set and, if it was tried on all, over them; the best is marked"
+    """Every trial with its settings and the Dice it reached in each data set and, if it was tried on all, over them;
+    the best is marked"""
     people = rows.groupby(["trial", "dataset", "patient"]).dice.mean().dropna().reset_index()
     size = people.groupby(["trial", "dataset"]).dice.transform("size")
-    share = people.groupby("trial").dice.transform("size") / people.groupby("trial").dataset.transform("nunique") / size  # so that each data set counts alike
+    # so that each data set counts alike
+    share = people.groupby("trial").dice.transform("size") / people.groupby("trial").dataset.transform("nunique") / size
     whole = people.assign(dice=people.dice * share, patient=people.dataset + people.patient, fold=0, seed=0)
     scores = summary(whole[whole.trial.isin(rows.trial[rows.state == "done"])], ["trial"], ["dice"])
     each = people.groupby(["trial", "dataset"]).dice.mean().unstack()
     told = rows.drop_duplicates("trial")[["trial", *SPACE, "steps", "state"]]
-    table = told.merge(scores[["trial", "n", "dice", "dice_low", "dice_high"]], how="left", on="trial").join(each, on="trial")
+    table = told.merge(scores[["trial", "n", "dice", "dice_low", "dice_high"]],
+                       how="left", on="trial").join(each, on="trial")
     return table.assign(chosen=table.index == table.dice.idxmax())
 
 def draw(table: pd.DataFrame):
     "Dice by trial and by learning rate"
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(6.3, 2.4), sharey=True)
-    left.errorbar(table.trial, table.dice, [table.dice - table.dice_low, table.dice_high - table.dice], fmt="o", ms=4, lw=.8)
+    left.errorbar(table.trial, table.dice,
+                  [table.dice - table.dice_low, table.dice_high - table.dice], fmt="o", ms=4, lw=.8)
     left.step(table.trial, table.dice.cummax(), where="post", color="0.4", ls="--", label="best so far")
     for name, group in table.groupby("optimiser", sort=False): right.plot(group.rate, group.dice, "o", ms=4, label=name)
-    left.set(xlabel="trial", ylabel="Dice of patients set apart"); right.set(xscale="log", xlabel="learning rate (a tenth for sgd)")
+    left.set(xlabel="trial", ylabel="Dice of patients set apart"); right.set(xscale="log",
+                                                                             xlabel="learning rate (a tenth for sgd)")
     left.legend(frameon=False); right.legend(frameon=False)
     return fig

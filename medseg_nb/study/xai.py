@@ -23,18 +23,21 @@ import pandas as pd
 from scipy import ndimage
 from scipy.stats import spearmanr
 
-from . import benchmark, instances
+from ..methods import instances
+from ..training import default_runs
 from ..methods.attribution import (
-    DRAWS, Question, Target, chance, empty, explain, grad_cam, grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, integrated_gradients,
+    DRAWS, Question, Target, chance, empty, explain,
+    grad_cam, grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, integrated_gradients,
     methods, occlusion, parts, picture, quadtree, rate, steepness, target, tipping_sets)
-from .claims import judge
+from ..evaluation.claims import judge
 from ..kit.core import rng
 from ..data.manifest import cases, manifest
 from ..kit.keys import resolve
 from ..preparation.preprocess import prepared
 from ..kit.report import Estimate, Report, list_budgets, sentence
 from ..data.splits import fold
-from .statistics import compare, holm, lies_above, lies_below, summary
+from ..evaluation.intervals import summary
+from ..evaluation.comparisons import compare, holm, lies_above, lies_below
 from ..training.training import Config, fit, load_run, network, with_budgets, work
 
 # %% ../../nbs/study/23_xai.ipynb #fee9ef86
@@ -48,24 +51,29 @@ def grid(profile: str, datasets: list[str]) -> list[Config]:
     found = []
     for d in (*PHANTOMS, *datasets):
         settings = "smoke" if manifest(d).synthetic else profile
-        known = instances.grid(settings, [d]) if counted(d) else benchmark.grid(settings, [d])
-        found.append(next(c for c in known if (c.model, c.fold, c.seed) == ("unet", 0, 0)))  # of instances the segmentation, its fields come later
+        known = instances.grid(settings, [d]) if counted(d) else default_runs.grid(settings, [d])
+        # of instances the segmentation, its fields come later
+        found.append(next(c for c in known if (c.model, c.fold, c.seed) == ("unet", 0, 0)))
     return [replace(c, steps=STEPS[profile]) if c.dataset.startswith("phantom_cue") else c for c in found]
 
-unfit = benchmark.unfit  # empty where a user's data set fits
+unfit = default_runs.unfit  # empty where a user's data set fits
 
 # %% ../../nbs/study/23_xai.ipynb #7afb5c2d
-METHODS = dict(quadtree=quadtree, occlusion=occlusion, integrated_gradients=integrated_gradients, gradient=steepness, grad_cam=grad_cam,
-               grad_cam_coarse=grad_cam_coarse, grad_cam_pp=grad_cam_pp, grad_cam_pp_coarse=grad_cam_pp_coarse, random=chance)
+METHODS = dict(quadtree=quadtree, occlusion=occlusion,
+               integrated_gradients=integrated_gradients, gradient=steepness, grad_cam=grad_cam,
+               grad_cam_coarse=grad_cam_coarse, grad_cam_pp=grad_cam_pp,
+               grad_cam_pp_coarse=grad_cam_pp_coarse, random=chance)
 AGAIN = "random, another draw (A/A)"
 
 def taking_part(profile: str) -> dict[str, Callable]:
     "Methods for regions; in profile `own` a user's too"
-    own = {n: resolve(m, n, "explanation method") for n, m in methods(own=True).items() if m.startswith("own.")} if profile == "own" else {}
+    own = ({n: resolve(m, n, "explanation method") for n, m in methods(own=True).items() if m.startswith("own.")}
+           if profile == "own" else {})
     return METHODS | own | {AGAIN: chance}
 
 def shown(config: Config, most: int) -> list[int]:  # positions
-    "Of each test patient the case with the largest lesion, and of these at most so many, spread over the list; where some images hold a sign, only those"
+    """Of each test patient the case with the largest lesion, and of these at most so many, spread over the list; where
+    some images hold a sign, only those"""
     masks, found = prepared(config.dataset, config.shape, config.normalise, config.masks)[1], cases(config.dataset)
     best = {}
     for i in fold(config.dataset, config.fold, config.unit)[1]:
@@ -103,7 +111,8 @@ def blocks(shape: tuple[int, int]) -> np.ndarray:  # (row, column) number of eac
     rows, columns = (np.arange(n) * BLOCKS // n for n in shape)
     return rows[:, None] * BLOCKS + columns
 
-def order_of(map: np.ndarray, random: np.random.Generator) -> np.ndarray:  # (blocks,) their numbers, best first; ties in random order
+def order_of(map: np.ndarray,
+             random: np.random.Generator) -> np.ndarray:  # (blocks,) their numbers, best first; ties in random order
     "Blocks by their mean in a map"
     block = blocks(map.shape).ravel()
     mean = np.bincount(block, map.ravel(), BLOCKS**2) / np.maximum(np.bincount(block, minlength=BLOCKS**2), 1)
@@ -124,7 +133,8 @@ def probability(ask: Question, images: Sequence[np.ndarray]) -> np.ndarray:  # (
     "Mean probability of the class over the target"
     import torch
     with torch.inference_mode():
-        odds = [ask.odds(ask.tensor(np.stack(images[i:i+16]))).cpu().numpy()[:, ask.target.mask] for i in range(0, len(images), 16)]
+        odds = [ask.odds(ask.tensor(np.stack(images[i:i+16]))).cpu().numpy()[:, ask.target.mask]
+                for i in range(0, len(images), 16)]
     return (1 / (1 + np.exp(-np.concatenate(odds)))).mean(1)
 
 # %% ../../nbs/study/23_xai.ipynb #2870aced
@@ -142,26 +152,32 @@ def answer(net, image: np.ndarray) -> np.ndarray:  # (row, column) classes
     import torch
     with torch.inference_mode(): return net(torch.from_numpy(image[None]))[0].argmax(0).numpy()
 
-def map_rows(names: dict, net, null, image: np.ndarray, goal: Target, box: np.ndarray | None, asked: dict[str, Callable]) -> tuple[list[dict], dict]:
+def map_rows(names: dict, net, null, image: np.ndarray,
+             goal: Target, box: np.ndarray | None, asked: dict[str, Callable]) -> tuple[list[dict], dict]:
     "What each method says of one target, and how it scores; and its map"
     rows, maps = [], {}
     for name, method in asked.items():
         start, seed = time.thread_time(), (names["case"], name)
         found = explain(net, image, goal, method, seed=seed)
         spent = time.thread_time() - start
-        row = names | dict(part="map", method=name, forward=found.forward, backward=found.backward, passes=found.cost, seconds=spent)
+        row = names | dict(part="map", method=name, forward=found.forward,
+                           backward=found.backward, passes=found.cost, seconds=spent)
         row |= curves(Question(net, image, goal, seed=(*seed, "ties")), found.map)
         other = explain(null, image, goal, method, seed=(*seed, "untrained")).map
         row |= dict(correlation=likeness(found.map, other))
-        if box is not None: row |= pointing(found.map, box, goal.mask) | {f"{k}_untrained": v for k, v in pointing(other, box, goal.mask).items()}
+        if box is not None:
+            row |= (pointing(found.map, box, goal.mask)
+                    | {f"{k}_untrained": v for k, v in pointing(other, box, goal.mask).items()})
         rows.append(row); maps[name] = found.map
     return rows, maps
 
 def cause_rows(names: dict, net, image: np.ndarray, goal: Target, box: np.ndarray) -> list[dict]:
     "By intervention and without any map: what the mark and the target itself are worth"
     single, pair = parts(Question(net, image, goal, seed=(names["case"], "parts")), dict(mark=box, target=goal.mask))
-    rows = [names | dict(part="cause", method=n, needed=e["needed"]["effect"], enough=e["enough"]["effect"]) for n, e in single.items()]
-    return rows + [names | dict(part="cause", method="mark and target, beyond their sum", needed=pair["mark", "target"]["effect"])]
+    rows = [names | dict(part="cause", method=n, needed=e["needed"]["effect"], enough=e["enough"]["effect"])
+            for n, e in single.items()]
+    return rows + [names | dict(part="cause", method="mark and target, beyond their sum",
+                                needed=pair["mark", "target"]["effect"])]
 
 # %% ../../nbs/study/23_xai.ipynb #e282753f
 WAYS = dict(grad_cam_pp=grad_cam_pp, gradient=steepness, occlusion=occlusion)
@@ -173,7 +189,8 @@ def first_of(map: np.ndarray, n: int) -> np.ndarray:
 
 def some_of(where: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
     "n random pixels of a region"
-    out = np.zeros(where.shape, bool); out.flat[random.choice(np.flatnonzero(where), min(n, int(where.sum())), replace=False)] = True
+    out = np.zeros(where.shape, bool); out.flat[random.choice(np.flatnonzero(where),
+                                                              min(n, int(where.sum())), replace=False)] = True
     return out
 
 def instance_rows(names: dict, net, image: np.ndarray, group: Callable, number: int) -> tuple[list[dict], list]:
@@ -189,7 +206,8 @@ def instance_rows(names: dict, net, image: np.ndarray, group: Callable, number: 
         if pixels is None: rows.append(row | dict(method="tipping", passes=cost, seconds=spent)); continue
         n, everywhere = int(pixels.sum()), np.ones(ask.shape, bool)
         sets = dict(tipping=[pixels] * DRAWS) | {name: [first_of(m, n)] * DRAWS for name, m in maps.items()}
-        sets |= {name: [some_of(w, n, ask.random) for _ in range(DRAWS)] for name, w in (("random nearby", tip.near), ("random anywhere", everywhere))}
+        sets |= {name: [some_of(w, n, ask.random) for _ in range(DRAWS)]
+                 for name, w in (("random nearby", tip.near), ("random anywhere", everywhere))}
         row |= dict(pixels=n, share=n / goal.mask.sum(), stated=rate(ask, ids, number, tip, sets["tipping"]))
         rows += [row | dict(method=name, rate=rate(ask, ids, number, tip, s)) for name, s in sets.items()]
         rows[-len(sets)] |= dict(passes=cost, seconds=spent)
@@ -200,7 +218,8 @@ def grouping(config: Config, net) -> Callable:  # images to instances
     return lambda images: np.stack(instances.segment(config, net, images))
 
 def picked(ids: np.ndarray, k: int) -> int | None:
-    "Of the instances that do not touch the border: the largest one in every other image, and the one of median area in the rest"
+    """Of the instances that do not touch the border: the largest one in every other image, and the one of median area
+    in the rest"""
     inner = set(np.unique(ids[1:-1, 1:-1]).tolist()) - {0, *np.r_[ids[0], ids[-1], ids[:, 0], ids[:, -1]].tolist()}
     order = sorted(inner, key=lambda n: (int((ids == n).sum()), n))
     return order[len(order) // 2 if k % 2 else -1] if order else None
@@ -211,7 +230,8 @@ def loaded(config: Config):  # network
     torch.set_num_threads(1)
     return load_run(work(config, weights=True).name)[1]
 
-def explained(config: Config, most: int, profile: str) -> tuple[pd.DataFrame, list]:  # rows, and what figures show of each case
+def explained(config: Config, most: int,
+              profile: str) -> tuple[pd.DataFrame, list]:  # rows, and what figures show of each case
     "What is said of the test patients of a run"
     net, images = loaded(config), prepared(config.dataset, config.shape, config.normalise, config.masks)[0]
     if counted(config.dataset): one, most = partial(_instances, config, net, grouping(config, net)), (most + 1) // 2
@@ -222,14 +242,16 @@ def explained(config: Config, most: int, profile: str) -> tuple[pd.DataFrame, li
 
 def _names(config: Config, i: int) -> dict:
     case = cases(config.dataset)[i]
-    return dict(dataset=config.dataset, fold=config.fold, seed=config.seed, run=config.key, case=case.id, patient=case.patient)
+    return dict(dataset=config.dataset, fold=config.fold,
+                seed=config.seed, run=config.key, case=case.id, patient=case.patient)
 
 def _maps(config: Config, net, null, asked: dict, k: int, i: int, image: np.ndarray) -> tuple[list[dict], tuple]:
     names, goal, box = _names(config, i), largest(answer(net, image)), mark_box(config, i)
     if goal is None: return [names | dict(part="none")], ()
     net, null = deepcopy(net), deepcopy(null)
     rows, maps = map_rows(names, net, null, image, goal, box, asked)
-    return rows + (cause_rows(names, net, image, goal, box) if box is not None else []), (config.dataset, image, goal, box, maps)
+    return rows + (cause_rows(names, net, image, goal, box) if box is not None else []), (config.dataset,
+                                                                                          image, goal, box, maps)
 
 def _instances(config: Config, net, group: Callable, k: int, i: int, image: np.ndarray) -> tuple[list[dict], tuple]:
     names, number = _names(config, i), picked(group(image[None])[0], k)
@@ -242,20 +264,26 @@ def _part(rows: pd.DataFrame, part: str) -> pd.DataFrame: return rows[rows.part 
 def _maps_of(rows: pd.DataFrame) -> pd.DataFrame: return _part(rows, "map").query("method != @AGAIN")
 
 def learnt_of(rows: pd.DataFrame) -> pd.DataFrame: return summary(_part(rows, "score"), ["dataset"], ["dice"])
-def causes_of(rows: pd.DataFrame) -> pd.DataFrame: return summary(_part(rows, "cause"), ["dataset", "method"], ["needed", "enough"])
-def pointing_of(rows: pd.DataFrame) -> pd.DataFrame: return summary(_maps_of(rows).dropna(subset=["hit"]), ["dataset", "method"], ["mass", "hit"])
-def faithfulness_of(rows: pd.DataFrame) -> pd.DataFrame: return summary(_maps_of(rows), ["dataset", "method"], ["deletion", "insertion", "gap"])
+def causes_of(rows: pd.DataFrame) -> pd.DataFrame:
+    return summary(_part(rows, "cause"), ["dataset", "method"], ["needed", "enough"])
+def pointing_of(rows: pd.DataFrame) -> pd.DataFrame:
+    return summary(_maps_of(rows).dropna(subset=["hit"]), ["dataset", "method"], ["mass", "hit"])
+def faithfulness_of(rows: pd.DataFrame) -> pd.DataFrame:
+    return summary(_maps_of(rows), ["dataset", "method"], ["deletion", "insertion", "gap"])
 def randomised_of(rows: pd.DataFrame) -> pd.DataFrame:
     return summary(_maps_of(rows), ["dataset", "method"], ["correlation", "mass_untrained", "hit_untrained"])
 
 def cost_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Images that pass forward and backward through the network for one explanation"
-    found = rows[rows.passes.notna() & (rows.method != AGAIN)].drop_duplicates(["dataset", "case", "method", "instance"])
+    found = rows[rows.passes.notna() & (rows.method != AGAIN)].drop_duplicates(
+        ["dataset", "case", "method", "instance"])
     return found.groupby("method", sort=False, as_index=False)[["forward", "backward", "passes"]].mean()
 
 def sets_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Sets that tipping found: for which share of the instances, how many pixels, which share of the instance's area, stated rate"
-    return summary(_part(rows, "instance").query("method == 'tipping'"), ["dataset", "event"], ["found", "pixels", "share", "stated"])
+    """Sets that tipping found: for which share of the instances, how many pixels, which share of the instance's area,
+    stated rate"""
+    return summary(_part(rows, "instance").query("method == 'tipping'"),
+                   ["dataset", "event"], ["found", "pixels", "share", "stated"])
 
 def interventions_of(rows: pd.DataFrame) -> pd.DataFrame:
     "Rate of the event after a change of as many pixels, by how they were named"
@@ -263,19 +291,25 @@ def interventions_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/23_xai.ipynb #20d2f606
 def differences_of(rows: pd.DataFrame) -> pd.DataFrame:
-    "Methods against chance, ours against Grad-CAM++, and chance against another draw of itself (A/A), on the same patients"
+    """Methods against chance, ours against Grad-CAM++, and chance against another draw of itself (A/A), on the same
+    patients"""
     found, maps = [], _part(rows, "map")
     def add(score, group, pairs):
         by = dict(list(group.groupby("method", sort=False)))
         for (dataset, event), a, b in pairs:
-            if a in by and b in by: found.append(dict(score=score, dataset=dataset, event=event, method=a, against=b, **compare(by[a], by[b], score)))
+            if a in by and b in by:
+                found.append(dict(score=score, dataset=dataset, event=event,
+                                  method=a, against=b, **compare(by[a], by[b], score)))
     others = [("quadtree", "grad_cam_pp"), ("quadtree", "grad_cam_pp_coarse"), ("random", AGAIN)]
     for dataset, group in maps.groupby("dataset", sort=False):
         pairs = [(m, "random") for m in group.method.unique() if m not in ("random", AGAIN)] + others
         for score in ("mass", "gap"):
-            if score in group and group[score].notna().any(): add(score, group, [((dataset, "region"), *p) for p in pairs])
-    for (dataset, event), group in _part(rows, "instance").query("found == 1").groupby(["dataset", "event"], sort=False):
-        add("rate", group, [((dataset, event), "tipping", other) for other in group.method.unique() if other != "tipping"])
+            if score in group and group[score].notna().any():
+                add(score, group, [((dataset, "region"), *p) for p in pairs])
+    for (dataset, event), group in _part(rows, "instance").query("found == 1").groupby(["dataset", "event"],
+                                                                                       sort=False):
+        add("rate", group,
+            [((dataset, event), "tipping", other) for other in group.method.unique() if other != "tipping"])
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table.p))
 
@@ -284,35 +318,47 @@ def claims_of(differences: pd.DataFrame, pointing: pd.DataFrame, randomised: pd.
     "The outline's claim on each data set and score, and ours on the phantoms and on instances"
     found = []
     def add(id, statement, source, r):
-        found.append(judge(id, statement, source, "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None,
+        found.append(judge(id, statement, source, "difference",
+                           (0, 0), (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None,
                            trainings=r.trainings))
-    outline, what = "Outline, 3.5 and 4.3", dict(mass="marks more of the cause", gap="finds more of what the answer hangs on")
+    outline, what = "Outline, 3.5 and 4.3", dict(mass="marks more of the cause",
+                                                 gap="finds more of what the answer hangs on")
     for r in differences.itertuples():
         if (r.method, r.against) == ("quadtree", "grad_cam_pp") and r.dataset != "phantom_cue_control":
-            add(f"xai.above_standard.{r.dataset}.{r.score}", f"For a region, quadtree {what[r.score]} than Grad-CAM++", outline, r)
+            add(f"xai.above_standard.{r.dataset}.{r.score}",
+                f"For a region, quadtree {what[r.score]} than Grad-CAM++", outline, r)
         if (r.method, r.against) == ("tipping", "grad_cam_pp"):
-            add(f"xai.above_standard.{r.dataset}.{r.event}", f"tipping names pixels better than Grad-CAM++: the instance {r.event} more often", outline, r)
+            add(f"xai.above_standard.{r.dataset}.{r.event}",
+                f"tipping names pixels better than Grad-CAM++: the instance {r.event} more often", outline, r)
         if (r.method, r.against) == ("tipping", "random nearby"):
-            add(f"xai.tipping.{r.dataset}.{r.event}", f"The instance {r.event} more often than after a change of as many pixels nearby", "ours", r)
+            add(f"xai.tipping.{r.dataset}.{r.event}",
+                f"The instance {r.event} more often than after a change of as many pixels nearby", "ours", r)
         if (r.method, r.against, r.score, r.dataset) == ("quadtree", "random", "mass", "phantom_cue"):
             add("xai.cause", "quadtree points at a planted shortcut", "ours", r)
     most = "quadtree points at the mark in at most 5 of 100 cases"
-    for table, dataset, score, id, where in [(pointing, "phantom_cue_control", "hit", "xai.control", "Where no shortcut was planted"),
-                                             (randomised, "phantom_cue", "hit_untrained", "xai.untrained", "On an untrained network")]:
+    for table, dataset, score, id, where in [(pointing, "phantom_cue_control",
+                                              "hit", "xai.control", "Where no shortcut was planted"),
+                                             (randomised, "phantom_cue",
+                                              "hit_untrained", "xai.untrained", "On an untrained network")]:
         for r in table[(table.dataset == dataset) & (table.method == "quadtree")].to_dict("records"):
-            found.append(judge(id, f"{where} {most}", "ours", "score", (0, .05), (r[score], r[f"{score}_low"], r[f"{score}_high"]), r["n"], dataset, None))
+            found.append(judge(id, f"{where} {most}", "ours", "score",
+                               (0, .05), (r[score], r[f"{score}_low"], r[f"{score}_high"]), r["n"], dataset, None))
     return found
 
 # %% ../../nbs/study/23_xai.ipynb #fe2d6207
 def draw_scores(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
     "Points with intervals, one panel a data set and score; chance stands as a line"
     import matplotlib.pyplot as plt
-    panels = [(pointing[pointing.dataset == d], "hit", f"{d}\nmaximum in the mark's box", (0, 1)) for d in pointing.dataset.unique()]
-    panels += [(faithfulness[faithfulness.dataset == d], "gap", f"{d}\ninsertion minus deletion", None) for d in faithfulness.dataset.unique()]
+    panels = [(pointing[pointing.dataset == d], "hit", f"{d}\nmaximum in the mark's box", (0, 1))
+              for d in pointing.dataset.unique()]
+    panels += [(faithfulness[faithfulness.dataset == d], "gap", f"{d}\ninsertion minus deletion", None)
+               for d in faithfulness.dataset.unique()]
     fig, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels) + 1, 2.9), sharey=True, squeeze=False)
     for ax, (table, score, title, limits) in zip(axes[0], panels):
         table = table[::-1]
-        ax.errorbar(table[score], table.method, xerr=[table[score] - table[f"{score}_low"], table[f"{score}_high"] - table[score]], fmt="o", capsize=2, ms=4)
+        ax.errorbar(table[score], table.method,
+                    xerr=[table[score] - table[f"{score}_low"], table[f"{score}_high"] - table[score]],
+                    fmt="o", capsize=2, ms=4)
         ax.axvline(table.set_index("method")[score]["random"], ls=":", color="0.4")
         ax.set_title(title, fontsize=6)
         if limits: ax.set_xlim(limits[0] - .03, limits[1] + .03)
@@ -335,7 +381,8 @@ SHOWN = ("quadtree", "occlusion", "integrated_gradients", "grad_cam_pp", "grad_c
 def draw_examples(seen: Sequence[tuple]):
     "Images with the target's outline and the mark's box, then maps; red speaks for the target, blue against it"
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(len(seen), 1 + len(SHOWN), figsize=(1.35 * (1 + len(SHOWN)), 1.45 * len(seen)), squeeze=False)
+    fig, axes = plt.subplots(len(seen), 1 + len(SHOWN),
+                             figsize=(1.35 * (1 + len(SHOWN)), 1.45 * len(seen)), squeeze=False)
     for row, (dataset, image, goal, box, maps) in zip(axes, seen):
         picture(row[0], image); row[0].set_ylabel(dataset, fontsize=6)
         for ax, name in zip(row[1:], SHOWN):
@@ -350,21 +397,25 @@ def draw_examples(seen: Sequence[tuple]):
 
 # %% ../../nbs/study/23_xai.ipynb #5c027bbe
 def draw_tips(seen: Sequence[tuple]):
-    "An instance, and what becomes of it after the smallest change that was found for each event; changed pixels are orange"
+    """An instance, and what becomes of it after the smallest change that was found for each event; changed pixels are
+    orange"""
     import matplotlib.pyplot as plt
     group, image, number, found = max(seen, key=lambda s: len(s[3]))  # the one that can be tipped in most ways
     ids = group(image[None])[0]
     fig, axes = plt.subplots(2, 1 + len(found), figsize=(1.9 * (1 + len(found)), 3.9), squeeze=False)
     rows, columns = (np.flatnonzero((ids == number).any(k)) for k in (1, 0))
-    frame = [max(0, rows[0] - 8), min(ids.shape[0], rows[-1] + 9), max(0, columns[0] - 8), min(ids.shape[1], columns[-1] + 9)]
+    frame = [max(0, rows[0] - 8), min(ids.shape[0], rows[-1] + 9),
+             max(0, columns[0] - 8), min(ids.shape[1], columns[-1] + 9)]
     for k, (tip, pixels) in enumerate([(None, np.zeros(ids.shape, bool)), *found]):
         changed = image if tip is None else tip.changed(image, pixels, None)
         after = group(changed[None])[0]
         picture(axes[0][k], changed)
-        axes[1][k].imshow(np.where(after, (after * 7) % 19 + 1, 0), cmap="tab20b" if after.any() else "gray", interpolation="nearest")
+        axes[1][k].imshow(np.where(after, (after * 7) % 19 + 1, 0),
+                          cmap="tab20b" if after.any() else "gray", interpolation="nearest")
         axes[0][k].set_title("as it is" if tip is None else f"{tip.event}: {pixels.sum()} pixels", fontsize=7)
         for ax in axes[:, k]:
-            for r, c in np.argwhere(pixels): ax.add_patch(plt.Rectangle((c - .5, r - .5), 1, 1, fill=False, ec="tab:orange", lw=.8))
+            for r, c in np.argwhere(pixels):
+                ax.add_patch(plt.Rectangle((c - .5, r - .5), 1, 1, fill=False, ec="tab:orange", lw=.8))
             ax.contour(ids == number, [.5], colors="w", linewidths=.6, linestyles=":")
             ax.set(xlim=(frame[2] - .5, frame[3] - .5), ylim=(frame[1] - .5, frame[0] - .5), xticks=[], yticks=[])
             ax.spines[:].set_visible(False)

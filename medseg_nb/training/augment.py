@@ -30,7 +30,8 @@ def _symmetry(x: Tensor, k: int, axis: int) -> Tensor:  # one of eight, over `ax
 def flips(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     "A random flip and quarter turn for each image"
     ks = torch.randint(8, (len(images),), generator=generator).tolist()
-    return torch.stack([_symmetry(x, k, 1) for x, k in zip(images, ks)]), torch.stack([_symmetry(m, k, 0) for m, k in zip(masks, ks)])
+    return torch.stack([_symmetry(x, k, 1) for x, k in zip(images, ks)]), torch.stack(
+        [_symmetry(m, k, 0) for m, k in zip(masks, ks)])
 
 def _choose(chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:  # a where chosen (batch,), else b
     return torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b)
@@ -44,25 +45,30 @@ def flip(images: Tensor, masks: Tensor, generator: torch.Generator, strength: fl
     return images, masks
 
 # %% ../../nbs/library/6_training/00_augment.ipynb #dd92c783
-def moved(x: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:  # (batch, channel, r, c[, k]) through (batch, r, c, 2)
+def moved(x: Tensor, grid: Tensor, mode: str,
+          padding: str) -> Tensor:  # (batch, channel, r, c[, k]) through (batch, r, c, 2)
     "Every slice through the same grid"
     if x.ndim == 4: return F.grid_sample(x, grid, mode, padding, align_corners=False)
     return moved(x.movedim(-1, 2).flatten(1, 2), grid, mode, padding).unflatten(1, (x.shape[1], -1)).movedim(2, -1)
 
 def move(images: Tensor, masks: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     "Images and masks through one grid: the image between its pixels, the mask by its nearest label"
-    return moved(images, grid, "bilinear", "border"), moved(masks[:, None].float(), grid, "nearest", "zeros")[:, 0].to(masks.dtype)
+    return moved(images, grid, "bilinear", "border"), moved(masks[:, None].float(),
+                                                            grid, "nearest", "zeros")[:, 0].to(masks.dtype)
 
-def affine(angle: Tensor, zoom: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:  # each (n,); the grid (n, r, c, 2)
+def affine(angle: Tensor, zoom: Tensor, x: Tensor,
+           y: Tensor, size: tuple[int, int]) -> Tensor:  # each (n,); the grid (n, r, c, 2)
     "Grid of a turn by `angle` radians, with lengths divided by `zoom` and a shift, all from new to old coordinates"
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     matrix = torch.stack([torch.stack([cos, -sin, x], -1), torch.stack([sin, cos, y], -1)], 1)
     return F.affine_grid(matrix, [len(matrix), 1, *size], align_corners=False)
 
 # %% ../../nbs/library/6_training/00_augment.ipynb #dd580664
-def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor: return low + (high - low) * torch.rand(n, generator=generator)
+def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=generator)
 
-def bend(n: int, size: tuple[int, int], generator: torch.Generator, strength: float = 1.) -> Tensor:  # (n, r, c, 2), to be added to a grid
+def bend(n: int, size: tuple[int, int], generator: torch.Generator,
+         strength: float = 1.) -> Tensor:  # (n, r, c, 2), to be added to a grid
     "Smooth random displacements, zero at the frame"
     points = F.pad(_uniform((n, 2, 3, 3), -.12, .12, generator) * strength, (1, 1, 1, 1))
     return F.interpolate(points, size, mode="bicubic", align_corners=True).movedim(1, -1)
@@ -88,11 +94,13 @@ def scaling(images: Tensor, masks: Tensor, generator: torch.Generator, strength:
     return move(images, masks, affine(none, torch.exp(_uniform(n, -.25, .25, generator) * strength), none, none, size))
 
 @register("translation")
-def translation(images: Tensor, masks: Tensor, generator: torch.Generator, strength: float = 1.) -> tuple[Tensor, Tensor]:
+def translation(images: Tensor, masks: Tensor, generator: torch.Generator,
+                strength: float = 1.) -> tuple[Tensor, Tensor]:
     "A shift by up to a tenth of the image along each axis"
     n, size = len(images), masks.shape[1:3]
     none = torch.zeros(n)
-    return move(images, masks, affine(none, none + 1, *(_uniform(n, -.2, .2, generator) * strength for _ in "xy"), size))
+    return move(images, masks,
+                affine(none, none + 1, *(_uniform(n, -.2, .2, generator) * strength for _ in "xy"), size))
 
 @register("elastic")
 def elastic(images: Tensor, masks: Tensor, generator: torch.Generator, strength: float = 1.) -> tuple[Tensor, Tensor]:
@@ -121,7 +129,8 @@ def intensity(images: Tensor, masks: Tensor, generator: torch.Generator, strengt
 # %% ../../nbs/library/6_training/00_augment.ipynb #0c1e0298
 def _drawn(n: int, size: tuple[int, int], generator: torch.Generator, strength: float = 1.) -> Tensor:
     "Grid of a random rotation, scaling and shift"
-    angle, zoom = _uniform(n, -math.pi, math.pi, generator) * strength, torch.exp(_uniform(n, -.25, .25, generator) * strength)
+    angle, zoom = _uniform(n, -math.pi, math.pi, generator) * strength, torch.exp(
+        _uniform(n, -.25, .25, generator) * strength)
     return affine(angle, zoom, *(_uniform(n, -.2, .2, generator) * strength for _ in "xy"), size)
 
 @register("standard")
@@ -144,6 +153,8 @@ def strong(images: Tensor, masks: Tensor, generator: torch.Generator, strength: 
 def mild(images: Tensor, masks: Tensor, generator: torch.Generator, strength: float = 1.) -> tuple[Tensor, Tensor]:
     "Rotation by up to 15 degrees, scaling, shift and bending of every image, and its intensities; nothing is mirrored"
     n, size = len(images), masks.shape[1:3]
-    angle, zoom = _uniform(n, -math.pi / 12, math.pi / 12, generator) * strength, torch.exp(_uniform(n, -.15, .15, generator) * strength)
-    grid = affine(angle, zoom, *(_uniform(n, -.1, .1, generator) * strength for _ in "xy"), size) + bend(n, size, generator, strength / 2)
+    angle, zoom = _uniform(n, -math.pi / 12, math.pi / 12,
+                           generator) * strength, torch.exp(_uniform(n, -.15, .15, generator) * strength)
+    grid = (affine(angle, zoom, *(_uniform(n, -.1, .1, generator) * strength for _ in "xy"), size)
+            + bend(n, size, generator, strength / 2))
     return intensity(*move(images, masks, grid), generator, strength / 2)

@@ -35,7 +35,8 @@ def label_map(probability: Tensor,    # (class, *size)
     "The most probable class on the image's own grid"
     if tuple(probability.shape[1:]) == tuple(size): return probability.argmax(0).numpy().astype(np.uint8)
     mode = "bilinear" if len(size) == 2 else "trilinear"
-    return F.interpolate(probability[None], size=size, mode=mode, align_corners=False)[0].argmax(0).numpy().astype(np.uint8)
+    return F.interpolate(probability[None], size=size,
+                         mode=mode, align_corners=False)[0].argmax(0).numpy().astype(np.uint8)
 
 # %% ../../nbs/library/6_training/01_inference.ipynb #8953f212
 def starts(size: int, window: int, overlap: float) -> list[int]:
@@ -44,7 +45,8 @@ def starts(size: int, window: int, overlap: float) -> list[int]:
     return [*range(0, size - window, max(1, int(window * (1 - overlap)))), size - window]
 
 def gaussian(window: Sequence[int]) -> Tensor:  # *window
-    "Weights that fall from the middle of a window by a standard deviation of an eighth of each side, and to no less than a thousandth"
+    """Weights that fall from the middle of a window by a standard deviation of an eighth of each side, and to no less
+    than a thousandth"""
     axes = (torch.exp(-.5 * ((torch.arange(w) - (w - 1) / 2) / (w / 8)) ** 2) for w in window)
     return reduce(lambda a, b: a[..., None] * b, axes).clamp_min(1e-3)
 
@@ -70,7 +72,8 @@ class _Direct(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.conv3d or len(args) < 7 or not self.fits(*args): return func(*args, **(kwargs or {}))
         x, weight, bias, stride, padding, dilation, groups = args
-        return torch.ops.aten.mkldnn_convolution(x, weight.contiguous(memory_format=torch.channels_last_3d), bias, padding, stride, dilation, groups)
+        return torch.ops.aten.mkldnn_convolution(x, weight.contiguous(memory_format=torch.channels_last_3d),
+                                                 bias, padding, stride, dilation, groups)
 
     def fits(self, x, weight, bias, stride, padding, *_) -> bool:
         where = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
@@ -86,7 +89,8 @@ def blocks(net: nn.Module,                               # in evaluation mode
           ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
     "Boxes that cover an image once, and their logits: (class, *box)"
     if not 0 <= overlap < 1: raise InputError("overlap", f"{overlap} is outside 0 to 1", "choose for example 0.5")
-    device, corners, reach = next(net.parameters()).device, [starts(s, w, overlap) for s, w in zip(size, window)], [*map(min, size, window)]
+    device, corners, reach = next(net.parameters()).device, [starts(s, w, overlap) for s, w in zip(size, window)], [
+        *map(min, size, window)]
     before = [(w - r) // 2 for w, r in zip(window, reach)]
     frame = [p for w, r, b in zip(window[::-1], reach[::-1], before[::-1]) for p in (b, w - r - b)]
     inner = (slice(None), *(slice(b, b + r) for b, r in zip(before, reach)))
@@ -108,8 +112,10 @@ def sliding(net: nn.Module,
         out[(slice(None), *box)] = logits.cpu()
     return out
 
-def sliding_labels(net: nn.Module, image: Tensor, window: Sequence[int], overlap: float = .5) -> np.ndarray:  # (*size) uint8
+def sliding_labels(net: nn.Module, image: Tensor,
+                   window: Sequence[int], overlap: float = .5) -> np.ndarray:  # (*size) uint8
     "Label map of a large image from overlapping windows; logits of the whole image are never held"
     out = np.empty(image.shape[1:], np.uint8)
-    for box, logits in blocks(net, lambda box: image[(slice(None), *box)], image.shape[1:], window, overlap): out[box] = logits.max(0).indices.cpu().numpy()
+    for box, logits in blocks(net, lambda box: image[(slice(None), *box)], image.shape[1:], window, overlap):
+        out[box] = logits.max(0).indices.cpu().numpy()
     return out

@@ -19,10 +19,12 @@ from ..kit.keys import register
 
 # %% ../../nbs/library/6_training/02_loop.ipynb #c0abb18e
 @register("adamw")
-def adamw(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer: return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+def adamw(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
 
 @register("adam")
-def adam(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer: return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
+def adam(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
 
 @register("sgd")
 def sgd(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
@@ -30,7 +32,8 @@ def sgd(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Opt
     return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=.9, nesterov=True)
 
 @register("rmsprop")
-def rmsprop(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer: return torch.optim.RMSprop(weights, lr=rate, weight_decay=decay)
+def rmsprop(weights: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(weights, lr=rate, weight_decay=decay)
 
 # %% ../../nbs/library/6_training/02_loop.ipynb #73344d01
 def warm(step: int, steps: int) -> tuple[float, float]:  # share of the warm-up, and of what follows it
@@ -93,9 +96,11 @@ def gradients(loss_of: Callable[[Tensor, Tensor], Tensor],  # mean over the case
         if np.isfinite(total): backward(loss)
     return total
 
-def _exhausted(e: BaseException) -> bool: return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
+def _exhausted(e: BaseException) -> bool:
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
 
-def fitting(net: nn.Module, loss_of: Callable, images: Tensor, masks: Tensor, parts: int, backward: Callable, name: str) -> tuple[float, int]:
+def fitting(net: nn.Module, loss_of: Callable, images: Tensor,
+            masks: Tensor, parts: int, backward: Callable, name: str) -> tuple[float, int]:
     "Gradients of a batch in as few pieces as memory holds; its loss and their number"
     while True:
         net.zero_grad()
@@ -103,7 +108,8 @@ def fitting(net: nn.Module, loss_of: Callable, images: Tensor, masks: Tensor, pa
         except (MemoryError, RuntimeError) as e:
             if not _exhausted(e) or parts == len(images): raise
             parts = min(2 * parts, len(images))
-            print(f"{name}: out of memory; each batch of {len(images)} is now taken in {parts} pieces, whose gradients add up", file=sys.stderr)
+            print(f"{name}: out of memory; each batch of {len(images)} is now taken in {parts} pieces, whose "
+                  "gradients add up", file=sys.stderr)
 
 # %% ../../nbs/library/6_training/02_loop.ipynb #683320e1
 CHECKS = 20  # of a whole training
@@ -116,7 +122,8 @@ class Watch:
     def stop(self) -> bool:
         score = self.check(self.net.eval())
         self.net.train()
-        if score > self.best: self.best, self.kept, self.bad = score, {k: v.clone() for k, v in self.net.state_dict().items()}, 0
+        if score > self.best:
+            self.best, self.kept, self.bad = score, {k: v.clone() for k, v in self.net.state_dict().items()}, 0
         else: self.bad += 1
         return self.bad >= self.patience
 
@@ -139,11 +146,13 @@ def descend(net: nn.Module,
     change = torch.optim.lr_scheduler.LambdaLR(made, lambda s: schedule(s, steps))
     net, made = accelerator.prepare(net.train(), made)
     own = [v for v in net.state_dict().values() if v.is_floating_point()]
-    mean, watch, losses, parts = [v.clone() for v in own] if average else [], check and Watch(net, check, patience), [], 1
+    mean, watch, losses, parts = [v.clone() for v in own] if average else [], check and Watch(net, check,
+                                                                                              patience), [], 1
     for k, (images, masks) in enumerate(batches):
         given = images.to(accelerator.device), masks.to(accelerator.device)
         loss, parts = fitting(net, lambda x, y: objective(net, x, y), *given, parts, accelerator.backward, name)
-        if not np.isfinite(loss): raise Diverged(name, f"the loss became {loss} at step {k}", "lower `rate`, or use fp32")
+        if not np.isfinite(loss):
+            raise Diverged(name, f"the loss became {loss} at step {k}", "lower `rate`, or use fp32")
         made.step(); change.step()
         losses.append(loss)
         if average: torch._foreach_lerp_(mean, own, max(1 - average, 1 / (k + 1)))

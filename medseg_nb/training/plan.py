@@ -47,7 +47,8 @@ def _plans(path: Path, stamp: int) -> dict[str, Plan]:
         try: found[profile] = Plan.model_validate(given)
         except ValidationError as e:
             where, fault = ".".join(map(str, e.errors()[0]["loc"])), e.errors()[0]["msg"]
-            raise InputError(str(path), f"{profile}: {where}: {fault}", f"give {', '.join(Plan.model_fields)}") from None
+            raise InputError(str(path), f"{profile}: {where}: {fault}",
+                             f"give {', '.join(Plan.model_fields)}") from None
     return found
 
 def plans() -> dict[str, Plan]:
@@ -66,9 +67,11 @@ def steps(model: str, plan: Plan) -> int:
 
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e010
-VOLUMES = dict(phantom_mri_volumes=dict(size=24, depth=8, width=8, batch=2), lidc_nodule_volumes=dict(size=64, depth=8, width=8, batch=2),
+VOLUMES = dict(phantom_mri_volumes=dict(size=24, depth=8, width=8, batch=2),
+               lidc_nodule_volumes=dict(size=64, depth=8, width=8, batch=2),
                brats2015_deepmedic=dict(size=64, depth=32, width=8, batch=2))
-OWN_WIDTH = ("hybrid", "hybrid_plain", "hybrid_conv")  # measured at the width that gives them U-Net's number of parameters
+# measured at the width that gives them U-Net's number of parameters
+OWN_WIDTH = ("hybrid", "hybrid_plain", "hybrid_conv")
 PRETRAINED = dict(unet_lite0="ImageNet")  # networks whose encoder was trained elsewhere, and on what
 RANDOM = "random"  # how the weights of all others begin
 
@@ -78,9 +81,11 @@ def throughput(config) -> float:  # images a second; nan where none was measured
     usual = config.task in (None, config.module)
     fixed = ("size", "depth", "precision", "device", *(() if config.model in OWN_WIDTH and usual else ("width",)))
     for ours in plans().values():
-        wanted = dict(device="cpu", depth=None) | ours.settings | (VOLUMES.get(config.dataset, {}) if config.depth else {})
+        wanted = (dict(device="cpu", depth=None) | ours.settings
+                  | (VOLUMES.get(config.dataset, {}) if config.depth else {}))
         if any(getattr(config, name) != wanted[name] for name in fixed): continue
-        if not config.depth: return ours.throughput.get(config.model, ours.throughput["unet"] if config.task is None else np.nan)
+        if not config.depth:
+            return ours.throughput.get(config.model, ours.throughput["unet"] if config.task is None else np.nan)
         name = f"{config.model}_3d"
         return ours.throughput.get(f"{name}.{config.dataset}", ours.throughput.get(name, np.nan))
     return np.nan

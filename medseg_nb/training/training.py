@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -26,10 +26,11 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 
-from ..kit.core import PROFILES, InputError, MedsegError, ResourceError, choose, digest, folder, need, peak, progress, rng, root, to_json, write
+from ..kit.core import (PROFILES, InputError, MedsegError,
+                                ResourceError, choose, digest, folder, need, peak, progress, rng, root, to_json, write)
 from ..data.manifest import cases, content_key, manifest
 from ..kit.keys import closure, load, module_definitions, registered, resolve
-from ..study.metrics import brier, calibration_error, score
+from ..evaluation.metrics import brier, calibration_error, score
 from .plan import track
 from ..preparation.preprocess import MASKS, UNFOLLOWED, prepared, preparing
 from ..kit.report import ROWS, TRACK, read_rows, to_csv, write_rows
@@ -38,7 +39,8 @@ from ..data.splits import UNITS, fold
 # %% ../../nbs/library/6_training/04_training.ipynb #798fb544
 LOOP = dict(optimiser=("adamw", "adam", "sgd", "rmsprop"), schedule=("cosine", "constant", "polynomial", "stepwise"),
             sampling=("epochs", "balanced"))  # of medseg_nb.training.loop
-SAME = ("dataset", "fold", "unit", "size", "depth", "normalise", "patients", "draw")  # what a run shares with the generator that it uses
+# what a run shares with the generator that it uses
+SAME = ("dataset", "fold", "unit", "size", "depth", "normalise", "patients", "draw")
 
 @dataclass(frozen=True)
 class Config:
@@ -59,12 +61,12 @@ class Config:
     decay: float = .01                  # of the weights
     schedule: str = "cosine"            # of the learning rate, after a warm-up
     sampling: str = "epochs"            # "balanced" draws masks of each content equally often
-    average: float | None = None        # share that a step leaves of the running mean of the weights, which is what is kept; None: the last weights
-    patience: int | None = None         # checks on patients set apart without a gain, after which training ends; None: never
+    average: float | None = None  # share a step leaves of the weights' running mean, which is kept; None: last weights
+    patience: int | None = None  # checks on patients set apart without a gain, after which training ends; None: never
     precision: str = "fp32"             # fp32 or bf16
     device: str = "cpu"                 # cpu or cuda
     module: str = "medseg_nb.networks.unet"    # where the model is defined
-    unit: str = "patient"               # of the split; "site" leaves out one hospital, "image" leaks and shows what that is worth, "validation" is for choices
+    unit: str = "patient"  # of a split; "site" omits a hospital, "image" leaks on purpose, "validation" is for choices
     depth: int | None = None            # slices that the network sees of a volume; None for pictures
     task: str | None = None             # module that says what is trained for; None: segmentation, below
     masks: str = "classes"              # what training masks hold: "classes", or "instances" with one label each
@@ -75,34 +77,42 @@ class Config:
     start: "Config | None" = None       # trained run whose weights this one starts from
 
     def __post_init__(self):
-        for name, known in dict(precision=("fp32", "bf16"), device=("cpu", "cuda"), unit=UNITS, masks=MASKS, **LOOP).items():
+        for name, known in dict(precision=("fp32", "bf16"),
+                                device=("cpu", "cuda"), unit=UNITS, masks=MASKS, **LOOP).items():
             choose(getattr(self, name), known, name)
         for name in ("steps", "size", "width", "batch", "depth", "patients", "patience"):
-            if (value := getattr(self, name)) is not None and value < 1: raise InputError(name, f"is {value}", "give a number above zero")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(name, f"is {value}", "give a number above zero")
         for name in ("generator", "start"):
             if isinstance(value := getattr(self, name), dict): object.__setattr__(self, name, Config(**value))
         if self.average is not None and not 0 < self.average < 1:
             raise InputError("average", f"is {self.average:g}", "give a share above 0 and below 1, such as 0.99")
         if self.patience and self.unit != "patient":
-            raise InputError("patience", f"sets patients apart, which a split by {self.unit} cannot", "leave one of the two out")
-        if self.fields and self.generator: raise InputError("fields", "are unknown for a generator's images", "leave one of the two out")
+            raise InputError("patience", f"sets patients apart, which a split by {self.unit} cannot",
+                             "leave one of the two out")
+        if self.fields and self.generator:
+            raise InputError("fields", "are unknown for a generator's images", "leave one of the two out")
         differing = [n for n in SAME if self.generator and getattr(self, n) != getattr(self.generator, n)]
         if differing:
-            raise InputError("generator", f"was trained with another {differing[0]}", "train it on the same patients and grid as the run that uses it")
+            raise InputError("generator", f"was trained with another {differing[0]}",
+                             "train it on the same patients and grid as the run that uses it")
 
     @cached_property
     def key(self) -> str: return run_key(self)
     @property
-    def shape(self) -> tuple[int, ...]: return (self.size, self.size, *([self.depth] if self.depth else []))  # of the network's grid
+    def shape(self) -> tuple[int, ...]:
+        return (self.size, self.size, *([self.depth] if self.depth else []))  # of the network's grid
 
 # %% ../../nbs/library/6_training/04_training.ipynb #a4d51fb2
-APART = (*UNFOLLOWED, *(f"medseg_nb.training.{name}" for name in ("Config", "work", "load_run")))  # a config counts by its values, a run by its key
+# a config counts by its values, a run by its key
+APART = (*UNFOLLOWED, *(f"medseg_nb.training.{name}" for name in ("Config", "work", "load_run")))
 
 def task(config: Config) -> str: return config.task or "medseg_nb.training.training"
 def own(config: Config, name: str) -> str:  # module
     "Where a function of a run's task is defined: in its module, or here"
     return task(config) if name in module_definitions(task(config)).nodes else "medseg_nb.training.training"
-def losses(config: Config) -> str: return task(config) if config.loss in registered(task(config)) else "medseg_nb.networks.losses"
+def losses(config: Config) -> str:
+    return task(config) if config.loss in registered(task(config)) else "medseg_nb.networks.losses"
 
 def starting_points(config: Config) -> list[tuple[str, str]]:
     "Definitions that a run's code is reached from"
@@ -111,15 +121,18 @@ def starting_points(config: Config) -> list[tuple[str, str]]:
              *(("medseg_nb.training.loop", getattr(config, kind), kind) for kind in LOOP)]
     found = [(m, registered(m)[choose(name, registered(m), kind)]) for m, name, kind in named]
     made = [(task(config.generator), "synthesise")] if config.generator else []
-    told = [(task(config), registered(task(config))[choose(config.fields, registered(task(config)), "set of fields")])] if config.fields else []
+    told = ([(task(config), registered(task(config))[choose(config.fields, registered(task(config)), "set of fields")])]
+            if config.fields else [])
     checked = [(task(config), "evaluate")] if config.patience else []
-    return [*found, *checked, *made, *told, *preparing(config.normalise), (task(config), "network"), (task(config), "objective"),
+    return [*found, *checked, *made, *told, *preparing(config.normalise),
+            (task(config), "network"), (task(config), "objective"),
             *((own(config, name), name) for name in ("train", "batches"))]
 
 def run_key(config: Config) -> str:  # 16 hex digits
     "Key of a trained run: config, code, data, versions; one thread"
     reached = closure(starting_points(config), stop=APART)
-    given = {k: v for k, v in asdict(config).items() if v is not None and k not in ("module", "task")}  # code counts by what it is
+    # code counts by what it is
+    given = {k: v for k, v in asdict(config).items() if v is not None and k not in ("module", "task")}
     given |= {name: other.key for name in ("generator", "start") if (other := getattr(config, name))}
     return digest([given, reached.key, content_key(config.dataset), reached.versions(), "1 thread"])[:16]
 
@@ -135,22 +148,26 @@ def network(config: Config,
     import torch
     m = manifest(config.dataset)
     torch.manual_seed(int(digest(["weights", config.seed])[:8], 16))
-    made = dict(channels=len(m.image.channels), classes=classes or max(m.labels.values()) + 1, width=config.width) | (dict(ndim=3) if config.depth else {})
+    made = (dict(channels=len(m.image.channels), classes=classes or max(m.labels.values()) + 1, width=config.width)
+            | (dict(ndim=3) if config.depth else {}))
     return resolve(config.module, config.model, "model")(**made)
 
 def objective(config: Config, net, images, masks):  # scalar
     "The loss that a segmentation run makes small"
     outputs = net(images)
-    shape, found = (len(images), max(manifest(config.dataset).labels.values()) + 1, *masks.shape[1:]), tuple(getattr(outputs, "shape", ()))
+    shape, found = (len(images), max(manifest(config.dataset).labels.values()) + 1,
+                    *masks.shape[1:]), tuple(getattr(outputs, "shape", ()))
     if found != shape:
-        raise InputError(config.model, f"answers with {found or type(outputs).__name__}, not with {shape}", "return scores of the shape (case, class, *size)")
+        raise InputError(config.model, f"answers with {found or type(outputs).__name__}, not with {shape}",
+                         "return scores of the shape (case, class, *size)")
     return resolve(losses(config), config.loss, "loss")(outputs, masks)
 
 def _one_thread() -> None:
     import torch
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would write all new memory twice; nothing here reads what it has not written
+    # it would write all new memory twice; nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
 
 def _layout(config: Config):
@@ -163,7 +180,8 @@ def begun(config: Config, net):
     if config.start is None: return net
     weights = load_run(work(config.start, weights=True).name)[1].state_dict()
     own = {name: w.shape for name, w in net.state_dict().items()}
-    differing = [name for name in own | weights if name not in own or name not in weights or own[name] != weights[name].shape]
+    differing = [name for name in own | weights if name not in own
+                 or name not in weights or own[name] != weights[name].shape]
     if differing:
         raise InputError(label(config), f"cannot start from {label(config.start)} ({differing[0]} differs)",
                          "start from a run of the same network and data layout")
@@ -171,17 +189,22 @@ def begun(config: Config, net):
     return net
 
 # %% ../../nbs/library/6_training/04_training.ipynb #a75615e4
-def train(config: Config, watch: Callable = lambda batches: batches):  # network in evaluation mode, and the loss of each step
+def train(config: Config,
+          watch: Callable = lambda batches: batches):  # network in evaluation mode, and the loss of each step
     "Train a run's network on its training patients"
     from medseg_nb.training.loop import descend
     _one_thread()
     what = load(task(config))
     net = begun(config, what.network(config)).to(memory_format=_layout(config))
-    optimiser, schedule = (resolve("medseg_nb.training.loop", getattr(config, kind), kind) for kind in ("optimiser", "schedule"))
-    def checked(net): return what.evaluate(replace(config, unit="validation", patience=None, generator=None), net).dice.mean()
+    optimiser, schedule = (resolve("medseg_nb.training.loop", getattr(config, kind), kind)
+                           for kind in ("optimiser", "schedule"))
+    def checked(net):
+        return what.evaluate(replace(config, unit="validation", patience=None, generator=None), net).dice.mean()
     given = load(own(config, "batches")).batches(config)
-    return descend(net, watch(given), partial(what.objective, config), config.steps, config.rate, optimiser, schedule, config.decay, config.average,
-                   checked if config.patience else None, config.patience, config.precision, config.device, label(config))
+    return descend(net, watch(given), partial(what.objective, config),
+                   config.steps, config.rate, optimiser, schedule, config.decay, config.average,
+                   checked if config.patience else None,
+                   config.patience, config.precision, config.device, label(config))
 
 # %% ../../nbs/library/6_training/04_training.ipynb #707ec060
 def label(config: Config) -> str: return f"{config.model} on {config.dataset}, fold {config.fold}, seed {config.seed}"
@@ -192,11 +215,13 @@ def training_cases(config: Config) -> list[int]:
     if config.patients is None: return chosen
     names = [cases(config.dataset)[i].patient for i in chosen]
     people = sorted(set(names))
-    if config.patients > len(people): raise InputError("patients", f"{config.patients} of {len(people)} training patients", "ask for fewer")
+    if config.patients > len(people):
+        raise InputError("patients", f"{config.patients} of {len(people)} training patients", "ask for fewer")
     drawn = set(rng(config.draw, "patients", config.dataset, config.fold).permutation(people)[:config.patients])
     return [i for i, name in zip(chosen, names) if name in drawn]
 
-def pool(config: Config) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:  # images, masks, and the positions that are learnt from
+def pool(config: Config) -> tuple[np.ndarray, np.ndarray,
+                                  Sequence[int]]:  # images, masks, and the positions that are learnt from
     "What a run learns from: its training cases, and the images of its generator if it has one"
     images, masks = prepared(config.dataset, config.shape, config.normalise, config.masks)
     chosen = training_cases(config)
@@ -206,7 +231,8 @@ def pool(config: Config) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:  # ima
                              "choose another fold, or draw the split anew by `stratify`")
     if config.generator is None: return images, masks, chosen
     more, drawn = load(task(config.generator)).synthesise(config.generator)
-    return np.concatenate([images[chosen], more]), np.concatenate([masks[chosen], drawn]), range(len(chosen) + len(more))
+    return np.concatenate([images[chosen], more]), np.concatenate([masks[chosen], drawn]), range(
+        len(chosen) + len(more))
 
 def known(config: Config) -> np.ndarray:  # (case, field) float32, of all cases of the data set
     "What is known of each case beside its image; no columns where the config names nothing"
@@ -216,7 +242,8 @@ def known(config: Config) -> np.ndarray:  # (case, field) float32, of all cases 
 def beside(images, fields):  # (batch, channel, *shape), (batch, field) to (batch, channel + field, *shape)
     "Images with fields as constant channels behind their own"
     import torch
-    return torch.cat([images, fields.reshape(*fields.shape, *[1] * (images.ndim - 2)).expand(*fields.shape, *images.shape[2:])], 1)
+    return torch.cat(
+        [images, fields.reshape(*fields.shape, *[1] * (images.ndim - 2)).expand(*fields.shape, *images.shape[2:])], 1)
 
 def _contents(config: Config, masks: np.ndarray, chosen: Sequence[int]) -> list:  # hashable, of each training case
     "Which labels each case shows, where cases are drawn by it"
@@ -228,12 +255,14 @@ def batches(config: Config) -> Iterator[tuple]:  # images (batch, channel, *shap
     "Augmented batches of a run's training cases"
     import torch
     images, masks, chosen = pool(config)
-    policy, told = resolve("medseg_nb.training.augment", config.augment, "augmentation policy"), torch.from_numpy(known(config))
+    policy, told = resolve("medseg_nb.training.augment",
+                           config.augment, "augmentation policy"), torch.from_numpy(known(config))
     generator = torch.Generator().manual_seed(int(digest(["augment", config.seed])[:8], 16))
     sampling = resolve("medseg_nb.training.loop", config.sampling, "sampling")
     for where in sampling(_contents(config, masks, chosen), config.batch, config.steps, config.seed):
         at = [chosen[i] for i in where]
-        x, y = policy(torch.from_numpy(images[at].astype(np.float32)), torch.from_numpy(masks[at].astype(np.int64)), generator)
+        x, y = policy(torch.from_numpy(images[at].astype(np.float32)),
+                      torch.from_numpy(masks[at].astype(np.int64)), generator)
         if config.fields: x = beside(x, told[at])
         yield x.contiguous(memory_format=_layout(config)), y
 
@@ -255,14 +284,16 @@ def evaluate(config: Config, net) -> pd.DataFrame:
     for i, p in zip(chosen, probabilities(net, images[chosen])):
         case, grey = cases(config.dataset)[i], p.numpy()
         predicted.append((case, label_map(p, case.semantic().shape)))
-        sure.append(dict(case=case.id, calibration_error=calibration_error(grey, masks[i]), brier=brier(grey, masks[i])))
+        sure.append(dict(case=case.id, calibration_error=calibration_error(grey, masks[i]),
+                         brier=brier(grey, masks[i])))
     return rows_of(config, predicted).merge(pd.DataFrame(sure), on="case")
 
 def rows_of(config: Config, predictions: Sequence[tuple]) -> pd.DataFrame:
     "Per-case rows of predicted label maps"
     rows = []
     for case, predicted in predictions:
-        names = dict(dataset=config.dataset, model=config.model, fold=config.fold, seed=config.seed, case=case.id, patient=case.patient,
+        names = dict(dataset=config.dataset, model=config.model,
+                     fold=config.fold, seed=config.seed, case=case.id, patient=case.patient,
                      site=case.site)
         rows += [names | r for r in score(predicted, case.semantic(), case.manifest.scored, case.image().spacing)]
     return pd.DataFrame(rows)
@@ -283,8 +314,8 @@ def stored(config: Config) -> Path | None:
 
 def diverged(config: Config) -> str:  # empty where it did not
     "Why a run is marked as failed"
-    path = folder("runs") / config.key / "failed.json"
-    return json.loads(path.read_text())["why"] if path.is_file() else ""
+    try: return json.loads((folder("runs") / config.key / "failed.json").read_text())["why"]
+    except FileNotFoundError: return ""
 
 def rows(config: Config) -> pd.DataFrame:
     "Stored per-case rows of a run"
@@ -293,37 +324,46 @@ def rows(config: Config) -> pd.DataFrame:
 # %% ../../nbs/library/6_training/04_training.ipynb #7b387821
 def _joules() -> float | None:  # None where the system does not tell
     "Energy that the processors have taken so far, by their own counters"
-    try: return sum(int((p / "energy_uj").read_text()) for p in sorted(Path("/sys/class/powercap").glob("intel-rapl:?"))) / 1e6 or None
+    try:
+        return sum(int((p / "energy_uj").read_text())
+                   for p in sorted(Path("/sys/class/powercap").glob("intel-rapl:?"))) / 1e6 or None
     except OSError: return None
 
 def meter() -> Callable[[], dict]:
     "Begins to measure; its answer says what was spent since, and the most memory that the process held"
     began, cpu, energy = time.perf_counter(), time.process_time(), _joules()
     def spent():
-        return dict(train_seconds=time.perf_counter() - began, train_cpu_seconds=time.process_time() - cpu, peak_megabytes=peak(),
+        return dict(train_seconds=time.perf_counter() - began,
+                    train_cpu_seconds=time.process_time() - cpu, peak_megabytes=peak(),
                     joules=None if energy is None else _joules() - energy)
     return spent
 
 def processes() -> tuple[int, int]:
-    "Which of the processes that train one run together this is, and their number, as `torchrun` or `accelerate launch` tells"
+    """Which of the processes that train one run together this is, and their number, as `torchrun` or `accelerate
+    launch` tells"""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 def share(batches: Iterable[tuple]) -> Iterator[tuple]:
     "This process's part of each batch; gradients are then averaged over the processes"
     rank, many = processes()
     for batch in batches:
-        if len(batch[0]) % many: raise InputError("processes", f"{many} cannot share a batch of {len(batch[0])}", "choose a divisor of it")
+        if len(batch[0]) % many:
+            raise InputError("processes", f"{many} cannot share a batch of {len(batch[0])}", "choose a divisor of it")
         yield tuple(part.tensor_split(many)[rank] for part in batch)
 
 @contextmanager
 def sound(config: Config) -> Iterator[None]:
-    "Refuses what torch computes wrongly on a processor: a convolution with a stride, in bfloat16, whose answer is one wide"
+    """Refuses what torch computes wrongly on a processor: a convolution with a stride, in bfloat16, whose answer is one
+    wide"""
     from torch import bfloat16
     from torch.nn.modules import conv, module
     def check(net, given, answer):
-        if not isinstance(net, (conv.Conv1d, conv.Conv2d, conv.Conv3d)) or max(net.stride) == 1 or net.groups > 1: return
+        if not isinstance(net, (conv.Conv1d, conv.Conv2d, conv.Conv3d)) or max(net.stride) == 1 or net.groups > 1:
+            return
         if answer.dtype == bfloat16 and answer.shape[-1] == 1 and answer.device.type == "cpu":
-            raise InputError(label(config), "has a convolution with a stride whose answer is one wide, which torch gets wrong in bfloat16",
+            raise InputError(label(config),
+                             "has a convolution with a stride whose answer is one wide, which torch gets wrong in "
+                             "bfloat16",
                              "set `precision` to fp32, or call the convolution by `medseg_nb.networks.unet.strided`")
     hook = module.register_module_forward_hook(check)
     try: yield
@@ -332,11 +372,13 @@ def sound(config: Config) -> Iterator[None]:
 def _learn(config: Config):  # as `train`
     "Train a run, alone or together with other processes"
     need(config.device)
-    def watched(batches): return progress(share(batches), label(config), config.steps) if processes()[0] == 0 else share(batches)
+    def watched(batches):
+        return progress(share(batches), label(config), config.steps) if processes()[0] == 0 else share(batches)
     with sound(config): return load(own(config, "train")).train(config, watched)
 
 def _train(config: Config, place: Path) -> None:
-    "Train a run and store all but its rows; the weights are written last. A run that diverged is marked, and is not tried again"
+    """Train a run and store all but its rows; the weights are written last. A run that diverged is marked, and is not
+    tried again"""
     import safetensors.torch
     from medseg_nb.training.loop import Diverged
     spent = meter()
@@ -347,14 +389,16 @@ def _train(config: Config, place: Path) -> None:
     write(place / "config.json", to_json(asdict(config)))
     write(place / "history.csv", to_csv(pd.DataFrame(dict(step=np.arange(len(history)), loss=history))))
     write(place / COST, to_json(spent() | dict(parameters=sum(p.numel() for p in net.parameters()))))
-    write(place / "weights.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in net.state_dict().items()}))
+    write(place / "weights.safetensors",
+          safetensors.torch.save({k: v.contiguous() for k, v in net.state_dict().items()}))
 
 def work(config: Config, weights: bool = False) -> Path:  # the run's folder
     "Train and score one run, as far as that is not done; with `weights` not only its rows are asked for"
     from filelock import FileLock
     place = folder("runs") / config.key
     if not weights and (found := stored(config)): return found
-    prepared(config.dataset, config.shape, config.normalise, config.masks)  # refuses what cannot be trained on before the run has a folder
+    # refuses what cannot be trained on before the run has a folder
+    prepared(config.dataset, config.shape, config.normalise, config.masks)
     if processes()[0]:  # the first one locks and writes
         if not (place / "weights.safetensors").is_file(): _learn(config)
         return place
@@ -362,7 +406,9 @@ def work(config: Config, weights: bool = False) -> Path:  # the run's folder
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
         if not weights and (found := stored(config)): return found
-        if why := diverged(config): raise InputError(label(config), f"diverged before ({why})", f"change its config, or remove {place} to try again")
+        if why := diverged(config):
+            raise InputError(label(config), f"diverged before ({why})",
+                             f"change its config, or remove {place} to try again")
         if not (place / "weights.safetensors").is_file(): _train(config, place)
         if not _scored(config, place):
             write_rows(place, load(task(config)).evaluate(*load_run(config.key)))
@@ -375,7 +421,8 @@ def load_run(key: str):  # config, network in evaluation mode
     import safetensors.torch
     place = folder("runs") / key
     if not re.fullmatch("[0-9a-f]{16}", key) or not (place / "weights.safetensors").is_file():
-        raise InputError(key, "there is no such run with weights in runs/", "train it: medseg train --data ID --model NAME")
+        raise InputError(key, "there is no such run with weights in runs/",
+                         "train it: medseg train --data ID --model NAME")
     try:
         config = Config(**json.loads((place / "config.json").read_text()))
         net = load(task(config)).network(config)
@@ -386,7 +433,8 @@ def load_run(key: str):  # config, network in evaluation mode
     return config, net.eval()
 
 # %% ../../nbs/library/6_training/04_training.ipynb #feecaae2
-PRELOADED = ("medseg_nb.training.training", "accelerate", "torch._dynamo")  # what takes seconds to import, once for all workers
+# what takes seconds to import, once for all workers
+PRELOADED = ("medseg_nb.training.training", "accelerate", "torch._dynamo")
 
 @cache
 def _workers():
@@ -429,7 +477,8 @@ def _run(config: dict, log: str, environment: dict[str, str], where: str) -> Non
 
 def _failed(config: Config, log: Path) -> MedsegError:
     last = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
-    return ResourceError(label(config), f"training failed ({last})", f"see {log}, mend the cause and call again; finished runs are kept")
+    return ResourceError(label(config), f"training failed ({last})",
+                         f"see {log}, mend the cause and call again; finished runs are kept")
 
 # %% ../../nbs/library/6_training/04_training.ipynb #354abaf7
 def _setting(name: str, default: float, lowest: float) -> float:
@@ -437,26 +486,42 @@ def _setting(name: str, default: float, lowest: float) -> float:
     given = os.environ.get(name, default)
     try: value = float(given)
     except ValueError: value = float("nan")
-    if not value >= lowest: raise InputError(name, f"is {given}", f"set it to a number from {lowest:g} on, or leave it out")
+    if not value >= lowest:
+        raise InputError(name, f"is {given}", f"set it to a number from {lowest:g} on, or leave it out")
     return value
 
+def _take_place(workers: float) -> Callable[[], None] | None:  # gives it back; None where all are taken
+    "One of the places for training processes that sections at work side by side share; a section alone has them all"
+    from filelock import FileLock, Timeout
+    if not (shared := os.environ.get("MEDSEG_PLACES")): return lambda: None
+    for k in range(int(workers)):
+        place = FileLock(Path(shared) / f"{k}.lock")
+        with suppress(Timeout): place.acquire(timeout=0); return place.release
+
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
-    "Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all others are done"
-    if processes()[1] > 1: raise InputError("several processes", "train one run at a time", "launch `medseg train` with them")
+    """Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all
+    others are done"""
+    if processes()[1] > 1:
+        raise InputError("several processes", "train one run at a time", "launch `medseg train` with them")
     todo, running, failed = [c for c in dict.fromkeys(configs) if not stored(c)], {}, []
-    workers, deadline = _setting("MEDSEG_WORKERS", min(2, os.cpu_count()), 1), _setting("MEDSEG_DEADLINE", float("inf"), 0)
+    workers, deadline = _setting("MEDSEG_WORKERS", min(2, os.cpu_count()), 1), _setting("MEDSEG_DEADLINE",
+                                                                                        float("inf"), 0)
     try:
         while todo or running:
             late = time.time() > deadline
-            if late and not running: raise ResourceError("time limit", f"{len(todo)} runs are left", "call again; finished runs are kept")
-            while todo and len(running) < workers and not late: config = todo.pop(0); running[config] = _start(config)
-            for config in [c for c, (p, _) in running.items() if p.exitcode is not None]:
-                process, log = running.pop(config)
+            if late and not running:
+                raise ResourceError("time limit", f"{len(todo)} runs are left", "call again; finished runs are kept")
+            while todo and len(running) < workers and not late and (give_back := _take_place(workers)):
+                config = todo.pop(0)
+                running[config] = (*_start(config), give_back)
+            for config in [c for c, (p, *_) in running.items() if p.exitcode is not None]:
+                process, log, give_back = running.pop(config)
+                give_back()
                 if process.exitcode: failed.append(_failed(config, log))
                 else: yield config
             time.sleep(.05)
     finally:
-        for process, _ in running.values(): process.terminate()
+        for process, _, give_back in running.values(): process.terminate(); give_back()
     if failed: raise failed[0]
 
 # %% ../../nbs/library/6_training/04_training.ipynb #2532bfb7
@@ -476,8 +541,10 @@ def publish(config: Config, profile: str) -> None:
     for name in (COST, *KEPT): write(place / name, (stored(config) / name).read_bytes())
 
 def with_budgets(rows: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
-    "Rows that a section has scored itself, with the training budget of the run that `run` names; rows of no run have none"
+    """Rows that a section has scored itself, with the training budget of the run that `run` names; rows of no run have
+    none"""
     found = {c.key: track(c) for c in configs}
     unknown = set(rows.run[rows.run.astype(str).str.fullmatch("[0-9a-f]{16}")]) - set(found)
-    if unknown: raise InputError(min(unknown), "is no run of this section", "name its config, so that its rows have a budget")
+    if unknown:
+        raise InputError(min(unknown), "is no run of this section", "name its config, so that its rows have a budget")
     return rows.assign(**{name: rows.run.map({k: v[name] for k, v in found.items()}) for name in TRACK})

@@ -55,13 +55,15 @@ class Notebook:
 
 
 def full_name(module: str) -> str:
-    "Importable name of a module, by its last name alone"
-    path, = (REPO / "medseg_nb").rglob(f"{module}.py")
+    "Importable name of a module, by its last name alone; one of the library goes before a section of its name"
+    path = min((REPO / "medseg_nb").rglob(f"{module}.py"), key=lambda p: p.parent.name == "study")
     return ".".join(path.relative_to(REPO).with_suffix("").parts)
 
 
 def notebook(module: str) -> Notebook:
-    path, = (REPO / "nbs").glob(f"*/**/[0-9][0-9]_{module}.ipynb")
+    places = [path for folder in ("library", "study")
+              for path in (REPO / "nbs" / folder).rglob(f"[0-9][0-9]_{module}.ipynb")]
+    path = places[0]
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     return Notebook(tuple(s for s in sources if not NOT_RUN.match(s) and not ("assert" in s and BLIND.search(s))))
@@ -78,8 +80,10 @@ def forget_dependents(name: str) -> None:
     "Drop modules that import a module, directly or not: imported anew, they take what stands in its place"
     from medseg_nb.kit.keys import is_module, module_definitions
     kit = {**sys.modules}
-    ours = [m for m in kit if m.startswith("medseg_nb.") and not m.endswith("_modidx") and not hasattr(kit[m], "__path__")]
-    def imports(m): return {f"{a}.{b}" if is_module(a, b) else a for a, b in module_definitions(m).imports.values() if b}
+    ours = [m for m in kit if m.startswith("medseg_nb.")
+            and not m.endswith("_modidx") and not hasattr(kit[m], "__path__")]
+    def imports(m):
+        return {f"{a}.{b}" if is_module(a, b) else a for a, b in module_definitions(m).imports.values() if b}
     needs, dependents = {m: imports(m) for m in ours}, {name}
     while more := {m for m in ours if needs[m] & dependents} - dependents: dependents |= more
     for m in dependents:

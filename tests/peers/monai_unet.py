@@ -1,6 +1,8 @@
-"""A plain MONAI U-Net with residual units on exported cases, in its own environment: `python monai_unet.py FOLDER` (run.py calls it).
+"""A plain MONAI U-Net with residual units on exported cases, in its own environment: `python monai_unet.py FOLDER`
+(run.py calls it).
 
-Reads given.npz and settings.json of FOLDER. Trains one run a level. Writes about.json, and of each run steps<N>.npz: probabilities of the test cases, and CPU-seconds."""
+Reads given.npz and settings.json of FOLDER. Trains one run a level. Writes about.json, and of each run steps<N>.npz:
+probabilities of the test cases, and CPU-seconds."""
 import json
 import math
 import resource
@@ -25,22 +27,30 @@ BOTH = ("image", "mask")
 def batches(images: np.ndarray, masks: np.ndarray, steps: int):
     "Flips and quarter turns, and for half of the images a rotation, scaling and shift, as the kit's `standard`"
     shift = .1 * images.shape[-1]
-    changes = Compose([*(RandFlipd(BOTH, prob=.5, spatial_axis=axis) for axis in (0, 1)), RandRotate90d(BOTH, prob=.5, max_k=1),
-                       RandAffined(BOTH, prob=.5, rotate_range=math.pi, scale_range=(-.22, .28), translate_range=shift, mode=("bilinear", "nearest"), padding_mode=("border", "zeros"))])
-    data = Dataset([dict(image=x.astype(np.float32), mask=y[None].astype(np.float32)) for x, y in zip(images, masks)], changes)
-    order = torch.utils.data.RandomSampler(data, num_samples=steps * BATCH, generator=torch.Generator().manual_seed(SETTINGS["seed"]))
+    changes = Compose([*(RandFlipd(BOTH, prob=.5, spatial_axis=axis) for axis in (0, 1)),
+                       RandRotate90d(BOTH, prob=.5, max_k=1),
+                       RandAffined(BOTH, prob=.5, rotate_range=math.pi, scale_range=(-.22, .28), translate_range=shift,
+                                   mode=("bilinear", "nearest"), padding_mode=("border", "zeros"))])
+    data = Dataset([dict(image=x.astype(np.float32), mask=y[None].astype(np.float32)) for x, y in zip(images, masks)],
+                   changes)
+    order = torch.utils.data.RandomSampler(data, num_samples=steps * BATCH,
+                                           generator=torch.Generator().manual_seed(SETTINGS["seed"]))
     return DataLoader(data, batch_size=BATCH, sampler=order, num_workers=0)
 
 
-def used() -> float: return sum(t.ru_utime + t.ru_stime for t in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+def used() -> float:
+    return sum(t.ru_utime + t.ru_stime
+               for t in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 def trained(given, steps: int) -> tuple[UNet, float]:  # the network and the CPU-seconds of its training
     set_determinism(SETTINGS["seed"])
-    net = UNet(2, given["train_images"].shape[1], len(SETTINGS["labels"]), CHANNELS, (2,) * (len(CHANNELS) - 1), num_res_units=2)
+    net = UNet(2, given["train_images"].shape[1], len(SETTINGS["labels"]),
+               CHANNELS, (2,) * (len(CHANNELS) - 1), num_res_units=2)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
     optimiser, warm = torch.optim.AdamW(net.parameters(), RATE), max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: (s + 1) / warm if s < warm else .5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: (s + 1) / warm if s < warm
+                                                 else .5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))))
     loader, start = batches(given["train_images"], given["train_masks"], steps), used()
     for batch in loader:
         loss = loss_of(net(batch["image"]), batch["mask"])
@@ -52,7 +62,8 @@ def trained(given, steps: int) -> tuple[UNet, float]:  # the network and the CPU
 
 @torch.inference_mode()
 def answers(net: UNet, images: np.ndarray) -> np.ndarray:  # (case, class, row, column)
-    return torch.cat([net(torch.from_numpy(images[i:i+16].astype(np.float32))).softmax(1) for i in range(0, len(images), 16)]).numpy()
+    return torch.cat([net(torch.from_numpy(images[i:i+16].astype(np.float32))).softmax(1)
+                      for i in range(0, len(images), 16)]).numpy()
 
 
 def main() -> None:
@@ -63,9 +74,12 @@ def main() -> None:
         done = PLACE / f"steps{steps}.npz"
         if done.exists(): continue
         net, seconds = trained(given, steps)
-        about = dict(parameters=sum(p.numel() for p in net.parameters()), batch=BATCH, network="UNet, two residual units a level", channels=CHANNELS, precision="fp32",
-                     optimiser=f"AdamW, rate {RATE}, warm-up over a twentieth of the steps, then a half cosine", loss="DiceCELoss", prediction="without test-time augmentation",
-                     validation="none: all training patients are trained on, the last weights are taken", versions={p: version(p) for p in ("monai", "torch", "numpy")})
+        about = dict(parameters=sum(p.numel() for p in net.parameters()),
+                     batch=BATCH, network="UNet, two residual units a level", channels=CHANNELS, precision="fp32",
+                     optimiser=f"AdamW, rate {RATE}, warm-up over a twentieth of the steps, then a half cosine",
+                     loss="DiceCELoss", prediction="without test-time augmentation",
+                     validation="none: all training patients are trained on, the last weights are taken",
+                     versions={p: version(p) for p in ("monai", "torch", "numpy")})
         (PLACE / "about.json").write_text(json.dumps(about))
         np.savez(done.with_suffix(".part.npz"), answers=answers(net, given["test_images"]), seconds=seconds)
         done.with_suffix(".part.npz").replace(done)

@@ -1,4 +1,5 @@
-"""Opponents on the kit's patients, each in an environment of its own: `python tests/peers/run.py PEER --data ID … --work FOLDER` (README.md beside this file)."""
+"""Opponents on the kit's patients, each in an environment of its own: `python tests/peers/run.py PEER --data ID …
+--work FOLDER` (README.md beside this file)."""
 import argparse
 import json
 import os
@@ -15,18 +16,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medseg_nb.study.benchmark import plan
+from medseg_nb.training.plan import plan
 from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json, write
 from medseg_nb.data.manifest import cases, frozen, manifest
 from medseg_nb.training.inference import label_map
 from medseg_nb.preparation.preprocess import prepared
 from medseg_nb.kit.report import to_csv
 from medseg_nb.data.splits import fold
-from medseg_nb.study.statistics import summary
+from medseg_nb.evaluation.intervals import summary
 from medseg_nb.training.training import Config, rows_of, train
 
 SIZE, FOLD = 128, 0
-KEPT = dict(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="100000000000", MALLOC_TOP_PAD_="268435456")  # memory is kept between steps instead of being asked for anew
+# memory is kept between steps instead of being asked for anew
+KEPT = dict(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="100000000000", MALLOC_TOP_PAD_="268435456")
 
 
 def environment(place: Path, packages: list[str]) -> Path:
@@ -45,15 +47,17 @@ def export(place: Path, dataset: str, settings: dict) -> Path:
     chosen, test = fold(dataset, FOLD)
     place.mkdir(parents=True, exist_ok=True)
     (place / "settings.json").write_text(json.dumps(settings | dict(labels=manifest(dataset).labels)))
-    if not (place / "given.npz").exists(): np.savez(place / "given.npz", train_images=images[chosen], train_masks=masks[chosen], test_images=images[test])
+    if not (place / "given.npz").exists():
+        np.savez(place / "given.npz", train_images=images[chosen], train_masks=masks[chosen], test_images=images[test])
     return place
 
 
 def ask(python: Path, peer: str, place: Path, threads: int) -> None:
-    subprocess.run([python, HERE / f"{peer}.py", place], check=True, env=os.environ | KEPT | dict(OMP_NUM_THREADS=str(threads)))
+    subprocess.run([python, HERE / f"{peer}.py", place],
+                   check=True, env=os.environ | KEPT | dict(OMP_NUM_THREADS=str(threads)))
 
 
-def done(place: Path) -> dict[int, tuple[np.ndarray, float]]:  # probabilities (case, class, row, column), and CPU-seconds
+def done(place: Path) -> dict[int, tuple[np.ndarray, float]]:  # probabilities (case, class, row, column), CPU-seconds
     "Finished runs of a peer by their steps"
     found = {int(p.stem[5:]): np.load(p, allow_pickle=False) for p in place.glob("steps*.npz") if p.stem[5:].isdigit()}
     return {steps: (found[steps]["answers"], float(found[steps]["seconds"])) for steps in sorted(found)}
@@ -63,9 +67,11 @@ def about(place: Path) -> dict: return json.loads((place / "about.json").read_te
 
 
 def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -> float:  # images a second
-    "Throughput of a peer for a thread on which the kit's U-Net has the throughput of nbs/grid.yaml; both are measured, each by the difference of a long and a short run"
+    """Throughput of a peer for a thread on which the kit's U-Net has the throughput of nbs/grid.yaml; both are
+    measured, each by the difference of a long and a short run"""
     def theirs(images):
-        place = export(work / f"measured{images}", dataset, settings | dict(seconds=images, throughput=1, epochs=1, levels=[1]))
+        place = export(work / f"measured{images}", dataset,
+                       settings | dict(seconds=images, throughput=1, epochs=1, levels=[1]))
         ask(python, peer, place, settings["threads"])
         [(steps, (_, seconds))] = done(place).items()
         return np.array([steps * about(place)["batch"], seconds])
@@ -82,15 +88,20 @@ def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -
 def publish(peer: str, dataset: str, settings: dict, place: Path) -> None:
     "Score a peer's finished runs by the kit's rule and code, and write rows and costs"
     told, test, found, levels = about(place), [cases(dataset)[i] for i in fold(dataset, FOLD)[1]], [], []
-    config = Config(dataset, peer, FOLD, settings["seed"], size=SIZE, batch=told["batch"], normalise=settings["normalise"])
+    config = Config(dataset, peer, FOLD, settings["seed"],
+                    size=SIZE, batch=told["batch"], normalise=settings["normalise"])
     for share, (steps, (answers, seconds)) in zip(settings["levels"], done(place).items()):
-        predicted = [(case, label_map(torch.from_numpy(p).float(), case.semantic().shape)) for case, p in zip(test, answers, strict=True)]
+        predicted = [(case, label_map(torch.from_numpy(p).float(), case.semantic().shape))
+                     for case, p in zip(test, answers, strict=True)]
         found.append(rows_of(config, predicted).assign(steps=steps))
-        levels.append(dict(steps=steps, share=share, seconds=share * settings["seconds"], measured_cpu_seconds=round(seconds, 1)))
+        levels.append(dict(steps=steps, share=share, seconds=share * settings["seconds"],
+                           measured_cpu_seconds=round(seconds, 1)))
     reached = folder("reports") / "peers" / peer / dataset
     table = write(reached / "cases.csv", to_csv(pd.concat(found)))
-    facts = dict(peer=peer, dataset=dataset, fold=FOLD, size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels, about=told,
-                 machine=machine_class(), content=frozen(dataset)["content"], cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
+    facts = dict(peer=peer, dataset=dataset, fold=FOLD,
+                 size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels, about=told,
+                 machine=machine_class(), content=frozen(dataset)["content"],
+                 cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
     write(reached / "peer.json", to_json(facts))
     means = summary(pd.concat(found), ["dataset", "model", "steps"], ["dice"])
     print(means.to_string(index=False))
@@ -100,8 +111,10 @@ def main() -> None:
     known = read_yaml(HERE / "peers.yaml")
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("peer", choices=known); asked.add_argument("--data", nargs="+", required=True, metavar="ID")
-    asked.add_argument("--work", type=Path, required=True, help="folder for environments and weights, outside the project")
-    asked.add_argument("--upto", type=float, default=1., metavar="SHARE", help="train no level above this share of the cost")
+    asked.add_argument("--work", type=Path, required=True,
+                       help="folder for environments and weights, outside the project")
+    asked.add_argument("--upto", type=float, default=1.,
+                       metavar="SHARE", help="train no level above this share of the cost")
     asked.add_argument("--score", action="store_true", help="score the runs that are finished, and train none")
     asked.add_argument("--measure", action="store_true", help="measure the throughput, and nothing else")
     asked = asked.parse_args()
