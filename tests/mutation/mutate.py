@@ -31,7 +31,7 @@ import yaml
 
 from mutation.operators import Mutant, choose_mutants, mutants_of
 
-MODULES = ("distances", "matching", "metrics", "statistics", "splits", "training", "loop", "inference")
+MODULES = ("distances", "matching", "metrics", "intervals", "comparisons", "splits", "training", "loop", "inference")
 ALGEBRA = "tests/test_properties.py::test_algebra"
 TESTS = dict(distances=[ALGEBRA], matching=[ALGEBRA], metrics=[ALGEBRA])  # what concerns a module besides its notebook
 PRELOADED = ("accelerate", "pytest", "hypothesis", "scipy.stats", "scipy.spatial.distance", "scipy.optimize", "nibabel",
@@ -143,7 +143,7 @@ class Trial:
         context = multiprocessing.get_context("fork")
         self.process = context.Process(target=trial_process, args=(theirs, module, cells, seconds))
         self.process.start(); theirs.close()
-        self.end = time.monotonic() + 20 * seconds  # `seconds` are of a processor; this is for what only waits
+        self.end = time.monotonic() + 5 * seconds  # `seconds` are of a processor; this is for what only waits
 
     def result(self) -> tuple[str, float]:  # verdict, processor seconds
         "What came of it; a process that had to be stopped has killed its mutant"
