@@ -211,6 +211,6 @@ def refresh(states: dict[str, str],  # state by section, of the profile that `fi
                    peers=partial(compare_with_tools, profile), sets=list_data_sets, contents=list_notebooks)
     pages = {page: {} for page, _ in BLOCKS}
     for page, name in BLOCKS: pages[page][name] = writers[name]
-    folders = [*folder("nbs").rglob("README.md"), folder("nbs") / "README.md"]
-    pages |= {p.relative_to(root()).as_posix(): dict(notebooks=partial(list_folder, p.parent)) for p in folders}
+    for place in folder("nbs").rglob("README.md"):
+        pages[place.relative_to(root()).as_posix()] = dict(notebooks=partial(list_folder, place.parent))
     return any([write_blocks(page, blocks) for page, blocks in pages.items()])
