@@ -19,7 +19,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .kit.core import InputError, MedsegError, one_line, refusal, to_json
+from .kit.core import InputError, MedsegError, to_one_line, convert_os_error, to_json
 
 # %% ../nbs/library/99_cli.ipynb #7d9f79d2
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -53,34 +53,36 @@ def say(value: object, as_json: bool, lines: list[str]) -> None:
 def _deadline(limit: str | None) -> None:
     "Set the moment after which no new run is started"
     if limit is None: return
-    found = re.fullmatch(r"([0-9]{1,9})([smh])", limit)  # more digits than a clock can hold are no time
-    if not found: raise typer.BadParameter("write for example 90s, 30m or 2h", param_hint="--limit")
-    os.environ["MEDSEG_DEADLINE"] = str(time.time() + int(found[1]) * dict(s=1, m=60, h=3600)[found[2]])
+    match = re.fullmatch(r"([0-9]{1,9})([smh])", limit)  # more digits than a clock can hold are no time
+    if not match: raise typer.BadParameter("write for example 90s, 30m or 2h", param_hint="--limit")
+    os.environ["MEDSEG_DEADLINE"] = str(time.time() + int(match[1]) * dict(s=1, m=60, h=3600)[match[2]])
 
 def _bring(profile: str, data: str | None, only: list[str] | None,
            jobs: int | None, executor: str = "local") -> dict[str, str]:
     from medseg_nb.kit import execution as study
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
-    if executor != "local": study.on_cluster(profile, executor, jobs, data)
+    if executor != "local": study.run_on_cluster(profile, executor, jobs, data)
     return study.run_all(profile, data, only, jobs or 1)
 
 # %% ../nbs/library/99_cli.ipynb #e0d03a42
 def planned(profile: str, data: str | None, only: list[str] | None) -> None:
     "Say what would be executed, and why; exit code 1 if anything would be"
     from medseg_nb.kit import execution as study
-    wanted = study.chosen(profile, only)
-    rows = [r for r in study.status(profile, data) if r["section"] in wanted and r["state"] in ("stale", "absent")]
+    sections = study.select_sections(profile, only)
+    rows = [r for r in study.list_section_states(profile, data) if r["section"] in sections
+            and r["state"] in ("stale", "absent")]
     for r in rows: print(f"{r['section']:16} {r['state']:8} {', '.join(r['why'])}")
     if rows: raise typer.Exit(1)
 
 @app.command(epilog="Example: medseg paper --profile cpu")
-def paper(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None,
-          only: Annotated[Optional[list[str]],
-                          typer.Option(help="bring only this section up to date (repeatable)")] = None,
-          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="sections at once, and training processes "
-                                                                        "that they share")] = None,
-          executor: Annotated[str, typer.Option(help="local, slurm or kubernetes")] = "local",
-          dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False):
+def paper(
+    profile: Profile = "smoke", data: Data = None, plugins: Plugins = None,
+    only: Annotated[Optional[list[str]], typer.Option(help="bring only this section up to date (repeatable)")] = None,
+    jobs: Annotated[
+        Optional[int],
+        typer.Option("-j", min=1, help="sections at once, and training processes that they share")] = None,
+    executor: Annotated[str, typer.Option(help="local, slurm or kubernetes")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False):
     "Bring all sections up to date and rebuild the paper (PDF and HTML)."
     plug(plugins)
     if dry_run: return planned(profile, data, only)
@@ -89,7 +91,8 @@ def paper(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None
     for place in build(profile, states): print(os.path.relpath(place))
     from medseg_nb.kit import execution as study
     from medseg_nb.paper import readme
-    if shown := readme.find_profile(): readme.refresh({r["section"]: r["state"] for r in study.status(shown)})
+    if pages_profile := readme.find_profile():
+        readme.refresh({r["section"]: r["state"] for r in study.list_section_states(pages_profile)})
 
 # %% ../nbs/library/99_cli.ipynb #9e50db83
 @app.command(epilog="Example: medseg run benchmark --profile cpu --limit 30m")
@@ -107,30 +110,32 @@ def status(profile: Profile = "smoke", data: Data = None, plugins: Plugins = Non
     from medseg_nb.kit import execution as study
     from medseg_nb.kit.core import PROFILES, choose
     plug(plugins)
-    rows = study.status(choose(profile, PROFILES, "profile"), data)
+    rows = study.list_section_states(choose(profile, PROFILES, "profile"), data)
     say(rows, as_json, [f"{r['section']:16} {r['state']:20} {', '.join(r['why'])}".rstrip() for r in rows])
     if any(r["state"] in ("stale", "absent") for r in rows): raise typer.Exit(1)
 
 # %% ../nbs/library/99_cli.ipynb #06b7e5a6
 @app.command(epilog="Example: medseg diff HEAD~1 HEAD")
-def diff(a: Annotated[str, typer.Argument(help="git revision or report folder")] = "HEAD",
-         b: Annotated[str, typer.Argument(help="git revision or report folder; the working tree if left out")] = "",
-         tolerance: Annotated[bool, typer.Option("--tolerance", help="on another kind of machine, let a number move "
-                                                                     "by its tolerance")] = False,
-         as_json: Json = False):
+def diff(
+    a: Annotated[str, typer.Argument(help="git revision or report folder")] = "HEAD",
+    b: Annotated[str, typer.Argument(help="git revision or report folder; the working tree if left out")] = "",
+    tolerance: Annotated[
+        bool,
+        typer.Option("--tolerance", help="on another kind of machine, let a number move by its tolerance")] = False,
+    as_json: Json = False):
     """Which numbers, tables and verdicts moved between two states of the reports, by how much and why; exit code 1 if
     any did."""
-    from medseg_nb.kit.drift import compare, lines
-    moved = compare(a, b or None, tolerance)
-    say(moved, as_json, lines(moved))
-    if any(m["counts"] for m in moved): raise typer.Exit(1)
+    from medseg_nb.kit.drift import compare_reports, format_changes
+    changes = compare_reports(a, b or None, tolerance)
+    say(changes, as_json, format_changes(changes))
+    if any(m["counts"] for m in changes): raise typer.Exit(1)
 
 # %% ../nbs/library/99_cli.ipynb #ce613328
 @data_app.command("list", epilog="Example: medseg data list")
 def data_list(as_json: Json = False):
     "Known data sets, and whether they are on this machine."
-    from medseg_nb.data.manifest import known_sets
-    rows = known_sets()
+    from medseg_nb.data.manifest import list_datasets
+    rows = list_datasets()
     say(rows, as_json,
         [f"{r['id']:24} {'broken' if r['fault'] else 'here' if r['here'] else 'not here':9} {r['fault'] or r['name']}"
          for r in rows])
@@ -138,30 +143,30 @@ def data_list(as_json: Json = False):
 @data_app.command("show", epilog="Example: medseg data show skin_isic2017")
 def data_show(id: str, as_json: Json = False):
     "The facts of one data set."
-    from medseg_nb.data.manifest import manifest
-    facts = manifest(id).model_dump(exclude_defaults=True)
+    from medseg_nb.data.manifest import load_manifest
+    facts = load_manifest(id).model_dump(exclude_defaults=True)
     say(facts, as_json, [f"{k}: {v}" for k, v in facts.items()])
 
 @data_app.command("fetch", epilog="Example: medseg data fetch phantom_skin")
 def data_fetch(id: str):
     "Bring a data set to this machine, or say where to ask for it."
-    from medseg_nb.data.manifest import fetch
-    print(fetch(id))
+    from medseg_nb.data.manifest import fetch_dataset
+    print(fetch_dataset(id))
 
 @data_app.command("verify", epilog="Example: medseg data verify lgg_kaggle3m")
 def data_verify(id: str):
     """Hold every file of a data set against its manifest, read every case, and compare with what was read when its
     split was frozen."""
     from medseg_nb.kit.core import progress
-    from medseg_nb.data.manifest import cases, verify
+    from medseg_nb.data.manifest import load_cases, verify_files
     from medseg_nb.images.files import check_pair
-    from medseg_nb.data.splits import check_content, split
-    files, found = verify(id), cases(id)
-    split(id)
-    for c in progress(found, f"read {id}"):
-        if c.images: check_pair(c.image(), c.semantic().shape, str(c.mask_path))
+    from medseg_nb.data.splits import check_content, load_split
+    files, set_cases = verify_files(id), load_cases(id)
+    load_split(id)
+    for c in progress(set_cases, f"read {id}"):
+        if c.images: check_pair(c.image(), c.semantic_mask().shape, str(c.mask_path))
     check_content(id)
-    print(f"{id}: {files} files and {len(found)} cases are as the manifest says")
+    print(f"{id}: {files} files and {len(set_cases)} cases are as the manifest says")
 
 @data_app.command("croissant", epilog="Example: medseg data croissant phantom_skin")
 def data_croissant(id: str):
@@ -170,30 +175,29 @@ def data_croissant(id: str):
     print(os.path.relpath(write_croissant(id)))
 
 @data_app.command("add", epilog="Example: medseg data add scans/ --id my_scans --yes")
-def data_add(folder: Annotated[Path, typer.Argument(help="folder of images and masks, or of one table; it stays where "
-                                                         "it is")],
-             id: Annotated[str, typer.Option("--id", help="id of the new data set: small letters, digits and _")],
-             yes: Annotated[bool, typer.Option("--yes", help="accept the draft, without the cases that have "
-                                                             "problems")] = False,
-             settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) "
-                                                                                 "instead of a guess")] = None):
+def data_add(
+    folder: Annotated[Path, typer.Argument(help="folder of images and masks, or of one table; it stays where it is")],
+    id: Annotated[str, typer.Option("--id", help="id of the new data set: small letters, digits and _")],
+    yes: Annotated[bool, typer.Option("--yes", help="accept the draft, without the cases that have problems")] = False,
+    settings: Annotated[
+        Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) instead of a guess")] = None):
     """Draft the manifest of your own data, say what was guessed, and list every problem at once; exit code 3 if cases
     are left out."""
-    from medseg_nb.data.intake import add
-    if code := add(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None):
+    from medseg_nb.data.intake import add_dataset
+    if code := add_dataset(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None):
         raise typer.Exit(code)
 
 # %% ../nbs/library/99_cli.ipynb #01e1b242
 @data_app.command("audit", epilog="Example: medseg data audit skin_isic2017")
 def data_audit(id: str, as_json: Json = False):
     "Look for patients, images and near-duplicates on both sides of a data set's split; exit code 2 if there are any."
-    from medseg_nb.data.duplicates import audit, lines
-    done = audit(id)
-    facts = dict(id=id, here=done.here, cases=done.cases,
-                 pairs=done.pairs, compared=len(done.looked_at), findings=done.findings, declared=done.declared)
-    if as_json or not done.findings: say(facts, as_json, lines(done))
-    for f in done.findings: print(f"error: {InputError(f['subject'], f['fault'], f['remedy'])}", file=sys.stderr)
-    if done.findings: raise typer.Exit(2)
+    from medseg_nb.data.duplicates import audit_duplicates, format_audit
+    result = audit_duplicates(id)
+    facts = dict(id=id, here=result.here, cases=result.cases,
+                 pairs=result.pairs, compared=len(result.looked_at), findings=result.findings, declared=result.declared)
+    if as_json or not result.findings: say(facts, as_json, format_audit(result))
+    for f in result.findings: print(f"error: {InputError(f['subject'], f['fault'], f['remedy'])}", file=sys.stderr)
+    if result.findings: raise typer.Exit(2)
 
 # %% ../nbs/library/99_cli.ipynb #5eadc4e6
 def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
@@ -202,20 +206,21 @@ def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     _deadline(limit)
     if hasattr(os, "nice"): os.nice(19)
-    left = train_plan(profile)
-    for line in left: print(f"left out: {line}", file=sys.stderr)
-    if left: raise typer.Exit(3)
+    skipped_runs = train_plan(profile)
+    for line in skipped_runs: print(f"left out: {line}", file=sys.stderr)
+    if skipped_runs: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
-          model: Annotated[Optional[str], typer.Option(help="name of a model")] = None,
-          seed: int = 0, profile: Profile = "smoke", plugins: Plugins = None,
-          missing: Annotated[bool, typer.Option("--missing", help="train instead all runs of nbs/plans.yaml that are "
-                                                                  "not stored, at low priority")] = False,
-          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="with --missing: training processes at "
-                                                                        "once")] = None,
-          limit: Annotated[Optional[str], typer.Option(help="with --missing: start no new run after this time, such "
-                                                            "as 30m")] = None):
+          model: Annotated[Optional[str], typer.Option(help="name of a model")] = None, seed: int = 0,
+          profile: Profile = "smoke", plugins: Plugins = None,
+          missing: Annotated[bool, typer.Option("--missing",
+                                                help="train instead all runs of nbs/plans.yaml that are not stored, at "
+                                                "low priority")] = False,
+          jobs: Annotated[Optional[int], typer.Option("-j", min=1,
+                                                      help="with --missing: training processes at once")] = None,
+          limit: Annotated[Optional[str],
+                           typer.Option(help="with --missing: start no new run after this time, such as 30m")] = None):
     "Train one run with the profile's settings and print its key; or train what is missing."
     plug(plugins)
     if missing: return _train_plan(profile, jobs, limit)
@@ -227,30 +232,33 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     from medseg_nb.methods import hybrid_runs
     from medseg_nb.training import default_runs
     from medseg_nb.kit.core import PROFILES, choose
-    from medseg_nb.data.manifest import available, manifest
-    from medseg_nb.training.training import processes, work
-    choose(model, [*default_runs.models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
-    if not manifest(data).image: raise InputError(data, "is a table without images", "choose a data set with images")
-    available(data)
-    def of_hybrid(): return next(c for c in hybrid_runs.grid(profile, [data]) if c.model == model)
-    config = replace(of_hybrid() if model == "hybrid" else default_runs.run(profile, data, model), seed=seed)
-    work(config, weights=True)
-    if processes()[0] == 0: print(config.key)
+    from medseg_nb.data.manifest import ensure_dataset, load_manifest
+    from medseg_nb.training.training import rank_and_world_size, run_training
+    choose(model, [*default_runs.list_models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
+    if not load_manifest(data).image:
+        raise InputError(data, "is a table without images", "choose a data set with images")
+    ensure_dataset(data)
+    def hybrid_config(): return next(c for c in hybrid_runs.list_runs(profile, [data]) if c.model == model)
+    config = replace(hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model),
+                     seed=seed)
+    run_training(config, weights=True)
+    if rank_and_world_size()[0] == 0: print(config.key)
 
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")
 def export(model: Annotated[str, typer.Argument(help="key of a run")],
            out: Annotated[Path, typer.Option(help="new folder for the artefact")],
            to: Annotated[str, typer.Option(help="onnx, openvino or tensorrt")] = "onnx",
-           int8: Annotated[bool, typer.Option("--int8", help="whole numbers of eight bits, calibrated on training "
-                                                             "patients")] = False,
-           prune: Annotated[float, typer.Option(help="share of the channels to take out, such as 0.5; what is left is "
-                                                     "trained on")] = 0.,
-           plugins: Plugins = None):
+           int8: Annotated[bool,
+                           typer.Option("--int8",
+                                        help="whole numbers of eight bits, calibrated on training patients")] = False,
+           prune: Annotated[float,
+                            typer.Option(help="share of the channels to take out, such as 0.5; what is left is trained "
+                                         "on")] = 0., plugins: Plugins = None):
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
-    from medseg_nb.deployment.export import export, said
-    for line in said(export(model, to, out, int8, prune)): print(line)
+    from medseg_nb.deployment.export import export_run, format_export_report
+    for line in format_export_report(export_run(model, to, out, int8, prune)): print(line)
     print(f"{out}; research use only")
 
 @app.command(epilog="Example: medseg predict 0123456789abcdef scans/ --out masks/")
@@ -265,56 +273,60 @@ def predict(model: Annotated[str, typer.Argument(help="key of a run, or folder o
     if rejected: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
-def explain(model: Annotated[str, typer.Argument(help="key of a run")],
-            image: Annotated[Path, typer.Argument(help="one image")],
-            target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N or "
-                                                     "instance:N")],
-            out: Annotated[Path, typer.Option(help="folder for the picture and the numbers")],
-            method: Annotated[Optional[str], typer.Option(help="explanation method; quadtree, or tipping for an "
-                                                               "instance, if left out")] = None,
-            plugins: Plugins = None):
+def explain(
+    model: Annotated[str, typer.Argument(help="key of a run")],
+    image: Annotated[Path, typer.Argument(help="one image")],
+    target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N or instance:N")],
+    out: Annotated[Path, typer.Option(help="folder for the picture and the numbers")],
+    method: Annotated[
+        Optional[str],
+        typer.Option(help="explanation method; quadtree, or tipping for an instance, if left out")] = None,
+    plugins: Plugins = None):
     "Say what in an image made a model answer as it did; research use only."
     plug(plugins)
     from medseg_nb.deployment.explain import explain_file
-    said = explain_file(model, image, target, out, method)
-    print(f"{said['picture']} and {said['numbers']}; research use only")
+    result = explain_file(model, image, target, out, method)
+    print(f"{result['picture']} and {result['numbers']}; research use only")
 
 @serve_app.command("dicom", epilog="Example: medseg serve dicom 0123456789abcdef --allow CT --to PACS@pacs:104")
-def serve_dicom(model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
-                allow: Annotated[list[str], typer.Option(help="AE title that may send (repeatable)")],
-                to: Annotated[str, typer.Option(help="archive that takes the SEG: TITLE@HOST:PORT, or "
-                                                     "https://HOST/dicom-web")],
-                queue: Annotated[Path, typer.Option(help="folder for what came and what was answered; it holds "
-                                                         "pictures of patients")] = Path("private/dicom"),
-                title: Annotated[str, typer.Option(help="AE title of this node")] = "MEDSEG",
-                bind: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-                port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 11112,
-                quiet: Annotated[float, typer.Option(min=0, help="seconds after which a series whose sender was cut "
-                                                                 "off counts as complete")] = 60,
-                keep: Annotated[float, typer.Option(min=0, help="days after which a series that is answered and sent "
-                                                                "is taken off the disk")] = 30):
+def serve_dicom(
+    model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
+    allow: Annotated[list[str], typer.Option(help="AE title that may send (repeatable)")],
+    to: Annotated[str, typer.Option(help="archive that takes the SEG: TITLE@HOST:PORT, or https://HOST/dicom-web")],
+    queue: Annotated[
+        Path, typer.Option(help="folder for what came and what was answered; it holds pictures of patients")] = Path(
+            "private/dicom"), title: Annotated[str, typer.Option(help="AE title of this node")] = "MEDSEG",
+    bind: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 11112,
+    quiet: Annotated[
+        float,
+        typer.Option(min=0, help="seconds after which a series whose sender was cut off counts as complete")] = 60,
+    keep: Annotated[
+        float,
+        typer.Option(min=0, help="days after which a series that is answered and sent is taken off the disk")] = 30):
     """Take DICOM series over the network and answer each with a SEG; research use only.
 
     User and password of a web archive come from the environment: MEDSEG_DICOMWEB_USER, MEDSEG_DICOMWEB_PASSWORD."""
-    from medseg_nb.deployment.dicom import archive, serve
-    from medseg_nb.deployment.segmenter import segmenter
+    from medseg_nb.deployment.dicom import parse_archive, run_dicom_node
+    from medseg_nb.deployment.segmenter import load_segmenter
     from medseg_nb.kit.core import output_folder
-    place, queue = archive(to), output_folder(queue, "series")
-    serve(segmenter(model), queue, allow, place, title, bind, port, quiet, keep)
+    destination, queue = parse_archive(to), output_folder(queue, "series")
+    run_dicom_node(load_segmenter(model), queue, allow, destination, title, bind, port, quiet, keep)
 
 @serve_app.command("app", epilog="Example: medseg serve app 0123456789abcdef")
 def serve_page(model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
                bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
                port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0):
     "Open images in the browser: mask, uncertainty, sizes, exports; on this machine alone; research use only."
-    from medseg_nb.deployment.app import serve
-    from medseg_nb.deployment.segmenter import segmenter
-    serve(segmenter(model), bind, port)
+    from medseg_nb.deployment.app import run_app_server
+    from medseg_nb.deployment.segmenter import load_segmenter
+    run_app_server(load_segmenter(model), bind, port)
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
-def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
-             spacing: Annotated[Optional[str], typer.Option(help="mm a step along each axis, such as 1,1,3, where "
-                                                                 "files carry none")] = None):
+def evaluate(
+    predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
+    spacing: Annotated[
+        Optional[str], typer.Option(help="mm a step along each axis, such as 1,1,3, where files carry none")] = None):
     "Score label maps against reference label maps, paired by file name."
     from medseg_nb.evaluation.evaluate import evaluate_folders
     table, rejected = evaluate_folders(predictions, truth, out, spacing)
@@ -323,10 +335,11 @@ def evaluate(predictions: Path, truth: Path, out: Annotated[Path, typer.Option(h
     if rejected: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
-def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or key of a run, or folder of an "
-                                                   "artefact")],
-          limits: Annotated[Optional[str], typer.Option("--within", help="name a model's fastest variant within "
-                                                                         "milliseconds, megabytes and loss")] = None):
+def bench(what: Annotated[str,
+                          typer.Argument(help="metrics; train; networks; or key of a run, or folder of an artefact")],
+          limits: Annotated[Optional[str], typer.Option("--within",
+                                                        help="name a model's fastest variant within milliseconds, "
+                                                        "megabytes and loss")] = None):
     """Metrics, or training and windows, beside other packages, or networks side by side, in processor time; or a
     model's variants: times, sizes, loss of Dice."""
     if limits and what in ("metrics", "train", "networks"):
@@ -346,23 +359,26 @@ def bench(what: Annotated[str, typer.Argument(help="metrics; train; networks; or
         benchmark_metrics(bootstrap_tasks())
         return
     from medseg_nb.deployment import speed
-    if limits: speed.limits(limits)  # refused before anything is measured
-    table = speed.bench(what)
-    print(table[speed.SHOWN].round(3).to_string(index=False))
-    if limits: print(speed.within(table, limits))
+    if limits: speed.parse_limits(limits)  # refused before anything is measured
+    table = speed.benchmark_model(what)
+    print(table[speed.REPORT_COLUMNS].round(3).to_string(index=False))
+    if limits: print(speed.fastest_within(table, limits))
 
 # %% ../nbs/library/99_cli.ipynb #fd363cb5
 @claims_app.command("list", epilog="Example: medseg claims list --profile cpu")
 def claims_list(profile: Profile = "smoke", as_json: Json = False):
     """Every claim of the source documents and of this study, with its verdict where a section of the profile has tested
     it."""
-    from medseg_nb.evaluation.claims import ledger, listed
-    rows = ledger(profile)
-    say([{k: None if v != v else v for k, v in r.items()} for r in rows.to_dict("records")], as_json, listed(rows))
+    from medseg_nb.evaluation.claims import build_ledger, format_ledger
+    rows = build_ledger(profile)
+    say([{k: None if v != v else v for k, v in r.items()} for r in rows.to_dict("records")], as_json,
+        format_ledger(rows))
 
 @claims_app.command("audit", epilog="Example: medseg claims audit table.csv --out verdicts.csv")
-def claims_audit(table: Annotated[Path, typer.Argument(help="CSV: model,dataset,dice,jaccard,accuracy,sensitivity,"
-                                                            "specificity and, if known, p,n")],
+def claims_audit(table: Annotated[Path,
+                                  typer.Argument(help="CSV: "
+                                                 "model,dataset,dice,jaccard,accuracy,sensitivity,specificity and, if "
+                                                 "known, p,n")],
                  out: Annotated[Optional[Path],
                                 typer.Option(help="CSV file to write; standard output if left out")] = None):
     """Can each row of a published table come from one confusion matrix, or from means over images, and at what lesion
@@ -377,13 +393,13 @@ def readers_new(data: Annotated[list[str], typer.Option(help="id of a data set (
                 out: Annotated[Path, typer.Option(help="new folder for the study")],
                 cases: Annotated[int, typer.Option(help="cases of each data set, one a patient")] = 24,
                 repeats: Annotated[int, typer.Option(help="hidden repeats in each session of a reader")] = 4,
-                fold: Annotated[int, typer.Option(help="cases are of the patients that this fold tests, so that its "
-                                                       "runs never saw them")] = 0,
-                seed: int = 0):
+                fold: Annotated[int,
+                                typer.Option(help="cases are of the patients that this fold tests, so that its runs "
+                                             "never saw them")] = 0, seed: int = 0):
     """Draw a blinded, balanced study with hidden repeats; write its design, its key, and templates of protocol, consent
     and ethical review."""
-    from medseg_nb.deployment.reading import new_study
-    name = new_study(data, readers, cases, repeats, fold, seed, out)
+    from medseg_nb.deployment.reading import write_study
+    name = write_study(data, readers, cases, repeats, fold, seed, out)
     print(f"study {name} in {out}; keep key.csv from the readers; the forms are templates and need local approval")
 
 @readers_app.command("analyse", epilog="Example: medseg readers analyse filled.csv --key key.csv --out results")
@@ -391,15 +407,16 @@ def readers_analyse(design: Annotated[list[Path], typer.Argument(help="the fille
                     key: Annotated[Path, typer.Option(help="key.csv of the study")],
                     out: Annotated[Path, typer.Option(help="folder for the tables")]):
     "Agreement within and between readers, and ratings and times with and without the model's mask, of a filled study."
-    from medseg_nb.deployment.reading import analyse
-    for name, table in analyse(design, key, out).items(): print(f"{name}: {len(table)} rows in {out / f'{name}.csv'}")
+    from medseg_nb.deployment.reading import analyze_study
+    for name, table in analyze_study(design, key, out).items():
+        print(f"{name}: {len(table)} rows in {out / f'{name}.csv'}")
 
 # %% ../nbs/library/99_cli.ipynb #1875bd97
 @app.command(epilog="Example: medseg doctor")
 def doctor(as_json: Json = False):
     "What this machine offers, and whether the locked versions are installed; exit code 4 if something is missing."
-    from medseg_nb.kit.doctor import examine
-    rows = examine()
+    from medseg_nb.kit.doctor import check_environment
+    rows = check_environment()
     say(rows, as_json, [f"{'ok' if r['ok'] else 'MISSING':8} {r['what']:18} {r['found']}" for r in rows])
     if not all(r["ok"] for r in rows): raise typer.Exit(4)
 
@@ -408,24 +425,24 @@ USAGE = typer.BadParameter.__base__  # every fault of a call; its own name is no
 
 def refused(e: OSError | RuntimeError) -> MedsegError | None:  # None for a fault of the kit
     "What the operating system refused, as an error of the kit"
-    if isinstance(e, OSError): return refusal(e, e.filename or "the disk")
-    loop = re.fullmatch("Symlink loop from (.*)", str(e), re.S)
-    return InputError(loop[1], "is a link that leads to itself", "name another file") if loop else None
+    if isinstance(e, OSError): return convert_os_error(e, e.filename or "the disk")
+    match = re.fullmatch("Symlink loop from (.*)", str(e), re.S)
+    return InputError(match[1], "is a link that leads to itself", "name another file") if match else None
 
 def main() -> None:
     "Entry point of `medseg`: errors of the kit become one line and an exit code"
     try: sys.exit(app(standalone_mode=False) or 0)
     except USAGE as e:
         command = e.ctx.command_path if e.ctx else "medseg"
-        print(f"error: {one_line(command)}: {one_line(e.format_message().rstrip('.'))}; see {one_line(command)} --help",
-              file=sys.stderr)
+        print(f"error: {to_one_line(command)}: {to_one_line(e.format_message().rstrip('.'))}; see "
+              f"{to_one_line(command)} --help", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError: sys.exit(0)
     except (MedsegError, OSError, RuntimeError) as e:
-        known = e if isinstance(e, MedsegError) else refused(e)
-        if known is None: raise
-        print(f"error: {known}", file=sys.stderr)
-        sys.exit(known.code)
+        error = e if isinstance(e, MedsegError) else refused(e)
+        if error is None: raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
         print("error: interrupted; finished work is kept; call again to go on", file=sys.stderr)
         sys.exit(130)

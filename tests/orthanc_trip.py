@@ -15,7 +15,7 @@ from pathlib import Path
 import pydicom
 
 from medseg_nb.data.annotations import read_seg
-from medseg_nb.deployment.dicom import PASSWORD, USER, Queue, read_series, slice_files
+from medseg_nb.deployment.dicom import PASSWORD, USER, SeriesQueue, read_series, slice_files
 from test_dicom import Node, push, slices, wait
 
 HTTP, DICOM, NODE = 8042, 4242, 11112
@@ -91,12 +91,12 @@ def trip(place: Path, to: str, series: Path, came: str) -> str:  # UID of the SE
         return Node(place / "queue", to, mode, NODE, "PACS", **{USER: "kit", PASSWORD: password})
     first = start("blocks")
     route(came); wait((place / "queue" / "blocked").exists); first.kill()
-    assert not segs() and len(slice_files(Queue(place / "queue").folders()[0] / "slices")) == 6, (
+    assert not segs() and len(slice_files(SeriesQueue(place / "queue").folders()[0] / "slices")) == 6, (
         "all slices are kept, nothing is answered")
     if to.startswith("http"):
         wrong = start(password="wrong")
         wait(lambda: "refuses user or password (status 401)" in wrong.said()); wrong.kill()
-        assert not segs() and len(Queue(place / "queue").unsent()) == 1, "the answer is kept"
+        assert not segs() and len(SeriesQueue(place / "queue").list_unsent()) == 1, "the answer is kept"
     node = start()
     try:
         wait(segs); wait(lambda: ": sent" in node.said())

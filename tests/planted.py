@@ -18,9 +18,9 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from medseg_nb.cli import main
-from medseg_nb.deployment.dicom import Peer, serve
-from medseg_nb.deployment.segmenter import segmenter
-from medseg_nb.training.training import Config, work
+from medseg_nb.deployment.dicom import DimseArchive, run_dicom_node
+from medseg_nb.deployment.segmenter import load_segmenter
+from medseg_nb.training.training import Config, run_training
 from test_app import served
 from test_dicom import archive, fake, free_port, push, slice_files, slices, wait
 
@@ -119,9 +119,9 @@ def node(place: Path, folders: list[Path]) -> None:
     "Each series through the network"
     stop, port = threading.Event(), free_port()
     with archive() as (got, to):
-        running = threading.Thread(target=serve,
+        running = threading.Thread(target=run_dicom_node,
                                    args=(fake(lambda image: (image.array > 100).astype(np.int32)),
-                                         place, ["SCANNER"], Peer("PACS", "127.0.0.1", to)),
+                                         place, ["SCANNER"], DimseArchive("PACS", "127.0.0.1", to)),
                                    kwargs=dict(port=port, stop=stop, quiet=1.))
         running.start()
         wait(lambda: (place / "lock").exists())
@@ -139,7 +139,7 @@ if __name__ == "__main__":
     log = io.StringIO()
     logging.basicConfig(level=logging.DEBUG, handlers=[logging.StreamHandler(), logging.StreamHandler(log)])
     config = Config("phantom_lung", "unet", steps=1, size=32, width=4, augment="none")
-    key = work(config, weights=True).name
+    key = run_training(config, weights=True).name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of this program's own writing
         logging.disable()
@@ -152,7 +152,7 @@ if __name__ == "__main__":
     for folder in folders:
         command("explain", key, slice_files(folder)[0], "--target",
                 "pixel:3,3", "--method", "grad_cam_pp", "--out", place / "why")
-    said = page(segmenter(key), folders)
+    said = page(load_segmenter(key), folders)
     node(place / "queue", folders)
     notes = [p for pattern in ("*/predict.csv", "single/*/predict.csv", "why/*.json",
                                "queue/series/*/*.json", "queue/series/*/released") for p in place.glob(pattern)]

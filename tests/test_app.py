@@ -20,13 +20,13 @@ from pydicom.uid import CTImageStorage, JPEGLosslessSV1
 
 from medseg_nb.deployment import app
 from medseg_nb.data.annotations import read_seg
-from medseg_nb.data.manifest import cases
+from medseg_nb.data.manifest import load_cases
 from medseg_nb.deployment.dicom import read_series
-from medseg_nb.images.files import Encoding, read, read_mask
-from medseg_nb.deployment.segmenter import segmenter
-from medseg_nb.kit.execution import environment
-from medseg_nb.training.training import Config, work
-from medseg_nb.deployment.web import Guard, listen, server
+from medseg_nb.images.files import Encoding, read_image, read_mask
+from medseg_nb.deployment.segmenter import load_segmenter
+from medseg_nb.kit.execution import set_environment
+from medseg_nb.training.training import Config, run_training
+from medseg_nb.deployment.web import Guard, listen, create_server
 
 SKIN = Config("phantom_skin", "unet", steps=20, size=32, width=4)
 LUNG = Config("phantom_lung", "unet", steps=60, size=32, width=4)
@@ -37,8 +37,8 @@ GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-bl
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     "Segmenters of three small runs, by data set"
-    with environment(MEDSEG_RUNS=str(tmp_path_factory.mktemp("runs"))):
-        yield {c.dataset: segmenter(work(c, weights=True).name) for c in (SKIN, LUNG, MRI)}
+    with set_environment(MEDSEG_RUNS=str(tmp_path_factory.mktemp("runs"))):
+        yield {c.dataset: load_segmenter(run_training(c, weights=True).name) for c in (SKIN, LUNG, MRI)}
 
 
 @contextlib.contextmanager
@@ -46,8 +46,8 @@ def served(model, limit=10 ** 7):
     "The page on a real server: its guard, its address, and who knows the token"
     with listen() as found:
         said = []
-        guard = Guard(app.application(model), found.getsockname()[:2], limit, said.append)
-        running = server(guard)
+        guard = Guard(app.create_app(model), found.getsockname()[:2], limit, said.append)
+        running = create_server(guard)
         thread = threading.Thread(target=running.run, kwargs=dict(sockets=[found]))
         thread.start()
         base = f"http://127.0.0.1:{guard.address[1]}"
@@ -71,7 +71,7 @@ def lung(models):
 def slices(place: Path, n=6, change=lambda k: {}) -> Path:
     "A series without symmetry: a lung phantom whose brightness grows from slice to slice"
     place.mkdir(parents=True)
-    picture = cases("phantom_lung")[0].image().array.astype(np.uint16)
+    picture = load_cases("phantom_lung")[0].image().array.astype(np.uint16)
     for k in range(n):
         d = pydicom.dcmread(io.BytesIO(dicom(picture[:40, :56] + 10 * k)))
         d.SOPClassUID, d.SOPInstanceUID, d.StudyInstanceUID, d.FrameOfReferenceUID = (
@@ -141,7 +141,7 @@ def zipped(**files) -> bytes:
 
 
 def test_bad_uploads_are_one_line(skin, lung, tmp_path):
-    good = cases("phantom_skin")[0].images[0].read_bytes()
+    good = load_cases("phantom_skin")[0].images[0].read_bytes()
     broken = png(8, 0, bytes(3), (60000, 60000))
     for name, data, words in [("../../a.png", good, ["no plain file name"]), ("a\\b.png", good, ["no plain file name"]),
                               ("a.png", good[:200], ["a.png: is damaged or cut short"]),
@@ -150,7 +150,7 @@ def test_bad_uploads_are_one_line(skin, lung, tmp_path):
                               ("a.png", b"\x80\x04cos\nsystem\n.", ["a.png"]),
                               ("a.npy", b"\x93NUMPY\x01\0v\0", ["no kind that"]),
                               ("a.nii.gz", b"\x1f\x8b\x08", ["a.nii.gz"]),
-                              ("grey.png", cases("phantom_lung")[0].images[0].read_bytes(),
+                              ("grey.png", load_cases("phantom_lung")[0].images[0].read_bytes(),
                                ["1 channels, the model takes 3"]),
                               ("z.zip", zipped(**{"../x": b"x"}), ["leaves the folder"]),
                               ("z.zip", zipped(a=bytes(10 ** 7)), ["unpacks to more than"]),
@@ -163,9 +163,9 @@ def test_bad_uploads_are_one_line(skin, lung, tmp_path):
     for name, change, words in [
         ("missing", lambda k: dict(ImagePositionPatient=[0, 0, 2.5 * (k + (k > 2))]), ["a slice is missing"]),
         ("twice", lambda k: dict(ImagePositionPatient=[0, 0, max(k, 1)]), ["same position"]),
-                                ("tilt", lambda k: dict(ImagePositionPatient=[0, k, 3 * k]), ["tilted gantry"]),
+        ("tilt", lambda k: dict(ImagePositionPatient=[0, k, 3 * k]), ["tilted gantry"]),
         ("mixed", lambda k: dict(SeriesInstanceUID=f"1.2.{k // 3}"), ["several series"]),
-                                ("short", lambda k: dict(PixelData=bytes(20)) if k == 2 else {}, ["IM4"])]:
+        ("short", lambda k: dict(PixelData=bytes(20)) if k == 2 else {}, ["IM4"])]:
         line(lung.client.post("/api/cases", files=sent(*slices(tmp_path / name, change=change).iterdir())), 400, *words)
     line(post(lung, ("a.dcm", dicom(np.ones((8, 8)), JPEGLosslessSV1, b"\xff\xd8\xff\xd9"))),
          400, "needs a decoder that is not installed")
@@ -180,7 +180,7 @@ TAKEN_NAMES = ("mask", "uncertainty", "image0", "image", "upload-000000")
 def test_an_upload_is_never_given_back_as_an_answer(models, stem, tmp_path):
     """Whatever a file is called, alone or in a zip, the answers are those that it gets under another name, and its name
     leads nowhere on the disk"""
-    picture, volume = cases("phantom_skin")[0].images[0], cases("phantom_mri_volumes")[0].images[0]
+    picture, volume = load_cases("phantom_skin")[0].images[0], load_cases("phantom_mri_volumes")[0].images[0]
     series = slices(tmp_path / "ct")
     for path in series.iterdir():
         path.rename(path.with_name(f"{stem}.dcm" if path.name == "IM3" else f"{path.name}.dcm"))
@@ -227,15 +227,15 @@ def test_more_files_than_an_upload_may_have(lung, tmp_path):
 def test_a_fault_of_the_model_is_one_line(models):
     with served(models["phantom_skin"]) as page:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(app, "windows", lambda image: 1 / 0)
-            line(page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])),
+            patch.setattr(app, "display_windows", lambda image: 1 / 0)
+            line(page.client.post("/api/cases", files=sent(load_cases("phantom_skin")[0].images[0])),
                  500, "the server goes on")
         end = time.monotonic() + 10
         while not page.said and time.monotonic() < end: time.sleep(.02)
         said, = page.said
         assert (said.startswith("error: POST /api/cases: failed (ZeroDivisionError in app.py, line ")
                 and "division by zero" not in said and alive(page))
-        assert page.client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])).status_code == 201
+        assert page.client.post("/api/cases", files=sent(load_cases("phantom_skin")[0].images[0])).status_code == 201
 
 
 def test_occupied_port_and_outside_address(trained):
@@ -253,7 +253,7 @@ def test_command_prints_the_link_and_leaves_nothing(trained, tmp_path):
     base = link.split("/?token=")[0]
     token = process.stdout.readline().split()[-1]
     with httpx.Client(base_url=base, headers=dict(authorization=f"Bearer {token}"), trust_env=False) as client:
-        assert client.post("/api/cases", files=sent(cases("phantom_skin")[0].images[0])).status_code == 201
+        assert client.post("/api/cases", files=sent(load_cases("phantom_skin")[0].images[0])).status_code == 201
     place, = tmp_path.glob("medseg-app-*")
     assert place.stat().st_mode & 0o77 == 0 and list(place.rglob("mask.npy"))
     process.terminate()
@@ -329,7 +329,7 @@ def redrawn(tab, does) -> bytes:
 
 
 def test_picture_open_see_export_reopen(skin, models, desk, tmp_path):
-    path = cases("phantom_skin")[0].images[0]
+    path = load_cases("phantom_skin")[0].images[0]
     tab = desk(skin)
     choose(tab, path)
     whole = redrawn(tab, lambda: None)
@@ -337,11 +337,12 @@ def test_picture_open_see_export_reopen(skin, models, desk, tmp_path):
     unsure = redrawn(tab, lambda: tab.check("#show-uncertainty"))
     assert len({whole, bare, unsure}) == 3, "mask and uncertainty can be seen"
     redrawn(tab, lambda: tab.check("#show-mask")); shot(tab, "picture")
-    mask = models["phantom_skin"].label_map(read(path), "it")
+    mask = models["phantom_skin"].label_map(read_image(path), "it")
     assert (f"{int((mask > 0).sum()):,}\u00a0px" in tab.inner_text("#sizes")
             and "a picture has no place in space" in tab.inner_text("#exports")
             and "this case has none" in tab.inner_text("#exports"))
-    assert (read_mask(saved(tab, "png", tmp_path), Encoding(kind="labels"), read(path)) == mask).all() and mask.any()
+    assert (read_mask(saved(tab, "png", tmp_path), Encoding(kind="labels"), read_image(path))
+            == mask).all() and mask.any()
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     tab.wait_for_selector("body[data-state=error]")
     shot(tab, "refused")
@@ -354,7 +355,7 @@ def test_picture_open_see_export_reopen(skin, models, desk, tmp_path):
 def test_a_model_that_counts_says_that_it_gives_no_uncertainty(models, desk):
     with served(replace(models["phantom_skin"], instances=True, probabilities=None)) as page:
         tab = desk(page)
-        choose(tab, cases("phantom_skin")[0].images[0])
+        choose(tab, load_cases("phantom_skin")[0].images[0])
         assert ("gives no uncertainty" in tab.inner_text("#remark")
                 and tab.is_hidden("#sure") and "Objects" in tab.inner_text("thead"))
         case, = page.client.get("/api/cases").json()
@@ -363,20 +364,20 @@ def test_a_model_that_counts_says_that_it_gives_no_uncertainty(models, desk):
 
 def volume_trip(tab, path: Path, model, to: Path):
     "Export and reopen a volume that is shown"
-    image = read(path)
+    image = read_image(path)
     mask = model.label_map(image, "it")
-    back = read(saved(tab, "nii.gz", to))
+    back = read_image(saved(tab, "nii.gz", to))
     assert (back.array == mask).all() and mask.any() and np.allclose(back.affine, image.affine, atol=1e-4)
     for r in [r for r in tab.locator("#sizes tr").all_inner_texts()]: assert "mm³" in r and "ml" in r and "px" not in r
 
 
 def test_volume_in_niivue(models, desk, tmp_path):
-    if not app.niivue().is_file():
+    if not app.niivue_path().is_file():
         needs("npm")
-        with environment(MEDSEG_NIIVUE=str(tmp_path / "niivue")): app.bring_niivue()
-    path = cases("phantom_mri_volumes")[0].images[0]
-    with environment(MEDSEG_NIIVUE=str(app.niivue().parents[2] if app.niivue().is_file()
-                                       else tmp_path / "niivue")), served(models["phantom_mri_volumes"]) as page:
+        with set_environment(MEDSEG_NIIVUE=str(tmp_path / "niivue")): app.bring_niivue()
+    path = load_cases("phantom_mri_volumes")[0].images[0]
+    with set_environment(MEDSEG_NIIVUE=str(app.niivue_path().parents[2] if app.niivue_path().is_file()
+                                           else tmp_path / "niivue")), served(models["phantom_mri_volumes"]) as page:
         tab = desk(page, gl=True)
         choose(tab, path)
         assert tab.get_attribute("body", "data-view") == "niivue"
@@ -390,7 +391,7 @@ def test_volume_in_niivue(models, desk, tmp_path):
 
 
 def test_volume_in_pictures_without_webgl(models, desk, tmp_path):
-    path = cases("phantom_mri_volumes")[0].images[0]
+    path = load_cases("phantom_mri_volumes")[0].images[0]
     with served(models["phantom_mri_volumes"]) as page:
         tab = desk(page)
         choose(tab, path)
@@ -412,7 +413,7 @@ def test_series_open_see_export_reopen(lung, models, desk, tmp_path):
     shot(tab, "series")
     assert [tab.inner_text(f"#{e}") for e in ("left", "right", "top", "bottom")] == ["R", "L", "A", "P"]
     assert (read_seg(saved(tab, "dcm", tmp_path), image, dict(nodule=1))[0] == mask).all() and mask.any()
-    assert (read(saved(tab, "nii.gz", tmp_path)).array == mask).all()
+    assert (read_image(saved(tab, "nii.gz", tmp_path)).array == mask).all()
     packed = tmp_path / "ct.zip"
     packed.write_bytes(zipped(**{f"st/se/{p.name}": p.read_bytes() for p in place.iterdir()}))
     choose(tab, packed)
@@ -427,7 +428,7 @@ def test_series_open_see_export_reopen(lung, models, desk, tmp_path):
 
 def test_a_long_series_is_offered_as_a_zip(models, desk, tmp_path):
     "More slices than one upload may have: the page says so, packs them, and sends the pack"
-    most = app.FILES
+    most = app.MAX_UPLOAD_FILES
     place = slices(tmp_path / "ct", most + 1)
     with served(models["phantom_lung"], 2 ** 26) as page:
         tab = desk(page)

@@ -184,13 +184,11 @@ def table(fresh, tmp_path, rows: list[dict]) -> Project:
     data.mkdir(parents=True); folder.mkdir(parents=True)
     with open(data / "table.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, rows[0]); writer.writeheader(); writer.writerows(rows)
-    facts = dict(id="rows", name="Rows", modality="clinical table", task="table",
-                 synthetic=True, licence=dict(name="none", status="verified"), access="local", home="-", citation="-",
-                 table="table.csv", case="id", patient="id",
-                 split=dict(folds=len(rows)), columns=[dict(name="age", column="age", type="number", known="before"),
-                                                                                       dict(name="sex", column="sex",
-                                                                                            type="category",
-                                                                                            known="before")])
+    facts = dict(id="rows", name="Rows", modality="clinical table", task="table", synthetic=True,
+                 licence=dict(name="none", status="verified"), access="local", home="-", citation="-",
+                 table="table.csv", case="id", patient="id", split=dict(folds=len(rows)),
+                 columns=[dict(name="age", column="age", type="number", known="before"),
+                          dict(name="sex", column="sex", type="category", known="before")])
     (folder / "dataset.yaml").write_text(yaml.safe_dump(facts))
     fresh.env["MEDSEG_DATA"] = str(tmp_path / "sets")
     return fresh
@@ -221,9 +219,9 @@ def test_split_by_site_keeps_sites_whole(tiny_data):
                       columns=[dict(name="grade", column="grade", type="category", known="before")])
     from medseg_nb.data import splits
     with tiny_data.project.inside():
-        assert [f["test"] for f in splits.split("tiny")["folds"]] == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+        assert [f["test"] for f in splits.load_split("tiny")["folds"]] == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
     tiny_data.declare(split=dict(folds=3, stratify="grade"))
     with tiny_data.project.inside():
-        folds = splits.split("tiny")["folds"]
+        folds = splits.load_split("tiny")["folds"]
         assert ([sorted(int(p[1]) % 2 for p in f["test"]) for f in folds] == [[0, 1]] * 3
-                and folds == splits.split("tiny")["folds"])
+                and folds == splits.load_split("tiny")["folds"])

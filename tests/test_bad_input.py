@@ -41,15 +41,15 @@ SETS = {
     "missing mask": (lambda t: (t.data / "masks" / "p0.png").unlink(), "p0.png", "does not exist"),
     "text named png": (lambda t: (t.data / "images" / "p0.png").write_text("hello"), "p0.png", "damaged"),
     "colour image": (
-    lambda t: Image.open(t.data / "images" / "p0.png").convert("RGB").save(t.data / "images" / "p0.png"),
-    "p0.png", "channels"),
-    "wrong hash of a pattern": (lambda t: t.declare(files=[dict(pattern="masks/*.png", sha256="0" * 64)]),
-                                "masks/*.png", "hash"),
+        lambda t: Image.open(t.data / "images" / "p0.png").convert("RGB").save(t.data / "images" / "p0.png"), "p0.png",
+        "channels"),
+    "wrong hash of a pattern": (
+        lambda t: t.declare(files=[dict(pattern="masks/*.png", sha256="0" * 64)]), "masks/*.png", "hash"),
     "wrong count": (lambda t: t.declare(files=[dict(pattern="images/*.png", count=7)]), "images/*.png", "6 files"),
     "listed file missing": (lambda t: t.declare(files=[dict(path="readme.txt")]), "readme.txt", "missing"),
     "unknown key": (lambda t: t.declare(colour="blue"), "dataset.yaml", "colour"),
-    "unknown key below": (lambda t: t.declare(mask=dict(column="mask", kind="labels", colour="blue")),
-                          "dataset.yaml", "mask.colour"),
+    "unknown key below": (
+        lambda t: t.declare(mask=dict(column="mask", kind="labels", colour="blue")), "dataset.yaml", "mask.colour"),
     "missing key": (lambda t: t.declare(licence=None), "dataset.yaml", "licence"),
     "no YAML": (lambda t: t.manifest.write_text("id: [tiny"), "dataset.yaml", "YAML"),
     "key twice": (lambda t: t.manifest.write_text(t.manifest.read_text() + "id: tiny\n"), "dataset.yaml", "twice"),
@@ -58,26 +58,24 @@ SETS = {
     "empty table": (lambda t: (t.data / "table.csv").write_text(""), "table.csv", "empty"),
     "case twice": (lambda t: first(t, case="c1"), "table.csv", "c1"),
     "no patient": (lambda t: first(t, patient=""), "table.csv", "patient"),
-    "text for a number": (lambda t: t.declare(columns=[dict(name="age", column="case", type="number", known="before")]),
-                          "table.csv", "c0"),
-    "path that leaves in the table": (lambda t: first(t, image="../../secret.png"), "table.csv", "leaves"),
+    "text for a number": (
+        lambda t: t.declare(columns=[dict(name="age", column="case", type="number", known="before")]), "table.csv",
+        "c0"), "path that leaves in the table": (lambda t: first(t, image="../../secret.png"), "table.csv", "leaves"),
     "absolute path in the table": (lambda t: first(t, mask="/etc/passwd"), "table.csv", "leaves"),
     "path that leaves in the manifest": (lambda t: t.declare(table="../table.csv"), "dataset.yaml", "leaves"),
     "pattern that leaves": (lambda t: t.declare(files=[dict(pattern="../*/images/*.png")]), "dataset.yaml", "leaves"),
-    "Windows path that leaves": (lambda t: t.declare(files=[dict(path="..\\secret.png")]), "dataset.yaml", "leaves"),
-}
+    "Windows path that leaves": (lambda t: t.declare(files=[dict(path="..\\secret.png")]), "dataset.yaml", "leaves"),}
 TRAINED = {
     "truncated image": (lambda t: cut(t.data / "images" / "p0.png"), "p0.png", "cut short"),
     "mask of another size": (lambda t: resize(t.data / "masks" / "p0.png", (20, 23)), "p0.png", "23 x 20"),
     "unknown label": (lambda t: relabel(t.data / "masks" / "p0.png", 7), "p0.png", "7 (64 pixels)"),
     "NaN pixels": (nan_image, "p0.npy", "NaN"),
     "wrong hash": (lambda t: t.declare(files=[dict(path="images/p0.png", sha256="0" * 64)]), "images/p0.png", "hash"),
-    "patient in two splits": (lambda t: splits(t, ["p0", "p1", "p2", "p3"], ["p3", "p4", "p5"]),
-                              "splits.json", "p3 is in train and in test"),
+    "patient in two splits": (
+        lambda t: splits(t, ["p0", "p1", "p2", "p3"], ["p3", "p4", "p5"]), "splits.json", "p3 is in train and in test"),
     "stranger in a split": (lambda t: splits(t, ["p0", "p1", "p2", "p9"], ["p3", "p4", "p5"]), "splits.json", "p9"),
     "patient in no split": (lambda t: splits(t, ["p0", "p1", "p2"], ["p3", "p4"]), "splits.json", "p5"),
-    "broken splits": (lambda t: (t.manifest.parent / "splits.json").write_text("{"), "splits.json", "JSON"),
-}
+    "broken splits": (lambda t: (t.manifest.parent / "splits.json").write_text("{"), "splits.json", "JSON"),}
 
 
 # A study, spoilt
@@ -116,12 +114,11 @@ PLUGINS = {
     "missing import": ("import nosuch\n" + NET.format(name="mine", classes="classes"), "mine.py", "nosuch"),
     "name of the kit": (NET.format(name="unet", classes="classes"), "unet", "own.mine"),
     "too many classes": (NET.format(name="mine", classes="classes + 1"), "mine", "answers with (4, 3"),
-    "name twice": (NET.format(name="mine", classes="classes")
-                   + NET.format(name="mine", classes="classes").replace("Mine", "Other"),
-                   "mine.py", "registers mine twice"),
-    "name computed": (NET.format(name="mine", classes="classes").replace("'mine'", "'mi' + 'ne'"),
-                      "mine.py", "plain name"),
-}
+    "name twice": (
+        NET.format(name="mine", classes="classes")
+        + NET.format(name="mine", classes="classes").replace("Mine", "Other"), "mine.py", "registers mine twice"),
+    "name computed": (
+        NET.format(name="mine", classes="classes").replace("'mine'", "'mi' + 'ne'"), "mine.py", "plain name"),}
 
 
 def plugin(code: str):
@@ -208,11 +205,12 @@ CALLS |= {f"serve dicom --to {to}": Call(f"serve dicom nosuch --allow CT --to {t
     ("PACS", "PACS", "is no address", "PACS@127.0.0.1:4242"),
     ("http://me:secret@pacs/dicom-web", "pacs/dicom-web", "carries a user or a password", "MEDSEG_DICOMWEB_PASSWORD"),
     ("PACS@127.0.0.1:104", "nosuch", "", "medseg train"))}
-CALLS |= {"run a --profile own --data nosuch": Call("run a --profile own --data nosuch", "nosuch", "unknown data set",
-                                                    prepare=lambda p: p.edit("a", "seed = 1",
-                                                                             "seed = 1\ndatasets = []")),
-          "predict nosuch": Call("predict nosuch masks --out out", "nosuch", "", "medseg train", prepare=label_maps),
-          "diff nosuch": Call("diff nosuch", "nosuch", "", "HEAD")}
+CALLS |= {
+    "run a --profile own --data nosuch": Call(
+        "run a --profile own --data nosuch", "nosuch", "unknown data set",
+        prepare=lambda p: p.edit("a", "seed = 1", "seed = 1\ndatasets = []")),
+    "predict nosuch": Call("predict nosuch masks --out out", "nosuch", "", "medseg train", prepare=label_maps),
+    "diff nosuch": Call("diff nosuch", "nosuch", "", "HEAD")}
 
 
 def results(project: Project) -> dict:
@@ -269,8 +267,8 @@ def test_section_refuses_a_spoilt_set(tiny_data):
     (project.root / "nbs" / "study.yaml").write_text("sections: [{section: a, parameters: {cpu: {datasets: [tiny]}}}]")
     project.edit("a", "seed = 1", "seed = 1\ndatasets = []")
     project.edit("a", "values = rng(seed, ",
-                 "from medseg_nb.data.manifest import cases\nfor d in datasets: [c.image() for c in cases(d)]\nvalues "
-                 "= rng(seed, ")
+                 "from medseg_nb.data.manifest import load_cases\nfor d in datasets: [c.image() for c in "
+                 "load_cases(d)]\nvalues " "= rng(seed, ")
     done = project.medseg("paper", "--profile", "cpu")
     line, = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert (done.returncode == 2 and "Traceback" not in done.stderr
@@ -388,12 +386,22 @@ def header(text: str, voxels: int = 120) -> bytes:
     return f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 5 6\nencoding: raw\n{text}\n\n".encode() + bytes(voxels)
 
 
-ENDLESS = {"a photograph as a label map": (
-    lambda p: [Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)).save(p.root / n / "m.png")
-               for n in ("masks", "truth")], "m.png", "no label map"),
-           "a spacing of 1e30": (
-    lambda p: [(p.root / n / "m.png").unlink() or (p.root / n / "m.nrrd").write_bytes(header("spacings: 1e30 1 1"))
-               for n in ("masks", "truth")], "m.nrrd", "not from 1e-07 to 10000")}
+ENDLESS = (
+    {"a photograph as a label map": (
+        lambda p: [
+            Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)).save(p.root / n / "m.png")
+            for n in ("masks", "truth")], "m.png", "no label map"),
+     **{
+         f"a skip of {line}": (
+             lambda p,
+             line=line: [
+                 (p.root / n / "m.png").unlink() or (p.root / n / "m.nrrd").write_bytes(header(line))
+                 for n in ("masks", "truth")], "m.nrrd", f"{line.split(':')[0]} is {line.split()[-1]}")
+         for line in ("byte skip: -2", "line skip: -2")},
+     "a spacing of 1e30": (
+         lambda p: [
+             (p.root / n / "m.png").unlink() or (p.root / n / "m.nrrd").write_bytes(header("spacings: 1e30 1 1"))
+             for n in ("masks", "truth")], "m.nrrd", "not from 1e-07 to 10000")})
 
 
 @pytest.mark.parametrize("name", ENDLESS)
@@ -446,7 +454,7 @@ def grey(fresh, monkeypatch) -> Project:
         return [x[0, 0][np.ix_(*[np.arange(n) * 32 // n for n in size])] * 255 > 1000 for size in sizes]
     model = Segmenter("grey", ["grey"], (32, 32), "none",
                       {1: "bright"}, False, lambda x, sizes: [m.astype(np.int32) for m in segment(x, sizes)], None)
-    monkeypatch.setattr("medseg_nb.deployment.predict.segmenter", lambda name: model)
+    monkeypatch.setattr("medseg_nb.deployment.predict.load_segmenter", lambda name: model)
     fresh.key = "grey"
     return fresh
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import COMMAND, PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
-from medseg_nb.training.default_runs import grid
+from medseg_nb.training.default_runs import list_runs
 from medseg_nb.cli import app
 
 HEAVY = {"torch", "torchvision", "monai", "accelerate", "matplotlib", "seaborn", "pandas",
@@ -264,9 +264,8 @@ def test_evaluation_with_a_reject(trained, scans):
 
 def test_status_of_a_current_study(built):
     done = built.call("status", "--json")
-    assert (done.returncode == 0
-            and {r["section"]: r["state"] for r in json.loads(done.stdout)} == dict(a="current",
-                                                                                    b="current", c="current"))
+    assert (done.returncode == 0 and {r["section"]: r["state"] for r in json.loads(done.stdout)}
+            == dict(a="current", b="current", c="current"))
 
 
 def test_dry_run_of_a_fresh_study(fresh):
@@ -344,7 +343,7 @@ class Mine(nn.Module):
 
 def keys(project: Project, profile: str) -> dict:
     "Run keys by model"
-    with project.inside(): return {c.model: c.key for c in grid(profile, ["phantom_skin"])}
+    with project.inside(): return {c.model: c.key for c in list_runs(profile, ["phantom_skin"])}
 
 
 def test_plugin_changes_only_its_own_key(fresh):
@@ -362,7 +361,7 @@ def test_plugin_changes_only_its_own_key(fresh):
 
 BENCHMARK = """#| study
 report = Report("benchmark", profile)
-rows = fit(grid(profile, datasets), profile)
+rows = fit_runs(list_runs(profile, datasets), profile)
 report.cases(rows)
 report.numbers({"models.count": rows.model.nunique()})"""
 
@@ -404,8 +403,8 @@ def test_own_data_and_an_added_model(fresh):
     tiny = add_tiny(fresh)
     shutil.move(tiny.manifest.parent, fresh.root / "own" / "data" / "tiny")
     imports = cell(
-        "from medseg_nb.training.default_runs import grid\nfrom medseg_nb.kit.report import Report\nfrom "
-        "medseg_nb.training.training import fit")
+        "from medseg_nb.training.default_runs import list_runs\nfrom medseg_nb.kit.report import Report\nfrom "
+        "medseg_nb.training.training import fit_runs")
     write_notebook(fresh.root / "nbs" / "study" / "01_benchmark.ipynb",
                    [cell("# Benchmark\n\n> Which model?"),
                     cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
@@ -418,6 +417,6 @@ def test_own_data_and_an_added_model(fresh):
     done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
     assert done.returncode == 0, done.stderr
     assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
-    assert set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model) == {"cnn", "fcn",
-                                                                                            "unet", "mine"}
+    assert (set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model)
+            == {"cnn", "fcn", "unet", "mine"})
     assert "own profile" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")

@@ -95,37 +95,37 @@ RUN = Config("phantom_skin", "unet", steps=24, size=16,
 
 def test_what_cannot_choose_or_judge_is_refused(monkeypatch):
     "A validation part that is too small, and a structure that a part does not show"
-    train, validation, test = convergence.parts(RUN)
-    few = [i for i in validation if convergence.cases(RUN.dataset)[i].patient
-           == convergence.cases(RUN.dataset)[validation[0]].patient]
-    images, masks = convergence.arrays(RUN)
+    train, validation, test = convergence.partition_cases(RUN)
+    few = [i for i in validation if convergence.load_cases(RUN.dataset)[i].patient
+           == convergence.load_cases(RUN.dataset)[validation[0]].patient]
+    images, masks = convergence.load_run_arrays(RUN)
     def split(a, b, c): return lambda id, k, unit="patient": (a, b) if unit == "validation" else (sorted(a + b), c)
-    monkeypatch.setattr(convergence, "fold", split(train, few, test))
+    monkeypatch.setattr(convergence, "fold_indices", split(train, few, test))
     with pytest.raises(InputError, match="fold 0: 1 validation patients of the 3 that a choice needs"):
-        convergence.parts(RUN)
-    monkeypatch.setattr(convergence, "fold", split(train, validation, test))
+        convergence.partition_cases(RUN)
+    monkeypatch.setattr(convergence, "fold_indices", split(train, validation, test))
     for name, part in dict(training=train, validation=validation, test=test).items():
         empty = np.array(masks)
         empty[part] = 0
-        monkeypatch.setattr(convergence, "arrays", lambda config: (images, empty))
-        with pytest.raises(InputError, match=f"no {name} case shows `lesion`"): convergence.parts(RUN)
+        monkeypatch.setattr(convergence, "load_run_arrays", lambda config: (images, empty))
+        with pytest.raises(InputError, match=f"no {name} case shows `lesion`"): convergence.partition_cases(RUN)
 
 
 def test_validation_patients_are_inside_the_training_side_of_every_frozen_fold():
     "No patient of a planned fold's test side is trained on or chosen with, on any set of the plan that is here"
-    plan, _ = plans.present(plans.convergence_plan("cpu"))
+    plan, _ = plans.available_plan(plans.load_convergence_plan("cpu"))
     for dataset, repeats in {d: r for s in plan.stages for d, r in s.sets.items()}.items():
         frozen = json.loads((REPO / "data_manifests" / dataset / "splits.json").read_text(encoding="utf-8"))["folds"]
         for k in repeats.folds:
-            train, validation = convergence.fold(dataset, k, "validation")
-            who = [{convergence.cases(dataset)[i].patient for i in part} for part in (train, validation)]
+            train, validation = convergence.fold_indices(dataset, k, "validation")
+            who = [{convergence.load_cases(dataset)[i].patient for i in part} for part in (train, validation)]
             assert (not who[0] & who[1] and who[0] | who[1] == set(frozen[k]["train"])
                     and not (who[0] | who[1]) & set(frozen[k]["test"]))
 
 
 def test_published_runs_are_those_of_the_plan():
     "Every committed run of this kind has its files, belongs to the plan, was scored by the code of today, and is small"
-    plan, found = plans.convergence_plan("cpu"), {}
+    plan, found = plans.load_convergence_plan("cpu"), {}
     for place in (REPO / "reports" / "cpu" / "runs").iterdir():
         facts = json.loads((place / "config.json").read_text())
         if facts["task"] == plans.TASK: found[place.name] = (place, Config(**facts))

@@ -21,7 +21,8 @@ from pynetdicom import AE, build_context, evt
 
 from medseg_nb.data.annotations import read_seg
 from medseg_nb.kit.core import InputError, ResourceError
-from medseg_nb.deployment.dicom import Peer, Queue, Web, read_series, serve, slice_files
+from medseg_nb.deployment.dicom import (DimseArchive, SeriesQueue, DicomWebArchive, read_series, run_dicom_node,
+                                        slice_files)
 
 SERIES = "1.2.826.0.1.3680043.10.77"
 NODE = """import os, signal, sys, time
@@ -35,20 +36,20 @@ def bright(image, subject):
     if mode == "falls" and image.shape[2] == 6: os.kill(os.getpid(), signal.SIGKILL)
     return (image.array > 150).astype("int32")
 if mode.startswith("dies"):  # after so many slices are on disk, before the sender hears of the last one
-    real, left = dicom.Queue.store, [int(mode[4:])]
+    real, left = dicom.SeriesQueue.store, [int(mode[4:])]
     def store(self, *what):
         found = real(self, *what); left[0] -= 1
         if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
         return found
-    dicom.Queue.store = store
+    dicom.SeriesQueue.store = store
 if mode == "full":  # while the file `full` is there, so is the disk
     flush = os.fsync
     def fsync(handle):
         if Path(place, "full").exists(): raise OSError(28, "No space left on device")
         flush(handle)
     os.fsync = fsync
-if mode == "small": dicom.LIMIT, images.PIXELS = 20_000, 400
-dicom.serve(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), [allow], dicom.archive(to), port=int(port), quiet=3. if mode == "waits" else 1.)
+if mode == "small": dicom.MAX_SLICE_BYTES, images.MAX_PIXELS = 20_000, 400
+dicom.run_dicom_node(SimpleNamespace(name="abc", labels={1: "bright"}, instances=False, label_map=bright), Path(place), [allow], dicom.parse_archive(to), port=int(port), quiet=3. if mode == "waits" else 1.)
 """
 
 
@@ -160,7 +161,7 @@ def test_round_trip_repeats_and_strangers(node, tmp_path):
     with archive() as (got, to):
         n = node(to)
         assert push(folder, n.port, title="STRANGER") == [] and push(folder, n.port, called="OTHER") == []
-        assert not Queue(tmp_path / "queue").folders(), "a stranger left nothing"
+        assert not SeriesQueue(tmp_path / "queue").folders(), "a stranger left nothing"
         assert push(folder, n.port) == [0] * 6
         wait(lambda: got)
         assert right(got[0], folder, tmp_path)
@@ -196,8 +197,8 @@ def test_kill_between_sending_and_noting_it_sends_the_same_object(node, tmp_path
     with archive() as (got, to):
         n = node(to)
         push(folder, n.port); wait(lambda: "sent" in n.said()); n.kill()
-        queue = Queue(tmp_path / "queue")
-        queue.note(queue.folders()[0], sent=False)
+        queue = SeriesQueue(tmp_path / "queue")
+        queue.update_answer(queue.folders()[0], sent=False)
         node(to); wait(lambda: len(got) == 2)
         assert uid(got[0]) == uid(got[1]) and got[0] == got[1]
 
@@ -258,21 +259,21 @@ def test_bad_messages_get_a_status_and_the_node_goes_on(node, tmp_path):
 
 
 def test_occupied_port_second_node_and_odd_names(tmp_path):
-    to, model = Peer("PACS", "127.0.0.1", free_port()), fake(lambda image: image.array)
+    to, model = DimseArchive("PACS", "127.0.0.1", free_port()), fake(lambda image: image.array)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0)); s.listen()
         with pytest.raises(InputError, match="cannot be listened on .*choose another with --port"):
-            serve(model, tmp_path / "a", ["SCANNER"], to, port=s.getsockname()[1])
+            run_dicom_node(model, tmp_path / "a", ["SCANNER"], to, port=s.getsockname()[1])
     for allow, fault in (([], "--allow: names nobody"), (["A" * 17], "is no AE title")):
-        with pytest.raises(InputError, match=fault): serve(model, tmp_path / "a", allow, to, port=0)
+        with pytest.raises(InputError, match=fault): run_dicom_node(model, tmp_path / "a", allow, to, port=0)
     stop = threading.Event()
-    running = threading.Thread(target=serve, args=(model, tmp_path / "a", ["SCANNER"], to),
+    running = threading.Thread(target=run_dicom_node, args=(model, tmp_path / "a", ["SCANNER"], to),
                                kwargs=dict(port=0, stop=stop))
     running.start()
     try:
         wait((tmp_path / "a" / "lock").exists); time.sleep(.3)
         with pytest.raises(InputError, match="the queue of another node"):
-            serve(model, tmp_path / "a", ["SCANNER"], to, port=0)
+            run_dicom_node(model, tmp_path / "a", ["SCANNER"], to, port=0)
     finally: stop.set(); running.join()
 
 
@@ -285,30 +286,28 @@ def test_archive_that_refuses(tmp_path):
     assert highdicom.seg.segread(tmp_path / "s.dcm").number_of_segments == 1
     with archive(status=0xA900) as (_, to):
         with pytest.raises(InputError, match="did not store the SEG .status A900"):
-            Peer("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
+            DimseArchive("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
     with archive(status=0xA700) as (_, to):
         with pytest.raises(ResourceError, match="did not store the SEG .status A700"):
-            Peer("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
+            DimseArchive("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
         with pytest.raises(ResourceError, match="refuses this node"):
-            Peer("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "NOBODY")
+            DimseArchive("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "NOBODY")
     with pytest.raises(ResourceError, match="cannot be reached"):
-        Peer("PACS", "127.0.0.1", free_port()).send(tmp_path / "s.dcm", "MEDSEG")
+        DimseArchive("PACS", "127.0.0.1", free_port()).send(tmp_path / "s.dcm", "MEDSEG")
 
 
 def test_validator_finds_no_error_in_what_is_written(tmp_path):
-    from medseg_nb.deployment.dicom import deidentify, seg_of, to_bytes, to_seg
+    from medseg_nb.deployment.dicom import deidentify, segment_as_seg, to_bytes, to_seg
     validator = needs("dciodvfy")
-    full = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID",
-                          "StudyDate", "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator",
-                          "KVP", "AcquisitionNumber", "Laterality"], "") | dict(InstanceNumber=1, SeriesNumber=1,
-                                                                                ImageType=["ORIGINAL", "PRIMARY",
-                                                                                           "AXIAL"], SliceThickness=2.5,
-                                                                               RescaleSlope=1, RescaleIntercept=0,
-                                                                                RescaleType="HU", PatientPosition="HFS")
+    full = (dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate",
+                           "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator", "KVP",
+                           "AcquisitionNumber", "Laterality"], "")
+            | dict(InstanceNumber=1, SeriesNumber=1, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5,
+                   RescaleSlope=1, RescaleIntercept=0, RescaleType="HU", PatientPosition="HFS"))
     folder = slices(tmp_path / "ct", change=lambda k: full)
     image, heads = read_series(folder)
     mask = (image.array > 150).astype(np.int32)
-    one, single = seg_of(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
+    one, single = segment_as_seg(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
     assert single.any()
     written = dict(slice_=one, classes=to_seg(mask, heads, {1: "bright"}, "abc"),
                    instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True),
@@ -361,7 +360,7 @@ def test_large_slice_and_large_volume_are_refused_and_the_node_goes_on(node, tmp
         lines = n.said().splitlines()
         assert (sum("is larger than 20000 bytes" in x for x in lines) == 1
                 and sum("above the limit" in x for x in lines) == 1 and "Traceback" not in n.said())
-        assert right(got[0], good, tmp_path) and len(Queue(tmp_path / "queue").folders()) == 2
+        assert right(got[0], good, tmp_path) and len(SeriesQueue(tmp_path / "queue").folders()) == 2
 
 
 def test_series_that_takes_the_node_down_is_refused_in_the_end(node, tmp_path):
@@ -383,8 +382,8 @@ def test_damaged_files_of_the_queue_cost_themselves_alone(node, tmp_path):
     first = node(to)
     for folder in places: assert push(folder, first.port) == [0] * 6
     wait(lambda: first.said().count(": answered") == 3); first.kill()
-    queue = Queue(tmp_path / "queue")
-    segs = queue.unsent()
+    queue = SeriesQueue(tmp_path / "queue")
+    segs = queue.list_unsent()
     uids = {p.stem for p in segs}
     segs[0].write_bytes(b""); segs[1].write_bytes(segs[1].read_bytes()[:-40])
     (segs[2].parent / "answer.json").write_bytes(b""); (segs[2].parent / "released").write_bytes(b"\xff")
@@ -461,14 +460,14 @@ FULL = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName"
 
 
 def test_odd_headers_give_a_valid_seg_and_grave_ones_a_refusal(tmp_path):
-    from medseg_nb.deployment.dicom import seg_of, to_bytes
+    from medseg_nb.deployment.dicom import segment_as_seg, to_bytes
     validator = needs("dciodvfy")
     model = fake(lambda image: (image.array > 150).astype(np.int32))
     for name, text in ODD.items():
         folder = slices(tmp_path / name, change=lambda k: FULL)
         for p in slice_files(folder): spoil(p, name, text)
         for place in (folder, slice_files(folder)[0]):
-            (tmp_path / "seg.dcm").write_bytes(to_bytes(seg_of(model, place)[0]))
+            (tmp_path / "seg.dcm").write_bytes(to_bytes(segment_as_seg(model, place)[0]))
             done = subprocess.run([validator, tmp_path / "seg.dcm"], capture_output=True, text=True)
             assert not [x for x in done.stderr.splitlines() if x.startswith("Error") and "Laterality" not in x], (
                 (name, done.stderr))
@@ -476,7 +475,7 @@ def test_odd_headers_give_a_valid_seg_and_grave_ones_a_refusal(tmp_path):
         folder = slices(tmp_path / name, change=lambda k: FULL)
         for p in slice_files(folder): spoil(p, name, text)
         for place in (folder, slice_files(folder)[2]):
-            with pytest.raises(InputError, match="/[1-6].dcm: ") as e: seg_of(model, place)
+            with pytest.raises(InputError, match="/[1-6].dcm: ") as e: segment_as_seg(model, place)
             assert ("\n" not in str(e.value)
                     and not [w for w in ("Name", "7777", "a\\", "999")
                              if w in str(e.value).replace(str(folder), "")]), e.value
@@ -487,7 +486,7 @@ def test_predict_outlives_every_header(tmp_path, monkeypatch, fresh):
     from medseg_nb.deployment.segmenter import Segmenter
     model = Segmenter("grey", ["grey"], (8, 8), "none",
                       {1: "bright"}, False, lambda x, sizes: [np.ones(s, np.int32) for s in sizes], None)
-    monkeypatch.setattr("medseg_nb.deployment.predict.segmenter", lambda name: model)
+    monkeypatch.setattr("medseg_nb.deployment.predict.load_segmenter", lambda name: model)
     (tmp_path / "in").mkdir()
     for name, text in (ODD | GRAVE).items():
         one = slices(tmp_path / name, 1, change=lambda k: FULL) / "1.dcm"
@@ -593,10 +592,9 @@ def web(status=200, answer=lambda uid: {"00081199": dict(vr="SQ", Value=[{"00081
             found = pydicom.dcmread(
                 pydicom.filebase.DicomBytesIO(body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]))
             said = answer(found.SOPInstanceUID)
-            self.send_response(status); self.send_header("Content-Type",
-                                                         kind); self.send_header("Location",
-                                                                                 "http://127.0.0.1:1/"); (
-                self.end_headers())
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Location", "http://127.0.0.1:1/"); (self.end_headers())
             self.wfile.write(said if isinstance(said, bytes) else json.dumps(said).encode())
         def log_message(self, *what): pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
@@ -624,12 +622,12 @@ def test_web_archive_that_refuses(tmp_path, status, answer, kind, fault, error):
     (tmp_path / "s.dcm").write_bytes(
         to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
     with web(status, lambda uid: answer, kind) as url:
-        with pytest.raises(error, match=fault) as e: Web(url).send(tmp_path / "s.dcm", "MEDSEG")
+        with pytest.raises(error, match=fault) as e: DicomWebArchive(url).send(tmp_path / "s.dcm", "MEDSEG")
         assert "\n" not in str(e.value) and "kept and sent again" in str(e.value)
-    with web() as url: Web(url).send(tmp_path / "s.dcm", "MEDSEG")
+    with web() as url: DicomWebArchive(url).send(tmp_path / "s.dcm", "MEDSEG")
     with web(answer=lambda uid: {"00081198": dict(vr="SQ"),
                                  "00081199": dict(vr="SQ", Value=[{"00081155": dict(vr="UI", Value=[uid])}])}) as url:
-        Web(url).send(tmp_path / "s.dcm", "MEDSEG")  # a list of failures that is empty is none
+        DicomWebArchive(url).send(tmp_path / "s.dcm", "MEDSEG")  # a list of failures that is empty is none
 
 
 def test_round_trip_through_orthanc(tmp_path):

@@ -13,9 +13,9 @@ from PIL import Image
 
 from conftest import PLAIN, refused
 
-from medseg_nb.deployment.speed import WHOLE, Variant, differences_of, make, rows_of_variants
-from medseg_nb.study.realtime import variants_of
-from medseg_nb.kit.execution import environment
+from medseg_nb.deployment.speed import WHOLE_NETWORK, Variant, compare_variants, build_variants, score_variants
+from medseg_nb.study.realtime import summarize_variants
+from medseg_nb.kit.execution import set_environment
 from medseg_nb.training.training import Config
 
 
@@ -83,17 +83,16 @@ def tell(place, **facts) -> None:
 
 
 SPOILT = {
-    "changed file": (lambda p: (p / "model.onnx").write_bytes((p / "model.onnx").read_bytes()[:-1] + b"x"),
-                     "model.onnx", "hash differs"),
-    "external data": (external, "model.onnx", "external data"),
+    "changed file": (
+        lambda p: (p / "model.onnx").write_bytes((p / "model.onnx").read_bytes()[:-1] + b"x"), "model.onnx",
+        "hash differs"), "external data": (external, "model.onnx", "external data"),
     "pickle": (pickled, "model.onnx", "is no ONNX file"), "dtype": (doubles, "model.onnx", ""),
     "lost file": (lambda p: (p / "model.onnx").unlink(), "model.onnx", "is missing"),
     "lost card": (lambda p: (p / "artefact.json").unlink(), "lesions", "is no artefact"),
     "path that leaves": (lambda p: tell(p, files={"../../model.onnx": "0" * 64}), "artefact.json", "names other files"),
     "card without labels": (lambda p: tell(p, labels=None), "artefact.json", "labels"),
     "card of another width": (lambda p: tell(p, channels=["grey"]), "model.onnx", "1 channels"),
-    "card is no JSON": (lambda p: (p / "artefact.json").write_text("{"), "artefact.json", "is damaged"),
-}
+    "card is no JSON": (lambda p: (p / "artefact.json").write_text("{"), "artefact.json", "is damaged"),}
 
 
 @pytest.mark.parametrize("name", SPOILT)
@@ -130,9 +129,9 @@ def test_export_refuses(exported, tmp_path, words, subject, fault, code):
 
 
 def test_tensorrt_is_not_run_where_it_cannot_be(exported, tmp_path):
-    from medseg_nb.deployment.export import tensorrt
+    from medseg_nb.deployment.export import probe_tensorrt
     done = exported.call("export", exported.key, "--to", "tensorrt", "--out", tmp_path / "new")
-    assert tensorrt()["ok"] or refused(done, "tensorrt", "not run: ", 4) and not (tmp_path / "new").exists()
+    assert probe_tensorrt()["ok"] or refused(done, "tensorrt", "not run: ", 4) and not (tmp_path / "new").exists()
 
 
 def test_pickled_weights_of_a_run_are_refused(exported, picture, tmp_path):
@@ -148,11 +147,12 @@ def test_pickled_weights_of_a_run_are_refused(exported, picture, tmp_path):
 
 def test_variants_of_a_run(tmp_path):
     "An engine in full precision gives torch's labels; a pruned network in eight bits is smaller"
-    with environment(MEDSEG_RUNS=str(tmp_path / "runs")):
+    with set_environment(MEDSEG_RUNS=str(tmp_path / "runs")):
         base = Config("phantom_skin", "unet", steps=30, size=32, width=8)
-        made = list(make(base, tmp_path, [WHOLE, Variant("whole", "onnx"), Variant("pruned", "openvino", "int8")]))
-        rows = rows_of_variants(base, made)
-    table, differences = variants_of(rows), differences_of(rows)
+        made = list(build_variants(base, tmp_path, [WHOLE_NETWORK, Variant("whole", "onnx"),
+                                                    Variant("pruned", "openvino", "int8")]))
+        rows = score_variants(base, made)
+    table, differences = summarize_variants(rows), compare_variants(rows)
     by = table.set_index(["network", "engine"])
     assert (by.equal["whole", "torch"] == 1 and by.equal["whole", "onnx"] > .9999
             and by.megabytes["pruned", "openvino"] < by.megabytes["whole", "torch"])

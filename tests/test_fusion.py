@@ -4,31 +4,32 @@ import pandas as pd
 import pytest
 
 from medseg_nb.study import fusion
-from medseg_nb.data.cues import TELLING
-from medseg_nb.training.training import fit
+from medseg_nb.data.cues import INFORMATIVE_FIELDS
+from medseg_nb.training.training import fit_runs
 
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     "The runs of the smoke profile; trained here where nobody has trained them yet"
-    configs = fusion.grid("smoke", ["phantom_field"])
-    return fit(configs, "smoke").assign(variant=lambda r: r.run.map({c.key: fusion.variant(c) for c in configs}))
+    configs = fusion.list_runs("smoke", ["phantom_field"])
+    return fit_runs(configs, "smoke").assign(
+        variant=lambda r: r.run.map({c.key: fusion.variant_name(c) for c in configs}))
 
 
 def test_shuffled_fields_do_not_help_and_true_ones_do(rows):
-    gain = fusion.comparisons_of(rows).set_index(["variant", "against"])
-    true, control = (gain.loc[(v, fusion.ALONE)] for v in ("film", "film, shuffled"))
+    gain = fusion.summarize_comparisons(rows).set_index(["variant", "against"])
+    true, control = (gain.loc[(v, fusion.IMAGE_ONLY)] for v in ("film", "film, shuffled"))
     assert true.difference_low > .05 and control.difference_low <= 0 and control.difference < true.difference / 4
     assert gain.loc[("film", "film, shuffled")].difference_low > .05
-    for v in ("token", "channels"): assert gain.loc[(v, fusion.ALONE)].difference_low > 0
+    for v in ("token", "channels"): assert gain.loc[(v, fusion.IMAGE_ONLY)].difference_low > 0
 
 
 def test_importance_ranks_the_fields_as_planted(rows):
-    table = fusion.importance_of(rows)
+    table = fusion.summarize_importance(rows)
     for (v, method), part in [((v, m), p) for v, p in table.groupby("variant") for m in ("loss", "shapley")]:
         order = part.sort_values(method, ascending=False).field.tolist()
-        assert order[:2] == list(TELLING), (v, method, order)
-    assert (fusion.ranking_of(rows).query("method == 'loss'").difference_low > 0).all()
+        assert order[:2] == list(INFORMATIVE_FIELDS), (v, method, order)
+    assert (fusion.summarize_ranking(rows).query("method == 'loss'").difference_low > 0).all()
 
 
 def test_shapley_values_are_those_of_the_package():
@@ -38,7 +39,7 @@ def test_shapley_values_are_those_of_the_package():
     background, own, owner = np.random.default_rng(1).normal(size=(4, 3)), np.array([1., -2., .5]), np.arange(3)
     def value(x): return x[:, 0] * x[:, 1] + np.sin(x[:, 2]) + np.maximum(x[:, 0], x[:, 2])
     orders = np.array(list(itertools.permutations(range(3))))
-    mine = fusion.shapley(value, own, np.repeat(background, 6, 0), owner, np.tile(orders, (4, 1)))
+    mine = fusion.compute_shapley_values(value, own, np.repeat(background, 6, 0), owner, np.tile(orders, (4, 1)))
     assert np.allclose(
         mine, shap.explainers.ExactExplainer(value, shap.maskers.Independent(background))(own[None]).values[0])
 
@@ -51,10 +52,10 @@ def test_committed_reports_say_so_too():
         place = REPO / "reports" / profile / "fusion" / "comparisons.csv"
         if not place.is_file(): continue
         table = pd.read_csv(place).query("dataset == 'phantom_field'").set_index(["variant", "against"])
-        shuffled = [v for v, w in table.index if v.endswith(", shuffled") and w == fusion.ALONE]
+        shuffled = [v for v, w in table.index if v.endswith(", shuffled") and w == fusion.IMAGE_ONLY]
         assert shuffled
         for v in shuffled:
-            true, control = (table.loc[(name, fusion.ALONE)] for name in (v.removesuffix(", shuffled"), v))
+            true, control = (table.loc[(name, fusion.IMAGE_ONLY)] for name in (v.removesuffix(", shuffled"), v))
             assert (control.difference < true.difference / 4
                     and (control.difference_low <= 0 or control.trainings == 1 or control.p_holm > .05)), (profile, v)
             # an interval over two trainings is that of Student's distribution with one degree of freedom, which shows

@@ -17,10 +17,10 @@ from PIL import Image
 import medseg_nb.data.intake as intake
 from conftest import REPO
 from medseg_nb.kit.core import InputError, manifest_folders, sha256
-from medseg_nb.data.croissant import croissant, write_croissant
-from medseg_nb.data.manifest import cases, manifest
-from medseg_nb.data.splits import split
-from medseg_nb.kit.execution import drop_other, results_folder, unfit
+from medseg_nb.data.croissant import croissant_metadata, write_croissant
+from medseg_nb.data.manifest import load_cases, load_manifest
+from medseg_nb.data.splits import load_split
+from medseg_nb.kit.execution import remove_other_results, results_folder, reason_section_not_applicable
 
 DRAWS = np.random.default_rng(7)
 AFFINE = np.diag([2., 1.5, 3, 1]) + np.eye(4, k=1) * 0
@@ -60,17 +60,17 @@ def itk(path: Path, array: np.ndarray) -> Path:
 def place(tmp_path, monkeypatch):
     "An empty folder, and a place for own data outside of the repository"
     monkeypatch.setenv("MEDSEG_OWN", str(tmp_path / "own"))
-    intake._forget()
+    intake._clear_caches()
     (tmp_path / "set").mkdir()
     yield tmp_path / "set"
-    intake._forget()
+    intake._clear_caches()
 
 
 def added(place: Path, id: str = "mine", *settings: str):
     "The data set as it is read after it was accepted, with its draft"
-    draft = intake.examine(place, id, settings)
-    intake.accept(draft)
-    return {c.id: c for c in cases(id)}, draft
+    draft = intake.draft_dataset(place, id, settings)
+    intake.write_draft(draft)
+    return {c.id: c for c in load_cases(id)}, draft
 
 
 # Layouts. Each builder draws three patients and returns {case: (image, mask)}, and what the manifest must say
@@ -88,8 +88,8 @@ def pictures(place, image, mask, images=None, value=255, shape=(10, 12)):
 def folders(place): return pictures(place, "images/{}.png", "masks/{}.png"), dict(mask=("threshold", 127), patients=3)
 def one_folder(place): return pictures(place, "{}.png", "{}_mask.png"), dict(mask=("threshold", 127), patients=3)
 def sides(place):
-    return pictures(place, "train/images/{}.tif", "train/labels/{}.png", value=2), dict(labels={"label_2": 2},
-                                                                                        patients=3)
+    return (pictures(place, "train/images/{}.tif", "train/labels/{}.png", value=2),
+            dict(labels={"label_2": 2}, patients=3))
 def bitmaps(place):
     return pictures(place, "scans/{}.bmp", "ground_truth/{}_gt.gif", value=1), dict(labels={"label_1": 1}, patients=3)
 
@@ -269,7 +269,7 @@ def test_layout(place, build):
     wanted, facts = build(place)
     before = {p: sha256(p) for p in place.rglob("*") if p.is_file()}
     found, draft = added(place)
-    m = manifest("mine")
+    m = load_manifest("mine")
     assert set(found) == set(wanted) and not draft.problems
     for name, (pixels, mask) in wanted.items():
         image = found[name].image()
@@ -280,7 +280,7 @@ def test_layout(place, build):
     if "mask" in facts: assert (m.mask.kind, m.mask.threshold) == facts["mask"]
     assert (len({c.patient for c in found.values()}) == facts.get("patients", len(wanted))
             and (m.patient == "unknown") == facts.get("unknown", False))
-    assert split("mine")["content"] and m.split.folds == max(2, facts.get("patients", len(wanted)) // 2)
+    assert load_split("mine")["content"] and m.split.folds == max(2, facts.get("patients", len(wanted)) // 2)
     assert {p: sha256(p) for p in place.rglob("*") if p.is_file()} == before, "the user's files stay as they are"
     for key in ("layout", "mask", "labels", "task", "spacing", "patient", "split"):
         assert any(line.startswith(f"guessed: {key}: ") and "; " in line for line in draft.guessed), key
@@ -291,10 +291,10 @@ def test_categories_of_coco_are_labels_and_may_be_declared_instances(place):
     told = json.loads((place / "instances.json").read_text())
     told["categories"].append(dict(id=9, name="blood")); told["annotations"][0]["category_id"] = 9
     (place / "instances.json").write_text(json.dumps(told))
-    draft = intake.examine(place, "mine")
+    draft = intake.draft_dataset(place, "mine")
     assert (draft.facts["task"] == "semantic" and draft.facts["labels"] == dict(background=0, blood=1, cell=2)
             and any("crowd" in n for n in draft.notes))
-    assert intake.examine(place, "mine", ["task=instance"]).facts["labels"] == dict(background=0, object=1)
+    assert intake.draft_dataset(place, "mine", ["task=instance"]).facts["labels"] == dict(background=0, object=1)
 
 
 def test_regions_of_nnunet_are_scored_as_regions(place):
@@ -302,7 +302,7 @@ def test_regions_of_nnunet_are_scored_as_regions(place):
     told = (json.loads((place / "dataset.json").read_text())
             | dict(labels=dict(background=0, whole=[1, 2], tumour=2), regions_class_order=[1, 2]))
     (place / "dataset.json").write_text(json.dumps(told))
-    facts = intake.examine(place, "mine").facts
+    facts = intake.draft_dataset(place, "mine").facts
     assert (facts["labels"] == dict(background=0, tumour=2, label_1=1)
             and facts["regions"] == dict(whole=[1, 2], tumour=[2]))
 
@@ -322,8 +322,8 @@ def spoil(place: Path) -> dict[str, str]:
     pair("q7_0", mask=np.arange(120, dtype=np.uint8).reshape(10, 12) * 2)
     pair("q8_0"); (place / "masks" / "q8_0.png").unlink(); Image.fromarray(square((10, 12), (1, 1), 255)).save(
         place / "masks" / "q8_0.jpg")
-    shutil.copy(place / "images" / "p0_0.png", place / "images" / "q9_0.png"); png(place / "masks" / "q9_0.png",
-                                                                                   square((10, 12), (1, 1)))
+    shutil.copy(place / "images" / "p0_0.png", place / "images" / "q9_0.png")
+    png(place / "masks" / "q9_0.png", square((10, 12), (1, 1)))
     (place / "images" / "r1_0.png").symlink_to(png(place.parent / "secret.png", noise(10, 12)))
     (place / "people.xlsx").write_bytes(b"PK")
     return {"images/q1_0.png": "has no mask", "masks/q2_0.png": "has no image",
@@ -338,13 +338,13 @@ def spoil(place: Path) -> dict[str, str]:
 
 def test_every_problem_is_listed_at_once_and_the_rest_is_taken(place, capsys):
     wanted = spoil(place)
-    assert intake.add(place, "mine", True, []) == 3
+    assert intake.add_dataset(place, "mine", True, []) == 3
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("problem: ")]
     told = {line.split(": ")[1]: line for line in lines}
     assert set(told) == set(wanted) and len(lines) == len(wanted)
     for name, fault in wanted.items(): assert fault in told[name] and len(told[name].split("; ")) >= 2, told[name]
-    assert ({c.id for c in cases("mine")} == {"p0_1", "p1_0", "p1_1", "p2_0", "p2_1"}
+    assert ({c.id for c in load_cases("mine")} == {"p0_1", "p1_0", "p1_1", "p2_0", "p2_1"}
             and "5 cases of 3 patients; 12 problems" in out)
 
 
@@ -354,7 +354,7 @@ def test_geometry_and_labels_of_volumes(place):
     nifti(place / "labelsTr" / "liver_0.nii.gz", square((6, 7, 5), (1, 2, 0)), moved)
     nifti(place / "labelsTr" / "liver_1.nii.gz", square((6, 7, 5), (1, 2, 0), 7))
     (place / "labelsTr" / "liver_2.nii.gz").unlink()
-    draft = intake.examine(place, "mine")
+    draft = intake.draft_dataset(place, "mine")
     assert [str(p).split(";")[0] for p in draft.problems] == [
         "imagesTr/liver_2_0000.nii.gz: has no mask",
         "labelsTr/liver_0.nii.gz: the affines of mask and image differ by 5",
@@ -367,7 +367,7 @@ def test_dicom_that_does_not_fit(place):
     seg = place / "pat0" / "seg" / "s.dcm"
     shutil.copy(place / "pat1" / "seg" / "s.dcm", place / "pat1" / "seg" / "again.dcm")     # two for one series
     shutil.copy(seg, place / "pat2" / "ct" / "stray.dcm")  # in the folder of another one
-    told = "\n".join(map(str, intake.examine(place, "mine").problems))
+    told = "\n".join(map(str, intake.draft_dataset(place, "mine").problems))
     assert ("pat1/ct: has 2 SEG objects" in told
             and "pat2/ct: series 1.2.826.0.1.3680043.8.498.3 shares its folder" in told)
 
@@ -386,7 +386,7 @@ def test_refused_and_nothing_written(place, name, fault):
     if name == "lossy": pictures(there, "images/{}.png", "masks/{}.jpg")
     if name == "black": pictures(there, "images/{}.png", "masks/{}.png", value=0)
     if name == "one": png(there / "a.png", noise(9, 9)); png(there / "a_mask.png", square((9, 9), (1, 1)))
-    with pytest.raises(InputError, match=fault): intake.add(there, "mine", True, [])
+    with pytest.raises(InputError, match=fault): intake.add_dataset(there, "mine", True, [])
     assert not (place.parent / "own").exists()
 
 
@@ -396,7 +396,7 @@ def test_lossy_masks_are_taken_once_they_are_declared(place):
         Image.fromarray(square((16, 16), (0, 8), 255, 8)).save(place / "masks" / f"{name}.jpg", quality=95)
     mine, _ = added(place, "mine", "mask={kind: threshold, threshold: 127}", "labels={background: 0, lesion: 1}")
     assert (all(np.array_equal(c.mask(), square((16, 16), (0, 8), 1, 8)) for c in mine.values())
-            and manifest("mine").foreground == dict(lesion=1))
+            and load_manifest("mine").foreground == dict(lesion=1))
     for wrong, fault in (("mask={kind: bits}", "--set: .*needs"),
                          ("maks=1", "unknown key"), ("mask={", "not valid YAML"),
                          ("split={folds: 99}", "99 folds of 3")):
@@ -408,7 +408,7 @@ def test_lossy_masks_are_taken_once_they_are_declared(place):
 def test_a_failure_while_writing_leaves_nothing(place, monkeypatch):
     coco(place)
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(intake, "freeze", full)
+    monkeypatch.setattr(intake, "freeze_split", full)
     with pytest.raises(OSError): added(place)
     assert not [p for p in (place.parent / "own").rglob("*") if p.is_file()]
 
@@ -418,20 +418,20 @@ def test_a_failure_while_writing_leaves_nothing(place, monkeypatch):
 def test_table_of_patients(place):
     pictures(place, "images/{}.png", "masks/{}.png")
     for k in range(2):
-        png(place / "images" / f"p9_{k}.png", noise(10, 12)); png(place / "masks" / f"p9_{k}.png",
-                                                                  square((10, 12), (1, 1), 255))
+        png(place / "images" / f"p9_{k}.png", noise(10, 12))
+        png(place / "masks" / f"p9_{k}.png", square((10, 12), (1, 1), 255))
     (place / "clinic.csv").write_text(
         "patient,code,age,stage,died,notes,pressure\np0,007,61,I,yes,a,120\np1,012,n/a,II,no,b,999\n"
                                       "p2,007,55,I,no,c,999\nx7,1,5,I,no,d,1\nx8,2,6,I,no,e,2\n")
-    draft = intake.examine(place, "mine")
+    draft = intake.draft_dataset(place, "mine")
     columns = {c["column"]: (c["type"], c["known"]) for c in draft.facts["columns"]}
     kinds = dict(code="category", age="number", stage="category", died="boolean", pressure="number")
     assert columns == {name: (kind, "after") for name, kind in kinds.items()} and draft.facts["missing"] == ["n/a"]
     assert ({str(p).split(":")[0] for p in draft.problems} == {"images/p9_0.png", "images/p9_1.png"}
             and "no row in the table" in str(draft.problems[0]))
     assert any("999 stands 2 times" in n for n in draft.notes) and any("notes is left out" in n for n in draft.notes)
-    intake.accept(draft)
-    found = {c.patient: c.fields for c in cases("mine")}
+    intake.write_draft(draft)
+    found = {c.patient: c.fields for c in load_cases("mine")}
     assert (found["p0"]["age"], found["p1"]["age"], found["p1"]["died"]) == (61., None, False)
 
 
@@ -440,7 +440,7 @@ def test_ids_stay_text_and_unknown_patients_are_said(place):
     for k in range(3):
         for kind in ("images", "masks"):
             (place / kind / f"p{k}_1.png").unlink(); (place / kind / f"p{k}_0.png").rename(place / kind / f"00{k}.png")
-    draft = intake.examine(place, "mine")
+    draft = intake.draft_dataset(place, "mine")
     assert (draft.facts["patient"] == "unknown"
             and any("images of one patient may land in train and in test" in n for n in draft.notes))
     (place / "t.csv").write_text("id,age\n000,50\n001,60\n002,70\n")
@@ -452,7 +452,7 @@ def test_equal_images_of_unknown_patients_are_taken_once(place):
     for k in range(4):
         png(place / "images" / f"x{k}.png", noise(9, 9)); png(place / "masks" / f"x{k}.png", square((9, 9), (1, 1)))
     shutil.copy(place / "images" / "x0.png", place / "images" / "x3.png")
-    draft = intake.examine(place, "mine")
+    draft = intake.draft_dataset(place, "mine")
     assert ([str(p) for p in draft.problems]
             == ["images/x3.png: is the same image as x0; keep one of them, under the right patient"]
             and len(draft.rows) == 3)
@@ -462,18 +462,18 @@ def test_a_table_alone(place):
     (place / "outcomes.csv").write_text("patient_id,age,died\n"
                                         + "".join(f"0{k},{50 + k},{'yes' if k % 2 else 'no'}\n" for k in range(8)))
     found, draft = added(place)
-    assert (manifest("mine").task == "table" and found["00"].patient == "00"
+    assert (load_manifest("mine").task == "table" and found["00"].patient == "00"
             and found["03"].fields == dict(age=53., died=True))
-    assert "table without images" in unfit("benchmark", "own", "mine")
+    assert "table without images" in reason_section_not_applicable("benchmark", "own", "mine")
 
 
 def test_a_section_that_does_not_fit_is_left_out(place):
     nnunet(place)
     added(place)
-    assert ("holds volumes" in unfit("benchmark", "own", "mine")
-            and "it reads benchmark" in unfit("claims", "own", "mine"))
-    assert unfit("metrics", "own", "mine") == ""
-    assert unfit("benchmark", "smoke") == ""
+    assert ("holds volumes" in reason_section_not_applicable("benchmark", "own", "mine")
+            and "it reads benchmark" in reason_section_not_applicable("claims", "own", "mine"))
+    assert reason_section_not_applicable("metrics", "own", "mine") == ""
+    assert reason_section_not_applicable("benchmark", "smoke") == ""
 
 
 def test_results_of_another_set_enter_no_paper(tmp_path, monkeypatch):
@@ -481,9 +481,9 @@ def test_results_of_another_set_enter_no_paper(tmp_path, monkeypatch):
     record = results_folder("benchmark", "own") / "provenance.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps(dict(key="k", parts=dict(parameters=dict(datasets=["mine"])), outputs={})))
-    drop_other("mine")
+    remove_other_results("mine")
     assert record.exists()
-    drop_other("another")
+    remove_other_results("another")
     assert not record.exists()
 
 
@@ -535,9 +535,9 @@ def test_croissant_of_own_data(place):
 def test_committed_croissants_are_what_the_manifests_say(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDSEG_OWN", str(tmp_path))
     for id, home in manifest_folders().items():
-        committed, wanted = home / "croissant.json", croissant(id)
+        committed, wanted = home / "croissant.json", croissant_metadata(id)
         assert committed.is_file() and json.loads(committed.read_text(encoding="utf-8")) == wanted, (
             f"call medseg data croissant {id}")
-        assert all(f["sha256"] == {e.path: e.sha256 for e in manifest(id).files}[f["name"]]
+        assert all(f["sha256"] == {e.path: e.sha256 for e in load_manifest(id).files}[f["name"]]
                    for f in wanted["distribution"] if "sha256" in f)
-        assert ("unverified" in wanted["license"]) == (manifest(id).licence.status == "unverified")
+        assert ("unverified" in wanted["license"]) == (load_manifest(id).licence.status == "unverified")

@@ -18,7 +18,7 @@ from execnb.nbio import dict2nb, nb2str
 from nbdev.clean import clean_nb
 from packaging.requirements import Requirement
 
-from medseg_nb.kit.execution import code, experiment, read_notebook
+from medseg_nb.kit.execution import parse_code, strip_tests, read_notebook
 
 from conftest import REPO, cell, write_notebook
 
@@ -115,9 +115,8 @@ def no_star(path: Path) -> list[str]:
 def bound(tree: ast.AST) -> set[str]:
     "Every name that a tree gives a meaning to"
     found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    found |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {n.name for n in ast.walk(tree)
-                                                                          if isinstance(
-        n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
+    found |= ({n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+              | {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))})
     return found | {(a.asname or a.name).split(".")[0]
                     for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
 
@@ -125,7 +124,7 @@ def bound(tree: ast.AST) -> set[str]:
 def apart_from_tests(path: Path) -> list[str]:
     "A section's experiment is executed without its tests, so it uses no name that only they define"
     if not is_section(path): return []
-    whole = code(experiment(read_notebook(path)), path.name)
+    whole = parse_code(strip_tests(read_notebook(path)), path.name)
     used = {n.id for n in ast.walk(whole) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     return [f"uses {name}, which only a test defines" for name in sorted(used - bound(whole) - set(dir(builtins)))]
 
@@ -236,8 +235,8 @@ def bound_prose(path: Path) -> list[str]:
     """Every clause of a section's findings quotes what was computed, or was reviewed: a definition, a setting, a limit
     of the design"""
     if not is_section(path): return []
-    return [f"states `{c}`, which quotes nothing that was computed; quote a number or a `sentence`, or have it "
-            "reviewed in tests/reviewed_prose.txt"
+    return [f"states `{c}`, which quotes nothing that was computed; quote a number or a sentence of "
+            "`choose_sentence`, or have it reviewed in tests/reviewed_prose.txt"
             for c in findings(path) if not is_bound(c) and (name_of(path), c) not in REVIEWED]
 
 
@@ -315,30 +314,25 @@ SPOILT = {
     "stray cell metadata": (normal_form, changed(4, metadata=dict(collapsed=True))),
     "execution count": (normal_form, changed(4, execution_count=3)),
     "output": (no_output, changed(4, outputs=[dict(output_type="stream", name="stdout", text="x")])),
-    "count": (no_output, changed(4, execution_count=3)),
-    "id twice": (valid, changed(4, id=GOOD[3]["id"])),
-    "unlike stem": (stem, changed(0, "#| default_exp b")),
-    "no parameters": (section_form, changed(2, "profile = 1")),
+    "count": (no_output, changed(4, execution_count=3)), "id twice": (valid, changed(4, id=GOOD[3]["id"])),
+    "unlike stem": (stem, changed(0, "#| default_exp b")), "no parameters": (section_form, changed(2, "profile = 1")),
     "two parameters cells": (section_form, lambda: [*GOOD, cell("seed = 1", "parameters")]),
     "code among the parameters": (section_form, lambda: [*GOOD[:2], cell("print(1)", "parameters"), *GOOD[3:]]),
-    "no study cell": (section_form, changed(5, "f()")),
-    "no question": (title, changed(1, "# Title\n\nNo question.")),
+    "no study cell": (section_form, changed(5, "f()")), "no question": (title, changed(1, "# Title\n\nNo question.")),
     "a test's name": (apart_from_tests, added("y = 1\nassert y", "#| study\nprint(y)")),
     "star": (no_star, added("from math import *")),
     "mixed imports": (imports_alone, changed(3, "#| export\nimport math\ntau = 2 * math.pi")),
     "eval false": (skips_have_reasons, added("#| eval: false\n1 / 0")),
     "skip_exec": (skips_have_reasons, added("#| skip_exec\n1 / 0")),
-    "skip_exec as front matter": (skips_have_reasons,
-                                  lambda: [dict(cell("x"), cell_type="raw", source="---\nskip_exec: true\n---"),
-                                           *GOOD]),
+    "skip_exec as front matter": (
+        skips_have_reasons, lambda: [dict(cell("x"), cell_type="raw", source="---\nskip_exec: true\n---"), *GOOD]),
     "bare pytest skip": (skips_have_reasons, added("import pytest\npytest.skip()")),
     "empty reason": (skips_have_reasons, added("import pytest\n@pytest.mark.skipif(True, reason=' ')\ndef f(): pass")),
     "bare mark": (skips_have_reasons, added("import pytest\n@pytest.mark.skip\ndef f(): pass")),
     "long line": (short_lines, added(f"x = '{'x' * 120}'")),
     "long line of a docstring": (short_lines, added(f'def f():\n    """Says\n    {"x " * 60}\n    more"""')),
     "long line where a string begins": (short_lines, added(f'x = """{"x " * 60}\n"""')),
-    "many cells": (few_cells, lambda: GOOD * 20),
-    "machine path": (no_machine_path, added("p = '/" + "root/data'")),
+    "many cells": (few_cells, lambda: GOOD * 20), "machine path": (no_machine_path, added("p = '/" + "root/data'")),
     "outside": (no_machine_path, added("p = '.." + "/shared/data'")),
     "pickle": (nothing_unsafe, added("import pickle")),
     "pickle within": (nothing_unsafe, added("def f():\n    from pickle import load\n    return load")),
@@ -346,19 +340,17 @@ SPOILT = {
     "allow pickle": (nothing_unsafe, added("np.load(f, allow_pickle=True)")),
     "no certificate": (nothing_unsafe, added("requests.get(u, verify=False)")),
     "typed outcome": (bound_prose, added("## Findings\n\nU-Net was best ({table:scores}).")),
-    "typed conclusion before a number": (bound_prose,
-                                         added(
-    "## Findings\n\nNothing is promised: it was at or below in {kept.count} of {asked.count}.")),
+    "typed conclusion before a number": (
+        bound_prose, added("## Findings\n\nNothing is promised: it was at or below in {kept.count} of {asked.count}.")),
     "typed count": (bound_prose, added("## Findings\n\nOf 12 comparisons {kept.count} held.")),
     "typed count in words": (bound_prose, added("## Findings\n\nU-Net gained {gain.largest} on both sets.")),
-    "typed example": (bound_prose,
-                      added(
-    "## Findings\n\nSpeed alone gains {gain.largest}: the fully convolutional network shows it.")),
+    "typed example": (
+        bound_prose,
+        added("## Findings\n\nSpeed alone gains {gain.largest}: the fully convolutional network shows it.")),
     "another test": (prose_of_the_method, added("## Method\n\nIntervals are over patients, tests\nflip signs.")),
     "equal budgets": (prose_of_the_method, added("## Method\n\nNetworks are compared at equal cost.")),
     "patient throughout": (unit_of_prose, added("## Method\n\nThe patient is the unit of splits.")),
-    "split by patient": (unit_of_prose, added("## Findings\n\nAll other sections of this study\nsplit by patient.")),
-}
+    "split by patient": (unit_of_prose, added("## Findings\n\nAll other sections of this study\nsplit by patient.")),}
 
 
 @pytest.fixture

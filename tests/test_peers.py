@@ -25,7 +25,7 @@ def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv", d
 
 def ours(dataset: str) -> pd.DataFrame:
     "Rows of the benchmark's U-Net on the same fold; a peer is not asked how sure it was"
-    [config] = [c for c in default_runs.standing("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
+    [config] = [c for c in default_runs.default_seed_runs("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
     return pd.read_csv(REPO / "reports" / "cpu" / "runs" / config.key / "cases.csv.gz",
                        dtype=TEXT).drop(columns=["calibration_error", "brier"])
 

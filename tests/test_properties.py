@@ -20,14 +20,15 @@ from PIL import Image
 
 from conftest import TINY, add_tiny, dicom, new_project, png
 from medseg_nb.data import manifest as data
-from medseg_nb.evaluation import distances
+from medseg_nb.evaluation import surface_distances as distances
 from medseg_nb.kit.core import MedsegError
-from medseg_nb.evaluation.distances import CONVENTIONS, boundary_iou, surface_distances
-from medseg_nb.images.files import Encoding, read, read_mask
-from medseg_nb.evaluation.matching import average_precision, instance_scores, iou_matrix, lesion_scores, overlaps, stack
-from medseg_nb.evaluation.metrics import (METRICS, accuracy, brier, calibration_error, confusion, dice, iou,
+from medseg_nb.evaluation.surface_distances import CONVENTIONS, boundary_iou, surface_distances
+from medseg_nb.images.files import Encoding, read_image, read_mask
+from medseg_nb.evaluation.matching import (average_precision, instance_scores, iou_matrix, lesion_scores,
+                                           label_overlaps, instance_masks)
+from medseg_nb.evaluation.metrics import (METRICS, accuracy, brier, calibration_error, confusion_matrix, dice, iou,
                                           precision, score, sensitivity, specificity, volume_difference)
-from medseg_nb.data.splits import split
+from medseg_nb.data.splits import load_split
 
 # no clock and no memory decide what is tried
 STEADY = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -80,17 +81,17 @@ def moved(*arrays):
 
 def overlap_algebra(example) -> None:
     p, t, spacing = example
-    forth, back = confusion(p, t), confusion(t, p)
+    forth, back = confusion_matrix(p, t), confusion_matrix(t, p)
     tp, fp, fn, tn = forth
-    assert sum(forth) == p.size and min(forth) >= 0 and all(confusion(*m) == forth for m in moved(p, t))
+    assert sum(forth) == p.size and min(forth) >= 0 and all(confusion_matrix(*m) == forth for m in moved(p, t))
     assert all(math.isnan(v) or 0 <= v <= 1
                for f in (dice, iou, accuracy, sensitivity, specificity, precision) for v in [f(*forth)])
     assert all(same(f(*forth), f(*back)) for f in (dice, iou, accuracy)) and same(sensitivity(*forth), precision(*back))
-    assert (same(specificity(*forth), sensitivity(*confusion(~p, ~t)))
-            and same(accuracy(*forth), accuracy(*confusion(~p, ~t))))
+    assert (same(specificity(*forth), sensitivity(*confusion_matrix(~p, ~t)))
+            and same(accuracy(*forth), accuracy(*confusion_matrix(~p, ~t))))
     j = iou(*forth)
     assert (same(dice(*forth), 2 * j / (1 + j)) and (math.isnan(j) or j <= dice(*forth))
-            and (not t.any() or dice(*confusion(t, t)) == iou(*confusion(t, t)) == 1))
+            and (not t.any() or dice(*confusion_matrix(t, t)) == iou(*confusion_matrix(t, t)) == 1))
     if p.any() and t.any():
         assert same(dice(*forth), 2 / (1 / precision(*forth) + 1 / sensitivity(*forth)) if tp else 0)
     if t.any():
@@ -98,7 +99,7 @@ def overlap_algebra(example) -> None:
     for change, better in (t & ~p, True), (~t & ~p, False):  # one pixel more, right or wrong
         if not change.any(): continue
         more = p.copy(); more.ravel()[np.flatnonzero(change)[0]] = True
-        now = confusion(more, t)
+        now = confusion_matrix(more, t)
         for f in (dice, iou, accuracy, precision) + ((sensitivity,) if better else (specificity,)):
             before, after = f(*forth), f(*now)
             assert (math.isnan(before) or math.isnan(after)
@@ -125,7 +126,7 @@ def distance_algebra(example) -> None:
         assert same(values[:4] * 2.5, measured(p, t, tuple(2.5 * s for s in spacing))[:4])
         wide = [d.nsd(x) for x in (0, .5, 1, 2, far)]
         assert (wide == sorted(wide) and wide[-1] == 1 and d.boundary_f1(far) == 1
-                and min(d.within(1)) - 1e-12 <= f1 <= max(d.within(1)) + 1e-12)
+                and min(d.shares_within(1)) - 1e-12 <= f1 <= max(d.shares_within(1)) + 1e-12)
         if third.any() and name == "outline":  # the Hausdorff distance is a metric on outlines
             assert far <= surface_distances(p, third,
                                             spacing).percentile(100) + surface_distances(third, t, spacing).percentile(
@@ -157,12 +158,13 @@ def instance_algebra(example) -> None:
     assert (s["ap75"] <= s["ap50"] and s["ap"] <= s["ap50"] + 1e-12
             and (math.isnan(s["sq"]) and s["rq"] == s["pq"] == 0 or same(s["pq"], s["sq"] * s["rq"]) and s["sq"] > .5))
     assert same(s["ap50"], s["rq"] / (2 - s["rq"])) and (not t.any() or list(instance_scores(t, t).values()) == [1] * 6)
-    table = overlaps(p, t)
+    table = label_overlaps(p, t)
     assert (table.pixels.sum() == p.size and (table.pixels[1:] > 0).all()
             and table.pixels[0] == ((p == 0) & (t == 0)).sum())
-    both = iou_matrix(stack(p), stack(t))
+    both = iou_matrix(instance_masks(p), instance_masks(t))
     assert (both.shape == (len(np.unique(p[p > 0])), len(np.unique(t[t > 0])))
-            and (not both.size or 0 <= both.min() and both.max() <= 1) and same(both.T, iou_matrix(stack(t), stack(p))))
+            and (not both.size or 0 <= both.min() and both.max() <= 1)
+            and same(both.T, iou_matrix(instance_masks(t), instance_masks(p))))
     ap = [average_precision([(both, np.arange(len(both)) / 9)], x) for x in (.3, .5, .9)]
     assert all(math.isnan(v) for v in ap) if not t.any() else 1 >= ap[0] >= ap[1] >= ap[2] >= 0
     found, itself = lesion_scores(p > 0, t > 0), lesion_scores(t > 0, t > 0)
@@ -185,7 +187,7 @@ def score_algebra(example) -> None:
         assert (row["outcome"] == other["outcome"]
                 == {(1, 1): "found", (0, 1): "missed", (1, 0): "false alarm", (0, 0): "empty"}[a.any(), b.any()]
                 and same(numbers(row), numbers(other)))
-        assert (same(row["dice"], dice(*confusion(a, b)))
+        assert (same(row["dice"], dice(*confusion_matrix(a, b)))
                 and same(row["hd95_mm"], surface_distances(a, b, spacing).percentile(95)))
     pixels, unit = score(p, t, regions, None), score(p, t, regions, (1.,) * p.ndim)
     assert all(same([r["hd95_px"], r["assd_px"], r["nsd_1px"]], [u["hd95_mm"], u["assd_mm"], u["nsd_1mm"]])
@@ -223,13 +225,13 @@ def position_algebra(example) -> None:
     a[tuple(slice(c, c + side) for c in corner)] = True
     b, tolerance = np.roll(a, shift, axis), shift * step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distances, "PAIRS", entries)
+        patch.setattr(distances, "MAX_PAIRS", entries)
         for name in CONVENTIONS:
             d, unit = (surface_distances(a, b, (s,) * a.ndim, name) for s in (step, 1.))
             assert same([d.nsd(tolerance), d.boundary_f1(tolerance)], [1, 1]) and d.nsd(tolerance * (1 - 1e-6)) < 1
             near = max(0, shift - 1)
-            assert same([d.nsd(near * step), d.boundary_f1(near * step), *d.within(near * step)],
-                        [unit.nsd(near), unit.boundary_f1(near), *unit.within(near)])
+            assert same([d.nsd(near * step), d.boundary_f1(near * step), *d.shares_within(near * step)],
+                        [unit.nsd(near), unit.boundary_f1(near), *unit.shares_within(near)])
             assert same([d.percentile(q) for q in (50, 90, 95, 100)],
                         [step * unit.percentile(q) for q in (50, 90, 95, 100)])
     assert same(boundary_iou(a, b, (step,) * a.ndim), boundary_iou(a, b, (1.,) * a.ndim))
@@ -265,10 +267,8 @@ def test_algebra(name): hold(*ALGEBRA[name])
 def samples() -> dict[str, bytes]:
     "A small valid file of each format, by name"
     draw, found = np.random.default_rng(0), {}
-    grey, deep, volume = draw.integers(0, 4, (9, 7),
-                                       np.uint8), draw.integers(0, 4096, (9, 7),
-                                                                np.uint16), draw.integers(0, 4, (5, 4, 3)).astype(
-        np.int16)
+    grey, deep, volume = (draw.integers(0, 4, (9, 7), np.uint8), draw.integers(0, 4096, (9, 7), np.uint16),
+                          draw.integers(0, 4, (5, 4, 3)).astype(np.int16))
     pictures = {"grey.png": grey, "deep.png": deep, "rgb.png": np.stack([grey] * 3, -1),
                 "a.gif": grey, "a.bmp": grey, "rgb.bmp": np.stack([grey] * 3, -1),
                 "a.jpg": grey * 60, "rgb.jpg": np.stack([grey * 60] * 3, -1),
@@ -335,7 +335,7 @@ def image_is_sound(example) -> None:
         mask = read_or_refused(lambda: read_mask(path, encoding), name)
         assert mask is None or mask.dtype.kind in "ub" and mask.ndim - (encoding.kind == "bits") in (2, 3) and mask.size
         return
-    image = read_or_refused(lambda: read(path), name)
+    image = read_or_refused(lambda: read_image(path), name)
     if image is None: return
     assert (image.ndim in (2, 3) and image.array.ndim == image.ndim + (image.channels > 0)
             and image.array.size and np.isfinite(image.array).all())
@@ -346,17 +346,18 @@ def image_is_sound(example) -> None:
 
 # Manifest, table and split: odd values in every place, and text that is none of these
 
-ODD_TEXT = st.one_of(st.text(max_size=8),
-                     st.sampled_from(["case", "patient", "image", "mask", "table.csv", "labels", "number", "before",
-                                      "after"]),
-                     st.sampled_from(["", " ", "{case}", "{", "{case:>9999999}", "{case.__class__}",
-                                      "{#}", "../x", "/etc/passwd", "image", "unknown", "nan", "0", "(", "(.*)",
-                                                           "*.png",
-                                      "**/*", "a\0b", "x" * 300, "medseg_nb.data.manifest", "~"]))
+ODD_TEXT = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(["case", "patient", "image", "mask", "table.csv", "labels", "number", "before", "after"]),
+    st.sampled_from(
+        ["", " ", "{case}", "{", "{case:>9999999}", "{case.__class__}", "{#}", "../x", "/etc/passwd", "image",
+         "unknown", "nan", "0", "(", "(.*)", "*.png", "**/*", "a\0b", "x" * 300, "medseg_nb.data.manifest", "~"]))
 LEAF = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.integers(), st.floats(), ODD_TEXT, st.dates())
-VALUE = st.recursive(LEAF, lambda inner: st.one_of(st.lists(inner, max_size=3),
-                                                   st.dictionaries(st.one_of(ODD_TEXT, st.integers(-2, 9)),
-                                                                   inner, max_size=3)), max_leaves=6)
+VALUE = st.recursive(
+    LEAF,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(ODD_TEXT, st.integers(-2, 9)), inner, max_size=3)),
+    max_leaves=6)
 FULL = TINY | dict(regions=dict(all=[1]),
                    columns=[dict(name="age", column="case", type="category", known="before", unit="")],
                    rows=dict(column="case", pattern=".*"), missing=["x"],
@@ -411,9 +412,9 @@ def inside(tmp_path_factory):
 
 def everything() -> None:
     "Read all of the data set `tiny`, with nothing kept from before"
-    for kept in (data.cases, data.verify, data.content, data._manifest): kept.cache_clear()
-    for c in data.cases("tiny")[:1]: c.image(), c.mask()
-    split("tiny")
+    for kept in (data.load_cases, data.verify_files, data.content_hash, data._read_manifest): kept.cache_clear()
+    for c in data.load_cases("tiny")[:1]: c.image(), c.mask()
+    load_split("tiny")
 
 
 def spoil(path: Path):
@@ -430,13 +431,19 @@ FOLDS = st.lists(st.tuples(st.sets(st.sampled_from([f"p{k}" for k in range(6)]))
                  max_size=3).map(
     lambda folds: dict(folds=[dict(train=sorted(s), test=sorted({f"p{k}" for k in range(6 - more)} - s))
                               for s, more in folds]))
-JSONS = st.one_of(FOLDS.map(lambda v: json.dumps(v).encode()),
-                  VALUE.map(lambda v: json.dumps(v, default=str).encode()), st.binary(max_size=40),
-                  st.dictionaries(st.sampled_from(["folds", "content", "rule"]),
-                                  st.one_of(
-    VALUE, st.lists(st.dictionaries(st.sampled_from(["train", "test"]), st.lists(
-                      st.sampled_from([f"p{k}" for k in range(7)]), max_size=6), max_size=2), max_size=2))).map(
-    lambda v: json.dumps(v, default=str).encode()))
+JSONS = (
+    st.one_of(
+        FOLDS.map(lambda v: json.dumps(v).encode()), VALUE.map(lambda v: json.dumps(v, default=str).encode()),
+        st.binary(max_size=40),
+        st.dictionaries(
+            st.sampled_from(["folds", "content", "rule"]),
+            st.one_of(
+                VALUE,
+                st.lists(
+                    st.dictionaries(
+                        st.sampled_from(["train", "test"]),
+                        st.lists(st.sampled_from([f"p{k}" for k in range(7)]), max_size=6), max_size=2),
+                    max_size=2))).map(lambda v: json.dumps(v, default=str).encode())))
 READERS = {"images": (lambda t: image_is_sound, st.tuples(spoilt(), st.sampled_from(ENCODINGS)), 2000),
            "manifest": (lambda t: spoil(t.manifest), manifests(), 700),
            "table": (lambda t: spoil(t.data / "table.csv"), tables(), 700),

@@ -1,6 +1,7 @@
 "What is committed under reports/ is whole, and each of its numbers can be traced to the rows it was computed from."
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from medseg_nb.study import (ablations, benchmark,
 from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
-from medseg_nb.study.benchmark import scores_of
-from medseg_nb.study.claims import counts_of, judged_of
+from medseg_nb.study.benchmark import summarize_scores
+from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
-from medseg_nb.study.datasets import agreement_of, copies_of, prevalence_of, sizes_of
-from medseg_nb.study.power import power_of, resampled_of
-from medseg_nb.training.plan import track
-from medseg_nb.kit.report import (SOURCES, SUBJECTS,
-                                  TRACK, cells, check_claim, check_table, key, name_budgets, remembered)
+from medseg_nb.study.datasets import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
+from medseg_nb.study.power import summarize_power, summarize_resampled
+from medseg_nb.training.plan import training_track
+from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS, format_table_cells, check_claim,
+                                  check_table, number_key, name_budgets, collect_budgets)
 from medseg_nb.training.training import Config
 
 TEXT = dict(case=str, patient=str, site=str)
@@ -89,7 +90,7 @@ def test_numbers_are_those_of_the_tables(reports):
         for name, facts in stored["tables"].items():
             for row in pd.read_csv(place / f"{name}.csv").to_dict("records"):
                 for e in facts["estimates"]:
-                    number = stored["numbers"][key(name, *[row[b] for b in facts["by"]], e)]
+                    number = stored["numbers"][number_key(name, *[row[b] for b in facts["by"]], e)]
                     faults += [f"{place.name}/{name} {row} {e}"
                                for k, c in (("value", e), ("low", f"{e}_low"), ("high", f"{e}_high"))
                                if not close(number[k], row[c], 1e-12)]
@@ -179,67 +180,64 @@ def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def summaries(module, *names: str, prepare: Callable = lambda rows: rows) -> dict:
+    "For each table of a section the function that makes it from the section's rows"
+    def summarize(name): return lambda rows: getattr(module, f"summarize_{name}")(prepare(rows))
+    return {(module.__name__.rpartition(".")[2], name): summarize(name) for name in names}
+
+
+def without_shares(rows: pd.DataFrame) -> pd.DataFrame:
+    shares = [f"{q}{end}" for q in ("small", "large") for end in ("", "_low", "_high")]
+    return errors.summarize_imbalance(rows).drop(columns=shares)
+
+
+def model_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows.fold.notna() & rows.field.isna()].reset_index(drop=True)
+
+
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
-    ("leakage", "leak"): leakage.leak_of,
-    ("leakage", "gain"): leakage.gain_of,
-    **{("quality", name): getattr(quality, f"{name}_of") for name in ("estimators", "comparisons")},
-    **{("quality", name): lambda rows,
-       name=name: getattr(quality, f"{name}_of")(quality.controls(rows)) for name in ("guarantee", "workload")},
-    **{("benchmark", name): getattr(benchmark, f"{name}_of")
-       for name in ("scores", "surfaces", "classes", "order", "reached")},
-    ("benchmark", "comparisons"): baselines.comparisons_of,
-    ("search", "trials"): search.trials_of,
-    **{("ablations", name): getattr(ablations, f"{name}_of")
-       for name in ("changes", "scores", "where", "unsteady", "sizes")},
-    **{("peers", name): getattr(peers, f"{name}_of") for name in ("scores", "differences", "rising")},
-    **{("volumes", name): getattr(volumes, f"{name}_of") for name in ("scores", "differences")},
-    ("claims", "verdicts"): counts_of,
-    ("claims", "judged"): judged_of,
-    **{("combinations", name): getattr(combinations, f"{name}_of") for name in ("gains", "choices", "scores")},
-    **{("hybrid", name): getattr(hybrid, f"{name}_of") for name in ("scores", "comparisons", "complexity")},
-    **{("instances", name): getattr(instances, f"{name}_of") for name in ("scores", "comparisons")},
-    ("realtime", "variants"): realtime.variants_of,
-    ("realtime", "differences"): speed.differences_of,
-    **{("errors", name): getattr(errors, f"{name}_of")
-       for name in ("sizes", "small", "leads", "shapes",
-                    "boundary", "bands", "artefacts", "strength", "subgroups", "failures")},
-    ("errors", "imbalance"): lambda rows: errors.imbalance_of(rows).drop(
-    columns=[f"{q}{end}" for q in ("small", "large") for end in ("", "_low", "_high")]),
-    **{("generalization", name): getattr(generalization, f"{name}_of")
-       for name in ("zero_shot", "few_shot", "adaptation", "carried", "shift")},
-    ("generalization", "gains"): lambda rows: generalization.gains_of(rows).assign(method="fine-tuned"),
-    ("datasets", "sizes"): sizes_of,
-    ("datasets", "prevalence"): prevalence_of,
-    ("datasets", "agreement"): agreement_of,
-    ("datasets", "copies"): copies_of,
+    **summaries(leakage, "leak", "gain"),
+    **summaries(quality, "estimators", "comparisons"),
+    **summaries(quality, "guarantee", "workload", prepare=quality.control_risk_by_dataset),
+    **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),
+    ("benchmark", "comparisons"): baselines.compare_with_unet,
+    **summaries(search, "trials"),
+    **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes"),
+    **summaries(peers, "scores", "differences", "rising"),
+    **summaries(volumes, "scores", "differences"),
+    ("claims", "verdicts"): count_verdicts,
+    ("claims", "judged"): summarize_judged,
+    **summaries(combinations, "gains", "choices", "scores"),
+    **summaries(hybrid, "scores", "comparisons", "complexity"),
+    **summaries(instances, "scores", "comparisons"),
+    **summaries(realtime, "variants"),
+    ("realtime", "differences"): speed.compare_variants,
+    **summaries(errors, "sizes", "small", "leads", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups",
+                "failures"),
+    ("errors", "imbalance"): without_shares,
+    **summaries(generalization, "zero_shot", "few_shot", "adaptation", "carried", "shift"),
+    ("generalization", "gains"): lambda rows: generalization.summarize_gains(rows).assign(method="fine-tuned"),
+    ("datasets", "sizes"): summarize_sizes,
+    ("datasets", "prevalence"): summarize_prevalence,
+    ("datasets", "agreement"): summarize_agreement,
+    ("datasets", "copies"): summarize_copies,
     ("phantoms", "otsu"): thresholds,
-    ("registration", "recovery"): registration.recovery_of,
-    **{("consensus", name): getattr(consensus, f"{name}_of")
-       for name in ("consensus", "performance", "region", "repair", "differences", "left_out")},
-    **{("preparation", name): getattr(preparation, f"{name}_of")
-       for name in ("spread", "resampling", "cropping", "denoising", "bias", "gains")},
-    ("statistics", "tests"): statistics.tests_of,
-    ("statistics", "ranks"): statistics.ranks_of,
-    ("statistics", "stability"): statistics.stability_of,
-    ("statistics", "variance"): statistics.variance_of,
-    **{("synthesis", name): getattr(synthesis, f"{name}_of")
-       for name in ("scores", "gain", "copying", "heeded", "scarcity")},
-    ("power", "resampled"): resampled_of,
-    ("power", "power"): power_of,
-    **{("outcomes", name): lambda rows,
-       name=name: getattr(outcomes, f"{name}_of")(rows[rows.fold.notna() & rows.field.isna()].reset_index(drop=True))
-       for name in ("discrimination", "calibration", "survival", "differences", "subgroups")},
-    **{("readers", name): getattr(readers, f"{name}_of")
-       for name in ("agreement", "non_inferiority",
-                    "reliability", "sizes", "simulated_within", "simulated_between", "simulated_effects")},
-    ("outcomes", "importance"): lambda rows: outcomes.importance_of(rows[rows.field.notna()]),
-    ("outcomes", "transfer"): outcomes.transfer_of,
-    **{("fusion", name): getattr(fusion, f"{name}_of")
-       for name in ("scores", "comparisons", "ambiguity", "missing", "importance", "ranking")},
-    **{("hospital", name): getattr(hospital, f"{name}_of") for name in ("reading", "round_trip")},
-    **{("xai", name): getattr(xai, f"{name}_of")
-       for name in ("learnt", "causes", "pointing",
-                    "faithfulness", "randomised", "cost", "sets", "interventions", "differences")},
+    **summaries(registration, "recovery"),
+    **summaries(consensus, "consensus", "performance", "region", "repair", "differences", "left_out"),
+    **summaries(preparation, "spread", "resampling", "cropping", "denoising", "bias", "gains"),
+    **summaries(statistics, "tests", "ranks", "stability", "variance"),
+    **summaries(synthesis, "scores", "gain", "copying", "heeded", "scarcity"),
+    ("power", "resampled"): summarize_resampled,
+    ("power", "power"): summarize_power,
+    **summaries(outcomes, "discrimination", "calibration", "survival", "differences", "subgroups", prepare=model_rows),
+    ("outcomes", "importance"): lambda rows: outcomes.summarize_importance(rows[rows.field.notna()]),
+    **summaries(outcomes, "transfer"),
+    **summaries(readers, "agreement", "non_inferiority", "reliability", "sizes", "simulated_within",
+                "simulated_between", "simulated_effects"),
+    **summaries(fusion, "scores", "comparisons", "ambiguity", "missing", "importance", "ranking"),
+    **summaries(hospital, "reading", "round_trip"),
+    **summaries(xai, "learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions",
+                "differences"),
 }
 
 
@@ -271,7 +269,7 @@ def test_other_numbers_name_their_file(reports):
         for name, facts in load(place / "results.json")["tables"].items():
             for source in {facts["source"], *facts["others"].values()} - {"cases.csv"}:
                 kind, _, file = source.partition(": ")
-                if kind not in SOURCES or not ((place / file).is_file() or any(REPO.glob(file))):
+                if kind not in SOURCE_KINDS or not ((place / file).is_file() or any(REPO.glob(file))):
                     faults.append(f"{place.name}/{name}: {source}")
     none(faults)
 
@@ -285,9 +283,9 @@ def test_every_number_can_be_quoted(reports):
 
 def test_recomputing_sees_an_edited_number(reports):
     rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
-    stored, k = scores_of(rows), rows.dice.first_valid_index()
+    stored, k = summarize_scores(rows), rows.dice.first_valid_index()
     rows.loc[k, "dice"] += .01
-    assert not close(stored.dice[0], scores_of(rows).dice[0], 1e-6)
+    assert not close(stored.dice[0], summarize_scores(rows).dice[0], 1e-6)
 
 
 def test_means_are_over_patients(reports):
@@ -378,7 +376,7 @@ def test_p_values_know_of_the_trainings(reports):
 
 # Coverage
 
-GROUPED = ("dataset", "source", "target", "part", "setting", "k", "unit", *SUBJECTS)  # name what is compared
+GROUPED = ("dataset", "source", "target", "part", "setting", "k", "unit", *SUBJECT_COLUMNS)  # name what is compared
 
 
 def designs_in(rows: pd.DataFrame) -> set[tuple[int, int, int]]:
@@ -394,7 +392,7 @@ def designs_in(rows: pd.DataFrame) -> set[tuple[int, int, int]]:
 def test_every_design_of_the_study_is_simulated(reports):
     "By folds and seeds, with patients from as few to as many as the study has, or half as many again"
     known, faults = {}, []
-    for folds, seeds, n in statistics.STUDIES: known.setdefault((folds, seeds), []).append(n)
+    for folds, seeds, n in statistics.STUDY_DESIGNS: known.setdefault((folds, seeds), []).append(n)
     for place in sections(reports):
         file = next(place.glob("cases.csv*"), None)
         rows = pd.read_csv(file, dtype=TEXT, low_memory=False) if file else pd.DataFrame()
@@ -411,7 +409,7 @@ def test_committed_runs_belong_to_the_grid(reports):
     """All runs of a section whose results are of today's runs; others only where a section's results are older, and
     stale"""
     if reports.name == "smoke": assert not (reports / "runs").exists(); return
-    grids = {name: {c.key: c for c in study.grid(name, study.parameters(name, reports.name))}
+    grids = {name: {c.key: c for c in study.list_run_configs(name, study.section_parameters(name, reports.name))}
              for name, s in study.sections().items() if reports.name in s.profiles}
     found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
     # those of nbs/plans.yaml: see test_convergence.py
@@ -430,18 +428,17 @@ def test_every_network_takes_what_the_search_chose():
     place = REPO / "reports" / "cpu" / "search" / "trials.csv"
     if not place.is_file(): pytest.skip("the search has no results yet")
     best = pd.read_csv(place).query("chosen").iloc[0]
-    chosen = {name: best[name] for name in search.SPACE} | dict(rate=best.rate * (10 if best.optimiser == "sgd" else 1),
-                                                                average=best.average or None)
+    chosen = ({name: best[name] for name in search.SEARCH_SPACE}
+              | dict(rate=best.rate * (10 if best.optimiser == "sgd" else 1), average=best.average or None))
     assert {k: v for k, v in chosen.items() if v is not None} == {
-        k: v for k, v in training_plan.plan("cpu").settings.items() if k in chosen}
+        k: v for k, v in training_plan.load_plan("cpu").settings.items() if k in chosen}
 
 
 def costs_against_plan(configs, spent, wanted: dict[str, float]) -> list[str]:
     """Networks whose budget is not the one that is named for them, and networks that took more or less than U-Net for
     each planned second"""
-    rows = pd.DataFrame(
-        [dict(dataset=c.dataset, model=c.model, flat=c.depth is None, budget_s=track(c)["budget_s"], spent=spent(c))
-         for c in configs])
+    rows = pd.DataFrame([dict(dataset=c.dataset, model=c.model, flat=c.depth is None,
+                              budget_s=training_track(c)["budget_s"], spent=spent(c)) for c in configs])
     named = rows[rows.flat].assign(wanted=rows.model.map(wanted).fillna(wanted[""]))
     faults = [f"{r.dataset}, {r.model}: trained for {r.budget_s:g} s, not for {r.wanted:g}"
               for r in named[named.budget_s != named.wanted].drop_duplicates().itertuples()]
@@ -457,7 +454,7 @@ BUDGETS = {"": 60, "residual_unet": 180, "unet_lite0": 180, "mask_rcnn": 180}
 
 def benchmark_configs() -> list[Config]:
     return list(dict.fromkeys(c for name in ("benchmark", "hybrid")
-                              for c in study.grid(name, study.parameters(name, "cpu"))))
+                              for c in study.list_run_configs(name, study.section_parameters(name, "cpu"))))
 
 
 def stored_seconds(config: Config) -> float:
@@ -484,12 +481,13 @@ def test_another_budget_is_seen():
 def test_rows_name_the_budget_of_their_run(reports):
     "Every row of a trained run that a section stores says what the run's steps stand for"
     configs, faults = {}, []
-    for path in (reports / "runs").glob("*/config.json"): configs[path.parent.name] = track(Config(**load(path)))
+    for path in (reports / "runs").glob("*/config.json"):
+        configs[path.parent.name] = training_track(Config(**load(path)))
     for place in sections(reports):
         rows = (pd.read_csv(place / "cases.csv.gz", dtype=TEXT)
                 if (place / "cases.csv.gz").is_file() else pd.DataFrame(dict(run=[])))
         for run, mine in rows[rows.run.isin(configs)].groupby("run") if "run" in rows else ():
-            told = mine.reindex(columns=TRACK).drop_duplicates().to_dict("records")
+            told = mine.reindex(columns=BUDGET_COLUMNS).drop_duplicates().to_dict("records")
             if len(told) != 1 or not close(told[0]["budget_s"],
                                            configs[run]["budget_s"], 0) or told[0]["start"] != configs[run]["start"]:
                 faults.append((place.name, run, told))
@@ -505,7 +503,7 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
     faults = []
     for place in sections(reports):
         if not (place / "cases.csv.gz").is_file(): continue
-        stored, budgets = load(place / "results.json"), remembered(
+        stored, budgets = load(place / "results.json"), collect_budgets(
             pd.read_csv(place / "cases.csv.gz", dtype=TEXT, low_memory=False))
         checks = [(check_table, (budgets, name, pd.read_csv(place / f"{name}.csv"), facts["source"]))
                   for name, facts in stored["tables"].items() if (place.name, name) not in UNTRAINED]
@@ -575,7 +573,7 @@ def test_each_number_of_the_tables_stands_in_the_paper(reports):
     page = (reports / "paper.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
-            printed = cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
+            printed = format_table_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
             assert [v for e in facts["estimates"] for v in printed[e] if v not in page] == [], name
 
 

@@ -128,8 +128,8 @@ def counted(monkeypatch, module, name: str) -> list:
 
 def test_what_a_section_depends_on_is_computed_once(project, monkeypatch):
     shutil.rmtree(project.runs / "computed")
-    read, typeset = counted(monkeypatch, study, "_read_section"), counted(monkeypatch, paper, "typeset")
-    compared = counted(monkeypatch, study, "_differs")
+    read, typeset = counted(monkeypatch, study, "_read_section"), counted(monkeypatch, paper, "typeset_pdf")
+    compared = counted(monkeypatch, study, "_module_differs")
     assert executed(project.call("paper")) == [] and sorted(read) == [("a",), ("b",), ("c",)]
     assert len(typeset) == 1 and len(compared) == 3
     assert executed(project.call("paper")) == [] and project.call("status").returncode == 0

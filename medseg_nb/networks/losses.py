@@ -41,8 +41,8 @@ def dice_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
 def soft_jaccard(logits: Tensor, truth: Tensor, smooth: float = 1.) -> Tensor:
     "1 − mean soft Jaccard index over images and foreground classes"
     p, t = _foreground(logits, truth)
-    both = (p * t).sum(2)
-    return 1 - ((both + smooth) / (p.sum(2) + t.sum(2) - both + smooth)).mean()
+    intersection = (p * t).sum(2)
+    return 1 - ((intersection + smooth) / (p.sum(2) + t.sum(2) - intersection + smooth)).mean()
 
 @register("focal_tversky")
 def focal_tversky(logits: Tensor, truth: Tensor,
@@ -50,7 +50,7 @@ def focal_tversky(logits: Tensor, truth: Tensor,
                   power: float = .75, smooth: float = 1.) -> Tensor:
     "Mean of a power of 1 − soft Tversky index over images and foreground classes"
     p, t = _foreground(logits, truth)
-    both = (p * t).sum(2)
-    wrong = missed * (t.sum(2) - both) + (1 - missed) * (p.sum(2) - both)
+    intersection = (p * t).sum(2)
+    wrong = missed * (t.sum(2) - intersection) + (1 - missed) * (p.sum(2) - intersection)
     # the slope of a power below one has no bound at zero
-    return (wrong / (both + wrong + smooth)).clamp_min(1e-6).pow(power).mean()
+    return (wrong / (intersection + wrong + smooth)).clamp_min(1e-6).pow(power).mean()

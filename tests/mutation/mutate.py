@@ -31,9 +31,11 @@ import yaml
 
 from mutation.operators import Mutant, choose_mutants, mutants_of
 
-MODULES = ("distances", "matching", "metrics", "intervals", "comparisons", "splits", "training", "loop", "inference")
+MODULES = ("surface_distances", "matching", "metrics", "intervals", "comparisons", "splits", "training", "loop",
+           "inference")
 ALGEBRA = "tests/test_properties.py::test_algebra"
-TESTS = dict(distances=[ALGEBRA], matching=[ALGEBRA], metrics=[ALGEBRA])  # what concerns a module besides its notebook
+# what concerns a module besides its notebook
+TESTS = dict(surface_distances=[ALGEBRA], matching=[ALGEBRA], metrics=[ALGEBRA])
 PRELOADED = ("accelerate", "pytest", "hypothesis", "scipy.stats", "scipy.spatial.distance", "scipy.optimize", "nibabel",
              "statsmodels.formula.api", "torch._dynamo", "sklearn.metrics", "conftest")
 LEFT_OUT = {"_workers": "a trial replaces it, so that workers hold the mutant",

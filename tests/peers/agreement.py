@@ -37,11 +37,11 @@ from panoptica import InputType, Metric, NaiveThresholdMatching, Panoptica_Evalu
 from torchmetrics.functional import classification, segmentation
 from torchmetrics.functional.detection import panoptic_quality
 
-from medseg_nb.study.agreement import Pair, agree, ours, pairs
+from medseg_nb.study.agreement import Pair, numbers_agree, compute_kit_metrics, list_agreement_pairs
 from medseg_nb.kit.core import folder, to_json, write
-from medseg_nb.evaluation.distances import outline
-from medseg_nb.evaluation.matching import stack
-from medseg_nb.evaluation.metrics import BINS, TOLERANCE
+from medseg_nb.evaluation.surface_distances import outline_indices
+from medseg_nb.evaluation.matching import instance_masks
+from medseg_nb.evaluation.metrics import CALIBRATION_BINS, TOLERANCE
 from medseg_nb.kit.report import to_csv
 
 PACKAGES = ("monai", "torchmetrics", "pycocotools",
@@ -62,8 +62,8 @@ def from_monai(pair: Pair) -> Calls:
     if pair.kind != "mask": return
     p, t, s = one_hot(pair.pred), one_hot(pair.truth), pair.spacing
     yield "dice", "compute_dice", lambda: monai.compute_dice(p, t, include_background=False)
-    yield "dice", "compute_dice(ignore_empty=False)", lambda: monai.compute_dice(p, t, include_background=False,
-                                                                                 ignore_empty=False)
+    yield "dice", "compute_dice(ignore_empty=False)", lambda: monai.compute_dice(
+        p, t, include_background=False, ignore_empty=False)
     yield "iou", "compute_iou", lambda: monai.compute_iou(p, t, include_background=False)
     for m in ("accuracy", "sensitivity", "specificity", "precision"):
         yield m, "compute_confusion_matrix_metric", lambda m=m: monai.compute_confusion_matrix_metric(
@@ -73,8 +73,8 @@ def from_monai(pair: Pair) -> Calls:
         p, t, percentile=95, spacing=s)
     yield "assd", "compute_average_surface_distance(symmetric=True)", lambda: monai.compute_average_surface_distance(
         p, t, symmetric=True, spacing=s)
-    yield "nsd", "compute_surface_dice", lambda: monai.compute_surface_dice(p, t, class_thresholds=[TOLERANCE],
-                                                                            spacing=s)
+    yield "nsd", "compute_surface_dice", lambda: monai.compute_surface_dice(
+        p, t, class_thresholds=[TOLERANCE], spacing=s)
     yield "nsd_surfel", "compute_surface_dice(use_subvoxels=True)", lambda: monai.compute_surface_dice(
         p, t, class_thresholds=[TOLERANCE], spacing=s, use_subvoxels=True)
 
@@ -82,7 +82,7 @@ def from_monai(pair: Pair) -> Calls:
 def monai_calibration(pair: Pair) -> float:
     p, t, n = (x[0, 0] for x in monai.calibration_binning(torch.from_numpy(pair.pred)[None, None],
                                                           torch.from_numpy(pair.truth)[None, None].double(),
-                                                          num_bins=BINS))
+                                                          num_bins=CALIBRATION_BINS))
     return float(torch.nansum(n * (p - t).abs()) / n.sum())
 
 
@@ -95,30 +95,29 @@ def from_torchmetrics(pair: Pair) -> Calls:
         for k, m in enumerate(("pq", "sq", "rq")): yield m, "panoptic_quality", lambda k=k: panoptic(k)
     if pair.kind == "probabilities" and pair.pred.ndim == 2:
         yield "calibration_error", "binary_calibration_error", lambda: classification.binary_calibration_error(
-            p, t.int(), n_bins=BINS)
+            p, t.int(), n_bins=CALIBRATION_BINS)
     if pair.kind == "probabilities" and pair.pred.ndim == 3:
         yield "calibration_error", "multiclass_calibration_error", lambda: classification.multiclass_calibration_error(
-            p[None], t[None], num_classes=3, n_bins=BINS)
+            p[None], t[None], num_classes=3, n_bins=CALIBRATION_BINS)
     if pair.kind != "mask": return
     x, y = p.int(), t.int()
     for m, f in [("dice", "binary_f1_score"), ("iou", "binary_jaccard_index"), ("accuracy", "binary_accuracy"),
                  ("sensitivity", "binary_recall"), ("specificity", "binary_specificity"),
                  ("precision", "binary_precision")]: yield m, f, lambda f=f: getattr(classification, f)(x, y)
-    yield "dice", "dice_score", lambda: segmentation.dice_score(one_hot(pair.pred), one_hot(pair.truth),
-                                                                num_classes=2, include_background=False)
+    yield "dice", "dice_score", lambda: segmentation.dice_score(
+        one_hot(pair.pred), one_hot(pair.truth), num_classes=2, include_background=False)
     yield "iou", "mean_iou", lambda: segmentation.mean_iou(one_hot(pair.pred),
                                                            one_hot(pair.truth), num_classes=2, include_background=False)
-    yield "hausdorff", "hausdorff_distance", lambda: segmentation.hausdorff_distance(one_hot(pair.pred),
-                                                                                     one_hot(pair.truth),
-                                                                                     num_classes=2,
-                                                                                     spacing=list(pair.spacing))
+    yield "hausdorff", "hausdorff_distance", lambda: segmentation.hausdorff_distance(
+        one_hot(pair.pred), one_hot(pair.truth), num_classes=2, spacing=list(pair.spacing))
 
 
 def from_pycocotools(pair: Pair) -> Calls:
     if pair.kind != "instances": return
     def found(labels):
         return [dict(id=k, image_id=1, category_id=1, iscrowd=0, area=float(m.sum()), score=1.,
-                     segmentation=rle.encode(np.asfortranarray(m, np.uint8))) for k, m in enumerate(stack(labels), 1)]
+                     segmentation=rle.encode(np.asfortranarray(m, np.uint8)))
+                for k, m in enumerate(instance_masks(labels), 1)]
     def precision():
         truth, guess = COCO(), COCO()
         for c, labels in ((truth, pair.truth), (guess, pair.pred)):
@@ -136,9 +135,9 @@ def from_surface_distance(pair: Pair) -> Calls:
     def distances(): return surface_distance.compute_surface_distances(pair.truth, pair.pred, pair.spacing)
     def mean():
         d = distances()
-        return sum((d[f"distances_{a}"] * d[f"surfel_areas_{b}"]).sum()
-                   for a, b in (("gt_to_pred", "gt"), ("pred_to_gt", "pred"))) / sum(d[f"surfel_areas_{b}"].sum()
-                                                                                     for b in ("gt", "pred"))
+        return (sum((d[f"distances_{a}"] * d[f"surfel_areas_{b}"]).sum()
+                    for a, b in (("gt_to_pred", "gt"), ("pred_to_gt", "pred")))
+                / sum(d[f"surfel_areas_{b}"].sum() for b in ("gt", "pred")))
     for m in ("hd95_surfel", "hd95"):
         yield m, "compute_robust_hausdorff(95)", lambda: surface_distance.compute_robust_hausdorff(distances(), 95)
     yield "hausdorff", "compute_robust_hausdorff(100)", lambda: surface_distance.compute_robust_hausdorff(
@@ -203,7 +202,7 @@ def from_skimage(pair: Pair) -> Calls:
     if pair.kind != "mask": return
     p, t = pair.pred, pair.truth
     def rims():
-        return [np.isin(np.arange(m.size), np.ravel_multi_index(outline(m).T, m.shape)).reshape(m.shape)
+        return [np.isin(np.arange(m.size), np.ravel_multi_index(outline_indices(m).T, m.shape)).reshape(m.shape)
                 for m in (p, t)]
     def touched(a, b):
         return [r.intensity_max > 0
@@ -235,29 +234,31 @@ class Reason:
 NORMAL, ANY, EMPTY = ("",), ("", "both empty", "missed", "false alarm"), ("both empty", "missed", "false alarm")
 
 REASONS = [
-    Reason("monai", "dice iou",
-           "by default a case without reference counts as undefined; with ignore_empty=False, empty against empty is 1",
-           EMPTY),
-    Reason("monai", "hd95", "interpolates between infinite distances, which gives nan", EMPTY),
+    Reason(
+        "monai", "dice iou",
+        "by default a case without reference counts as undefined; with ignore_empty=False, empty against empty is 1",
+        EMPTY), Reason("monai", "hd95", "interpolates between infinite distances, which gives nan", EMPTY),
     Reason("monai", "pq rq sq", "0 where undefined, by a small number in the denominator", EMPTY),
     Reason("torchmetrics", "dice iou sensitivity precision pq rq sq", "0 where undefined", EMPTY),
-    Reason("torchmetrics", "hausdorff",
-           "planes only, and right for square ones only: pixels are addressed by the number of rows instead of columns",
-           NORMAL),
-    Reason("torchmetrics", "hausdorff", "stops with an error", EMPTY),
+    Reason(
+        "torchmetrics", "hausdorff",
+        "planes only, and right for square ones only: pixels are addressed by the number of rows instead of columns",
+        NORMAL), Reason("torchmetrics", "hausdorff", "stops with an error", EMPTY),
     Reason("pycocotools", "average_precision", "-1 where undefined", EMPTY),
-    Reason("surface_distance", "hd95 assd nsd hausdorff",
-           "elements are pieces of surface between voxels, weighted by their area (our hd95_surfel, assd_surfel, "
-           "nsd_surfel)", NORMAL),
+    Reason(
+        "surface_distance", "hd95 assd nsd hausdorff",
+        "elements are pieces of surface between voxels, weighted by their area (our hd95_surfel, assd_surfel, "
+        "nsd_surfel)", NORMAL),
     Reason("surface_distance", "hd95 hd95_surfel hausdorff", "infinite where both masks are empty", EMPTY),
-    Reason("panoptica", "hd95",
-           "percentile over both directions together (our hd95_pooled); scores of the whole mask know no spacing",
-           NORMAL),
-    Reason("panoptica", "hd95_pooled hausdorff",
-           "scores of the whole mask know no spacing: in voxels; stops with an error where no instance is matched",
-           NORMAL),
-    Reason("panoptica", "assd",
-           "mean of the two directions' averages; scores of the whole mask know no spacing", NORMAL),
+    Reason(
+        "panoptica", "hd95",
+        "percentile over both directions together (our hd95_pooled); scores of the whole mask know no spacing", NORMAL),
+    Reason(
+        "panoptica", "hd95_pooled hausdorff",
+        "scores of the whole mask know no spacing: in voxels; stops with an error where no instance is matched",
+        NORMAL),
+    Reason(
+        "panoptica", "assd", "mean of the two directions' averages; scores of the whole mask know no spacing", NORMAL),
     Reason("panoptica", "volume_difference", "undefined where no instance is matched", ANY),
     Reason("panoptica", "hd95 hd95_pooled hausdorff", "stops with an error where no instance is matched", EMPTY),
     Reason("panoptica", "pq rq sq", "matches at an IoU of 0.5 too, and not only above", NORMAL),
@@ -266,16 +267,17 @@ REASONS = [
     Reason("medpy", "hd95 hd95_pooled hausdorff assd volume_difference", "stops with an error", EMPTY),
     Reason("medpy", "dice iou", "1 where both masks are empty", EMPTY),
     Reason("medpy", "sensitivity precision", "0 where undefined", EMPTY),
-    Reason("simpleitk", "volume_difference",
-           "volume similarity: the difference is divided by the mean of both volumes and not by the reference", ANY),
+    Reason(
+        "simpleitk", "volume_difference",
+        "volume similarity: the difference is divided by the mean of both volumes and not by the reference", ANY),
     Reason("simpleitk", "hausdorff assd", "stops with an error", EMPTY),
-    Reason("simpleitk", "assd",
-           "averages over all pixels of the masks, 0 for those inside the other, and not over the outlines; then the "
-           "mean of both directions", NORMAL),
-    Reason("simpleitk", "dice iou sensitivity precision",
-           "infinite or the largest number of the machine where undefined", EMPTY),
-    Reason("skimage", "hausdorff", "0 where both masks are empty", EMPTY),
-]
+    Reason(
+        "simpleitk", "assd",
+        "averages over all pixels of the masks, 0 for those inside the other, and not over the outlines; then the mean "
+        "of both directions", NORMAL),
+    Reason(
+        "simpleitk", "dice iou sensitivity precision", "infinite or the largest number of the machine where undefined",
+        EMPTY), Reason("skimage", "hausdorff", "0 where both masks are empty", EMPTY),]
 
 
 def reason(peer: str, metric: str, edge: str) -> str:
@@ -291,7 +293,7 @@ def called(call: Callable) -> float:
 def row(pair: Pair, mine: float, metric: str, peer: str, name: str, call: Callable) -> dict:
     theirs = called(call)
     why = reason(peer, metric, pair.edge)
-    agrees = agree(mine, theirs) and not (np.isnan(theirs) and "error" in why)
+    agrees = numbers_agree(mine, theirs) and not (np.isnan(theirs) and "error" in why)
     return dict(pair=pair.name, kind=pair.kind, edge=pair.edge, metric=metric,
                 peer=peer, call=name, ours=mine, theirs=theirs, agrees=agrees, reason="" if agrees else why)
 
@@ -302,7 +304,7 @@ def main() -> int:
     panoptica.disable_citation_reminder()
     with contextlib.redirect_stdout(io.StringIO()):
         rows = pd.DataFrame([row(pair, mine[metric], metric, peer, name, call)
-                             for pair in pairs() for mine in [ours(pair)]
+                             for pair in list_agreement_pairs() for mine in [compute_kit_metrics(pair)]
                              for peer, calls in PEERS.items() for metric, name, call in calls(pair)])
     place = folder("reports") / "peers" / "agreement"
     write(place / "cases.csv", to_csv(rows))

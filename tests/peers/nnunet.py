@@ -13,8 +13,8 @@ from pathlib import Path
 PLACE = Path(sys.argv[1]).resolve()
 SETTINGS = json.loads((PLACE / "settings.json").read_text())
 NAME = "Dataset501_peer"
-os.environ |= {f"nnUNet_{k}": str(PLACE / k) for k in ("raw", "preprocessed")} | dict(nnUNet_n_proc_DA="1",
-                                                                                      nnUNet_def_n_proc="1")
+os.environ |= ({f"nnUNet_{k}": str(PLACE / k) for k in ("raw", "preprocessed")}
+               | dict(nnUNet_n_proc_DA="1", nnUNet_def_n_proc="1"))
 
 import numpy as np
 import torch
@@ -127,17 +127,16 @@ def main() -> None:
         done = PLACE / f"steps{steps}.npz"
         if done.exists(): continue
         trainer = trained(plans, facts, iterations, PLACE / f"steps{steps}")
-        about = dict(parameters=sum(p.numel() for p in trainer.network.parameters()),
-                     batch=plan["batch_size"], patch=plan["patch_size"], normalise=plan["normalization_schemes"],
+        about = dict(parameters=sum(p.numel() for p in trainer.network.parameters()), batch=plan["batch_size"],
+                     patch=plan["patch_size"], normalise=plan["normalization_schemes"],
                      network=plan["architecture"]["network_class_name"].split(".")[-1],
                      channels=plan["architecture"]["arch_kwargs"]["features_per_stage"], precision="fp32",
                      optimiser="SGD, Nesterov momentum 0.99, weight decay 3e-5, rate 0.01 falling towards zero by a "
-                               "power of 0.9 from epoch to epoch",
+                     "power of 0.9 from epoch to epoch",
                      validation="none: all training patients are trained on, the last weights are taken",
                      prediction="its own predictor, mirrored along both axes",
-                     versions={p: version(p)
-                               for p in ("nnunetv2", "torch", "numpy",
-                                         "batchgenerators", "batchgeneratorsv2", "dynamic-network-architectures")})
+                     versions={p: version(p) for p in ("nnunetv2", "torch", "numpy", "batchgenerators",
+                                                       "batchgeneratorsv2", "dynamic-network-architectures")})
         write_json(PLACE / "about.json", about)
         np.savez(done.with_suffix(".part.npz"), answers=answers(trainer, facts, given["test_images"]),
                  seconds=sum(trainer.spent))

@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medseg_nb.training.plan import plan
+from medseg_nb.training.plan import load_plan
 from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json, write
-from medseg_nb.data.manifest import cases, frozen, manifest
-from medseg_nb.training.inference import label_map
-from medseg_nb.preparation.preprocess import prepared
+from medseg_nb.data.manifest import load_cases, load_frozen_split, load_manifest
+from medseg_nb.training.inference import argmax_label_map
+from medseg_nb.preparation.preprocess import load_prepared_cases
 from medseg_nb.kit.report import to_csv
-from medseg_nb.data.splits import fold
-from medseg_nb.evaluation.intervals import summary
-from medseg_nb.training.training import Config, rows_of, train
+from medseg_nb.data.splits import fold_indices
+from medseg_nb.evaluation.intervals import summarize_patient_scores
+from medseg_nb.training.training import Config, score_predictions, train
 
 SIZE, FOLD = 128, 0
 # memory is kept between steps instead of being asked for anew
@@ -43,10 +43,10 @@ def environment(place: Path, packages: list[str]) -> Path:
 
 def export(place: Path, dataset: str, settings: dict) -> Path:
     "What a peer is given: images and masks of the training patients, and images alone of the test patients"
-    images, masks = prepared(dataset, (SIZE, SIZE), settings["normalise"])
-    chosen, test = fold(dataset, FOLD)
+    images, masks = load_prepared_cases(dataset, (SIZE, SIZE), settings["normalise"])
+    chosen, test = fold_indices(dataset, FOLD)
     place.mkdir(parents=True, exist_ok=True)
-    (place / "settings.json").write_text(json.dumps(settings | dict(labels=manifest(dataset).labels)))
+    (place / "settings.json").write_text(json.dumps(settings | dict(labels=load_manifest(dataset).labels)))
     if not (place / "given.npz").exists():
         np.savez(place / "given.npz", train_images=images[chosen], train_masks=masks[chosen], test_images=images[test])
     return place
@@ -78,7 +78,7 @@ def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -
     def ours(steps):
         start = time.process_time(); train(Config(dataset, "unet", steps=steps, **known.settings))
         return np.array([steps * known.settings["batch"], time.process_time() - start])
-    known = plan("cpu")
+    known = load_plan("cpu")
     ours(1)
     (images, seconds), (own, time_of_own) = theirs(240) - theirs(60), ours(43) - ours(3)
     print(f"{peer} {images / seconds:.2f}, unet {own / time_of_own:.2f} images a second")
@@ -87,23 +87,23 @@ def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -
 
 def publish(peer: str, dataset: str, settings: dict, place: Path) -> None:
     "Score a peer's finished runs by the kit's rule and code, and write rows and costs"
-    told, test, found, levels = about(place), [cases(dataset)[i] for i in fold(dataset, FOLD)[1]], [], []
+    told, test, found, levels = about(place), [load_cases(dataset)[i] for i in fold_indices(dataset, FOLD)[1]], [], []
     config = Config(dataset, peer, FOLD, settings["seed"],
                     size=SIZE, batch=told["batch"], normalise=settings["normalise"])
     for share, (steps, (answers, seconds)) in zip(settings["levels"], done(place).items()):
-        predicted = [(case, label_map(torch.from_numpy(p).float(), case.semantic().shape))
+        predicted = [(case, argmax_label_map(torch.from_numpy(p).float(), case.semantic_mask().shape))
                      for case, p in zip(test, answers, strict=True)]
-        found.append(rows_of(config, predicted).assign(steps=steps))
+        found.append(score_predictions(config, predicted).assign(steps=steps))
         levels.append(dict(steps=steps, share=share, seconds=share * settings["seconds"],
                            measured_cpu_seconds=round(seconds, 1)))
     reached = folder("reports") / "peers" / peer / dataset
     table = write(reached / "cases.csv", to_csv(pd.concat(found)))
     facts = dict(peer=peer, dataset=dataset, fold=FOLD,
                  size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels, about=told,
-                 machine=machine_class(), content=frozen(dataset)["content"],
+                 machine=machine_class(), content=load_frozen_split(dataset)["content"],
                  cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
     write(reached / "peer.json", to_json(facts))
-    means = summary(pd.concat(found), ["dataset", "model", "steps"], ["dice"])
+    means = summarize_patient_scores(pd.concat(found), ["dataset", "model", "steps"], ["dice"])
     print(means.to_string(index=False))
 
 
