@@ -31,7 +31,7 @@ from ..data.manifest import locate_dataset, manifest_folders
 from ..networks.hybrid import HYBRID_MODULE
 from .default_runs import equal_width
 from ..kit.report import ROWS_FILE, read_rows, to_csv
-from ..data.splits import load_split
+from ..data.splits import load_frozen_split, load_split
 from .training import (COST_FILE, Config, read_failure_reason, run_label, find_stored_run,
                                          train_missing)
 
@@ -141,7 +141,7 @@ def main_runs(plan: ConvergencePlan, stage: PlanStage) -> list[Config]:
     rates, numbered_configs = {n: best_rate(plan, stage, n) for n in stage.networks}, []
     for dataset, repeats in stage.sets.items():
         fold_seeds = [(f, s) for f in repeats.folds for s in repeats.seeds]
-        if (last_fold := max(repeats.folds)) >= len(load_split(dataset)["folds"]):
+        if (last_fold := max(repeats.folds)) >= len((load_frozen_split(dataset) or load_split(dataset))["folds"]):
             raise InputError(dataset, f"has no fold {last_fold}", "mend nbs/plans.yaml")
         for network in (n for n in stage.networks if rates[n] is not None):
             base_config = replace(first_run(plan, stage, dataset, network), rate=rates[network])
