@@ -19,7 +19,7 @@ $(STAMP): requirements.lock settings.ini setup.py
 	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-paper: env  ## execute what is stale and rebuild the smoke paper (PROFILE=cpu for the real data)
+paper: env  ## execute what is stale and rebuild the smoke article and supplement (PROFILE=cpu for the real data)
 	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke) -j 2
 
 test: env  ## export check, every notebook's tests, tests/

@@ -83,12 +83,14 @@ def paper(
         typer.Option("-j", min=1, help="sections at once, and training processes that they share")] = None,
     executor: Annotated[str, typer.Option(help="local, slurm or kubernetes")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False):
-    "Bring all sections up to date and rebuild the paper (PDF and HTML)."
+    "Bring all sections up to date and rebuild article and supplement (PDF and HTML)."
     plug(plugins)
     if dry_run: return planned(profile, data, only)
     states = _bring(profile, data, only, jobs, executor)
-    from medseg_nb.paper.article import build
+    from medseg_nb.paper.build import build
+    from medseg_nb.paper.executed import refresh_notebooks
     for place in build(profile, states): print(os.path.relpath(place))
+    refresh_notebooks(profile, states)
     from medseg_nb.kit import execution as study
     from medseg_nb.paper import readme
     if pages_profile := readme.find_profile():
@@ -102,7 +104,10 @@ def run(section: str, profile: Profile = "smoke", data: Data = None, plugins: Pl
     "Bring one section up to date."
     plug(plugins)
     _deadline(limit)
-    print(f"{section}: {_bring(profile, data, [section], None)[section]}")
+    states = _bring(profile, data, [section], None)
+    print(f"{section}: {states[section]}")
+    from medseg_nb.paper.executed import refresh_notebooks
+    refresh_notebooks(profile, states, [section])
 
 @app.command(epilog="Example: medseg status --profile cpu")
 def status(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None, as_json: Json = False):

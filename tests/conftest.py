@@ -81,6 +81,7 @@ def section(name: str, study: str) -> list[dict]:
     "Cells of a section of the fixture study"
     return [cell(f"#| default_exp study.{name}"), cell(f"# Section {name}\n\n> What does section {name} say?"),
             cell('profile = "smoke"\nseed = 1', "parameters"), cell(IMPORTS), cell(study),
+            cell(f"## Article\n\nSection {name} has a mean of {{value.mean}}."),
             cell(f"## Findings\n\nThe mean of section {name} is {{value.mean}}.")]
 
 
@@ -168,8 +169,8 @@ def new_project(root: Path) -> Project:
     write_notebook(nbs / "study" / "30_c.ipynb", section("c", LATER.format(me="c", before="b", step=1)))
     plan = dict(settings=dict(size=16, width=2, batch=4, precision="fp32"),
                 seconds=.02, throughput=dict(unet=200), runs={},
-                search=dict(datasets=["phantom_skin"], trials=2, seconds=.02))
-    (nbs / "grid.yaml").write_text(yaml.safe_dump(dict(smoke=plan, cpu=plan)), encoding="utf-8")
+                search=dict(datasets=["phantom_skin"], trials=2, seconds=.02), volumes=dict(share=1, settings={}))
+    (nbs / "plans.yaml").write_text(yaml.safe_dump(dict(smoke=plan, cpu=plan)), encoding="utf-8")
     shutil.copytree(REPO / "data_manifests" / "phantom_skin", root / "data_manifests" / "phantom_skin")
     return Project(root)
 

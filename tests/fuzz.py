@@ -323,13 +323,17 @@ def ordinary(words: list[str], root: Path) -> list[str]:
     return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *limits, *words]
 
 
+HEAVY = ("accelerate", "fastapi", "matplotlib.pyplot", "onnxruntime", "torch._dynamo", "uvicorn")  # within functions
+
+
 def import_all() -> None:
     "Import what the commands import, so that no fork does"
     import importlib
     import pkgutil
     import medseg_nb
-    for m in pkgutil.iter_modules(medseg_nb.__path__):
-        with contextlib.suppress(ImportError): importlib.import_module(f"medseg_nb.{m.name}")
+    for m in pkgutil.walk_packages(medseg_nb.__path__, "medseg_nb."):
+        with contextlib.suppress(ImportError): importlib.import_module(m.name)
+    for name in HEAVY: importlib.import_module(name)
     gc.collect(); gc.freeze()  # or each fork may go through all of it
 
 

@@ -299,7 +299,8 @@ def test_number_edited_by_hand_moves_diff(committed, tolerance):
     assert done.returncode == 1 and (row["place"], row["what"], row["counts"]) == ("smoke/b", "value.mean", True)
 
 
-@pytest.mark.parametrize("name", ["a/cases.csv.gz", "a/values.csv", "a/curve.svg", "c/notebook.ipynb", "paper.html"])
+@pytest.mark.parametrize("name", ["a/cases.csv.gz", "a/values.csv", "a/curve.svg", "c/notebook.ipynb",
+                                  "supplement.html"])
 def test_file_edited_by_hand_moves_diff(committed, name):
     with open(committed.reports / "smoke" / name, "a", encoding="utf-8") as f: f.write(" ")
     done = committed.call("diff", "--tolerance")
@@ -406,9 +407,12 @@ def test_own_data_and_an_added_model(fresh):
         "from medseg_nb.training.default_runs import list_runs\nfrom medseg_nb.kit.report import Report\nfrom "
         "medseg_nb.training.training import fit_runs")
     write_notebook(fresh.root / "nbs" / "study" / "01_benchmark.ipynb",
-                   [cell("# Benchmark\n\n> Which model?"),
+                   [cell("# Benchmark\n\n> Which model?"), cell("## Article\n\nOne paragraph."),
                     cell('profile = "smoke"\ndatasets = ["phantom_skin"]', "parameters"), imports, cell(BENCHMARK)])
     (fresh.root / "nbs" / "study.yaml").write_text("sections: [{section: benchmark}]")
+    # this benchmark is not the study's, so neither is the article
+    (fresh.root / "nbs" / "paper" / "article.md").write_text(
+        "---\ntitle: Own\nabstract: A test.\n---\n\n# Results\n\n{{ results }}\n")
     def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv.gz")}
     for model in ("cnn", "fcn", "unet"):
         assert fresh.call("train", "--data", "tiny", "--model", model, "--profile", "own").returncode == 0
@@ -419,4 +423,4 @@ def test_own_data_and_an_added_model(fresh):
     assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
     assert (set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model)
             == {"cnn", "fcn", "unet", "mine"})
-    assert "own profile" in (fresh.reports / "own" / "paper.html").read_text(encoding="utf-8")
+    assert "own profile" in (fresh.reports / "own" / "supplement.html").read_text(encoding="utf-8")

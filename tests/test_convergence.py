@@ -15,7 +15,7 @@ from conftest import REPO, Project
 
 from medseg_nb.training import convergence, plans
 from medseg_nb.kit.core import InputError
-from medseg_nb.training.training import Config
+from medseg_nb.training.training import Config, run_training
 
 REPORTED = {"config.json", "curve.csv", "cases.csv.gz", "measured.json", "scored.json"}
 
@@ -25,7 +25,10 @@ def add_plan(project: Project, **changes) -> None:
     stage = dict(sets=dict(phantom_skin=dict(seeds=[0, 1])), networks=["unet"], throughput=dict(unet=.2),
                  rates=dict(dataset="phantom_skin", values=[.001, .02], seconds=480)) | changes
     plan = dict(family="any", settings=dict(size=16, width=2, batch=4), stages=[stage])
-    (project.root / "nbs" / "plans.yaml").write_text(yaml.safe_dump(dict(cpu=plan)), encoding="utf-8")
+    path = project.root / "nbs" / "plans.yaml"
+    plans_by_profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    plans_by_profile["cpu"]["convergence"] = plan
+    path.write_text(yaml.safe_dump(plans_by_profile), encoding="utf-8")
 
 
 def published(project: Project) -> dict[str, bytes]:
@@ -61,6 +64,39 @@ def test_a_killed_plan_ends_with_the_same_rows(fresh, tmp_path):
             and {(c["rate"], c["seed"]) for c in places.values() if c["unit"] == "patient"} == {(best, 0), (best, 1)})
     again = fresh.medseg("train", "--missing", "--profile", "cpu")
     assert again.returncode == 0 and "done" not in again.stderr, "nothing is missing any more"
+
+
+def read_dice(place) -> float:
+    "Mean patient Dice of a published run on its last track"
+    rows = pd.read_csv(place / "cases.csv.gz", dtype=dict(patient=str)).query("track == 'reached'")
+    return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
+
+
+def test_a_stage_trains_what_the_search_chose(tmp_path, monkeypatch):
+    "The search is trained first, and then the design with attention that segmented validation patients best"
+    for name in ("reports", "runs", "nbs"): monkeypatch.setenv(f"MEDSEG_{name.upper()}", str(tmp_path / name))
+    plans_by_profile = yaml.safe_load((REPO / "nbs" / "plans.yaml").read_text(encoding="utf-8"))
+    designs = ("strided8_conv", "strided8_full", "strided8_linear")
+    throughput, once = dict.fromkeys(("unet", *designs), .2), dict(phantom_skin={})
+    stage = dict(designs=["hybrid"], sets=once, throughput=throughput,
+                 rates=dict(dataset="phantom_skin", values=[.001], seconds=1))
+    plans_by_profile["cpu"]["convergence"] = dict(
+        family="any", settings=dict(size=16, width=8, batch=4), stages=[stage],
+        search=dict(reference="unet", seconds=480, rates=[.001], throughput=throughput, rounds=[dict(sets=once)]))
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "plans.yaml").write_text(yaml.safe_dump(plans_by_profile), encoding="utf-8")
+    trained = []
+    def train_here(runs):
+        for config in runs: trained.append((config.model, config.unit)); run_training(config); yield config
+    monkeypatch.setattr(plans, "train_missing", train_here)
+    assert plans.train_plan("cpu") == []
+    published = {json.loads((p / "config.json").read_text())["model"]: round(read_dice(p), 3)
+                 for p in (tmp_path / "reports" / "cpu" / "runs").iterdir()
+                 if json.loads((p / "config.json").read_text())["unit"] == "validation"}
+    assert sorted(trained[:-1]) == [(name, "validation") for name in sorted(throughput)] and len(published) == 4
+    (hybrid, unit), best = trained[-1], max(published[d] for d in designs[1:])
+    assert unit == "patient" and hybrid in designs[1:] and published[hybrid] == best
+    assert plans.train_plan("cpu") == [] and len(trained) == 5, "nothing is missing any more"
 
 
 def test_a_plan_is_refused_in_one_line(fresh):

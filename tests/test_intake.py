@@ -480,10 +480,10 @@ def test_results_of_another_set_enter_no_paper(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSEG_REPORTS", str(tmp_path))
     record = results_folder("benchmark", "own") / "provenance.json"
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps(dict(key="k", parts=dict(parameters=dict(datasets=["mine"])), outputs={})))
-    remove_other_results("mine")
+    record.write_text(json.dumps(dict(key="k", parts=dict(parameters=dict(datasets=["phantom_skin"])), outputs={})))
+    remove_other_results("phantom_skin")
     assert record.exists()
-    remove_other_results("another")
+    remove_other_results("phantom_mri")
     assert not record.exists()
 
 

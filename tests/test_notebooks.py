@@ -19,6 +19,7 @@ from nbdev.clean import clean_nb
 from packaging.requirements import Requirement
 
 from medseg_nb.kit.execution import parse_code, strip_tests, read_notebook
+from medseg_nb.kit.report import display_text
 
 from conftest import REPO, cell, write_notebook
 
@@ -220,9 +221,10 @@ def findings(path: Path) -> list[str]:
     """The clauses below `## Findings`, without floats that have a line for themselves and without references to floats
     in parentheses"""
     text = re.search(r"^## Findings\n(.*?)(?=^## |\Z)", "\n\n".join(cells(path, "markdown")), re.S | re.M)
-    text = " ".join(re.sub(r"^\{(?:table|figure):\w+\}$", "", text[1], flags=re.M).split()) if text else ""
+    text = re.sub(r"^\{(?:table|figure):\w+\}$", "", text[1], flags=re.M) if text else ""
+    text = " ".join(re.sub(r"^(###.*)$", r"\1.", text, flags=re.M).split())  # a heading is a clause
     text = re.sub(r"\s*\((?:\{(?:table|figure):\w+\}(?:, )?)+\)", "", text)
-    return [c.strip() for c in re.split(r"(?<=[.?!])\s+(?=[A-Z*{])|[:;]\s+", text) if c.strip()]
+    return [c.strip() for c in re.split(r"(?<=[.?!])\s+(?=[A-Z*{#])|[:;]\s+", text) if c.strip()]
 
 
 def is_bound(clause: str) -> bool:
@@ -259,7 +261,7 @@ def unit_of_prose(path: Path) -> list[str]:
 CONTRADICTED = {  # what prose said once, and why it is not so
     r"\btests? flips? (?:the )?signs|\bsign[- ]flip": "p values come from the draws that make the interval",
     r"\bnetworks? (?:is|are) compared at equal (?:cost|time)|\b(?:all|every) networks? (?:(?:is|are) )?train(?:s|ed)? "
-    r"for (?:the same|equal) time": "budgets differ, as nbs/grid.yaml says",
+    r"for (?:the same|equal) time": "budgets differ, as nbs/plans.yaml says",
     r"\bno ranking rests on one training": "some networks have one training on a fold",
     r"\bno number of the text was typed": "settings are typed",
     r"\beverything beats\b": "which networks lie below the constant mask is counted"}
@@ -342,6 +344,7 @@ SPOILT = {
     "typed outcome": (bound_prose, added("## Findings\n\nU-Net was best ({table:scores}).")),
     "typed conclusion before a number": (
         bound_prose, added("## Findings\n\nNothing is promised: it was at or below in {kept.count} of {asked.count}.")),
+    "typed outcome in a heading": (bound_prose, added("## Findings\n\n### U-Net was best\n\nIt had {gain.largest}.")),
     "typed count": (bound_prose, added("## Findings\n\nOf 12 comparisons {kept.count} held.")),
     "typed count in words": (bound_prose, added("## Findings\n\nU-Net gained {gain.largest} on both sets.")),
     "typed example": (
@@ -404,11 +407,46 @@ def test_reviewed_prose_is_that_of_the_notebooks():
           for section, clause in sorted(REVIEWED - held)])
 
 
+UNFILLED = re.compile(r"\{(?:[a-z]\w*:)?(?:(?:table|figure):\w+|[a-z0-9_]+(?:\.[a-z0-9_]+)+)(?:\|[^{}]*)?\}|\{%|\{\{"
+                      r"|\[[^\[\]]*@[a-z]\w*\d{4}\w*[^\[\]]*\]|data-from=")
+
+
+def unfilled(path: Path) -> list[str]:
+    "Keys, citations and templates in an executed notebook; those in code and formulas are left out"
+    text = re.sub(r"```.*?```|`[^`]*`|\$[^$]+\$", "", "\n\n".join(cells(path, "markdown")), flags=re.S)
+    return [f"holds {m[0]}, which was not filled" for m in UNFILLED.finditer(text)]
+
+
+def test_executed_notebooks_are_filled():
+    executed = sorted((REPO / "reports").glob("*/*/notebook.ipynb"))
+    if not executed: pytest.skip("no section was executed yet")
+    none([f"{p.relative_to(REPO)} {fault}" for p in executed for fault in unfilled(p)])
+
+
+@pytest.mark.parametrize("text", ["Of {a.b}.", "{table:scores}", "In {b:a.c|count set}", "{% if a %}",
+                                  "as known [@dice1945]", "[see @dice1945, p. 3]"])
+def test_unfilled_text_is_seen(tmp_path, text):
+    good = write_notebook(tmp_path / "a.ipynb", [cell("# A\n\n`{a.b}` and $\\frac{a.b}{c}$ of 0.1 [0, 1], [a](b.csv)")])
+    assert unfilled(good) == [] and len(unfilled(write_notebook(tmp_path / "b.ipynb", [cell(f"# A\n\n{text}")]))) == 1
+
+
 SHORT = dict(skin_isic2017="ISIC 2017", skin_ph2="PH2", polyp_kvasir="Kvasir polyps",
              nuclei_dsb2018="nuclei of the Data Science Bowl 2018", luna16_annotations="annotations of LUNA16")
 
 
-PAGES = ["nbs/paper/front.md", "nbs/grid.yaml", "README.md", "CONTRIBUTING.md",
+def test_ids_have_names_that_people_use():
+    "Each data set that a section takes has a name, no two share one, and no name is an id or holds one"
+    names = yaml.safe_load((REPO / "nbs" / "names.yaml").read_text(encoding="utf-8"))
+    study = yaml.safe_load((REPO / "nbs" / "study.yaml").read_text(encoding="utf-8"))["sections"]
+    given = [p.get("datasets", []) for s in study for p in s.get("parameters", {}).values()]
+    assert {d for datasets in given for d in datasets} <= set(names["datasets"])
+    assert set(names["datasets"]) <= {p.parent.name for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
+    for part in (names["datasets"], names["methods"]):
+        assert len(set(part.values())) == len(part)
+        assert not {id for id, name in part.items() if display_text(name) != name}
+
+
+PAGES = ["nbs/paper/article.md", "nbs/paper/supplement.md", "nbs/plans.yaml", "README.md", "CONTRIBUTING.md",
          *sorted(p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md"))]
 
 
@@ -418,7 +456,7 @@ def test_pages_say_what_the_code_does(page):
     none([*contradicted(text), *unit_by_manifest(text)])
 
 
-@pytest.mark.parametrize("page", ["nbs/paper/front.md", "docs/trust.md"])
+@pytest.mark.parametrize("page", ["nbs/paper/article.md", "nbs/paper/supplement.md", "docs/trust.md"])
 def test_pages_name_the_sets_without_patients_by_their_manifests(page):
     "The sets of the study whose manifest says `patient: unknown` are named, and no other"
     text = " ".join((REPO / page).read_text(encoding="utf-8").split())

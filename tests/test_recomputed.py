@@ -64,7 +64,8 @@ def numbers(rows: pd.DataFrame, value: str) -> pd.Series:
 
 def cells(rows: pd.DataFrame, value: str, training: tuple[str, ...] = ("fold", "seed")) -> pd.DataFrame:
     "Patients × trainings: means over a patient's cases"
-    names = [rows[c].astype(str) for c in training if c in rows] or [pd.Series("-", rows.index)]
+    known = [c for c in training if c in rows and rows[c].notna().any()]  # other parts of a section may be trained
+    names = [rows[c].astype(str) for c in known] or [pd.Series("-", rows.index)]
     found = numbers(rows, value).groupby([rows.patient, *names]).mean()
     return found.unstack(list(range(1, found.index.nlevels)))
 
@@ -113,12 +114,13 @@ def has_plain_width(low: float, value: float, high: float, matrix: np.ndarray) -
 # Means over patients
 
 WHICH = {  # tables of means, by the rows that they are of
-    "": """ablations.scores benchmark.scores benchmark.surfaces benchmark.classes consensus.consensus
-           consensus.performance consensus.region consensus.repair peers.scores preparation.bias preparation.cropping
-           preparation.denoising preparation.resampling realtime.variants registration.recovery volumes.scores""",
+    "": """ablations.scores benchmark.scores benchmark.surfaces benchmark.classes peers.scores preparation.bias
+           preparation.cropping preparation.denoising preparation.resampling readers.consensus readers.performance
+           readers.region readers.repair realtime.variants registration.recovery""",
+    "part == 'volume'": "ablations.volume_scores",
     "~control": "combinations.scores hybrid.scores",
-    "kind == 'agreement'": "datasets.agreement",
-    "kind == 'share'": "datasets.prevalence",
+    "kind == 'agreement'": "data.agreement",
+    "kind == 'share'": "data.prevalence",
     "condition == 'known'": "fusion.scores",
     "seed == 0": "instances.scores",
     "part == 'generator'": "synthesis.heeded",
@@ -183,21 +185,21 @@ def again(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 DIFFERENCES = {  # (section, table): which rows, column of what is compared, score, columns that are shared
+    ("ablations", "volume_differences"): ("part == 'volume'", "way", "dice", ["dataset"]),
     ("benchmark", "comparisons"): ("", "model", "dice", ["dataset"]),
     ("combinations", "gains"): ("~control", "model", "dice", ["dataset"]),
-    ("consensus", "differences"): ("part == 'consensus'", "method", "dice", ["dataset", "panel"]),
-    ("consensus", "left_out"): ("part == 'left out'", "method", "dice", ["dataset", "readers"]),
     ("fusion", "comparisons"): ("condition == 'known'", "variant", "dice", ["dataset"]),
     ("hybrid", "comparisons"): ("~control", "model", "dice", ["dataset"]),
     ("instances", "comparisons"): ("seed == 0", "method", "pq", ["dataset"]),
     ("peers", "differences"): ("tool != 'control'", "model", "dice", ["dataset", "budget_s"]),
     ("preparation", "gains"): ("", "method", "measure", ["step", "dataset"]),
+    ("readers", "differences"): ("part == 'consensus'", "method", "dice", ["dataset", "panel"]),
+    ("readers", "left_out"): ("part == 'left out'", "method", "dice", ["dataset", "readers"]),
     ("statistics", "tests"): ("", "model", "dice", ["dataset"]),
     ("synthesis", "gain"): ("part == 'segmentation'", "training", "dice", ["dataset", "setting"]),
-    ("volumes", "differences"): ("", "way", "dice", ["dataset"]),
     ("xai", "differences"): ("part == 'map' or found == 1", "method", "score", ["dataset", "event"]),
 }
-AGAINST = {("consensus", "differences"): ("staple", "majority"), ("consensus", "left_out"): ("staple", "majority")}
+AGAINST = {("readers", "differences"): ("staple", "majority"), ("readers", "left_out"): ("staple", "majority")}
 WITHOUT = dict(bias="before", denoising="noisy")  # what `preparation` compares with
 
 
@@ -226,7 +228,7 @@ def test_differences_are_within_patients_and_trainings(reports, section, name):
             if not math.isnan(row["difference"]): faults.append(f"{row} compares a collapsed training")
             continue
         d = paired(*sides(reports, section, name, row), row.get(value, value), (section, row.get("against"))
-                   == ("volumes", "chance"))
+                   == ("ablations", "chance"))
         patients, what = d.mean(axis=1).dropna(), f"{[v for v in row.values() if isinstance(v, str)]}"
         expected = dict(difference=mean(d.to_numpy()), n=len(patients))
         spread = patients.std(ddof=1)
@@ -373,19 +375,19 @@ def test_counts_are_counted(reports):
     def look(what, found, expected):
         if found != expected and not (isinstance(expected, float) and equal(found, expected)):
             faults.append((what, found, expected))
-    rows = rows_of(reports, "datasets")
+    rows = rows_of(reports, "data")
     shares = rows[rows.kind == "share"]
-    for row in table(reports, "datasets", "prevalence").to_dict("records"):
+    for row in table(reports, "data", "prevalence").to_dict("records"):
         x = shares[(shares.dataset == row["dataset"]) & (shares.label == row["label"])].share
         for name, value in dict(smallest=float(x.min()), largest=float(x.max()), empty=int((x == 0).sum())).items():
             look(("prevalence", row["dataset"], name), row[name], value)
-    for row in table(reports, "datasets", "sizes").to_dict("records"):
+    for row in table(reports, "data", "sizes").to_dict("records"):
         x = shares[shares.dataset == row["dataset"]].groupby("case").pixels.first()
         for name, value in dict(n=len(x), smallest=float(x.min()), median=float(x.median()),
                                 largest=float(x.max())).items():
             look(("sizes", row["dataset"], name), row[name], value)
-    if (reports / "datasets" / "copies.csv").is_file():
-        for row in table(reports, "datasets", "copies").to_dict("records"):
+    if (reports / "data" / "copies.csv").is_file():
+        for row in table(reports, "data", "copies").to_dict("records"):
             x = rows[(rows.kind == "copy") & (rows.change == row["change"])].likeness
             look(("copies", row["change"]), (row["copies"], round(row["near"] * len(x))),
                  (len(x), int(x.notna().sum())))

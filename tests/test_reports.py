@@ -12,18 +12,17 @@ import pytest
 from conftest import REPO
 from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, benchmark,
-                             combinations, consensus, errors, fusion, generalization, hospital, hybrid,
+                             combinations, errors, fusion, generalization, hospital, hybrid,
                              instances, leakage, outcomes,
                              peers, preparation, quality, readers, realtime, registration, search,
-                             statistics, synthesis, volumes, xai)
+                             statistics, synthesis, xai)
 from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
 from medseg_nb.study.benchmark import summarize_scores
 from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
-from medseg_nb.study.datasets import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
-from medseg_nb.study.power import summarize_power, summarize_resampled
+from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
 from medseg_nb.training.plan import training_track
 from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS, format_table_cells, check_claim,
                                   check_table, number_key, name_budgets, collect_budgets)
@@ -36,7 +35,7 @@ TEXT = dict(case=str, patient=str, site=str)
 def reports(request) -> Path:
     "The committed reports of a profile"
     place = REPO / "reports" / request.param
-    if not (place / "paper.html").is_file(): pytest.skip(f"reports/{request.param} is not there yet")
+    if not (place / "supplement.html").is_file(): pytest.skip(f"reports/{request.param} is not there yet")
     return place
 
 
@@ -59,7 +58,8 @@ def test_all_sections_of_the_study_are_there(reports):
     wanted = {r["section"] for r in rows if reports.name in r.get("profiles", [reports.name])}
     assert {p.name for p in sections(reports)} == wanted - {r["section"]
                                                             for r in rows if reports.name in r.get("withdrawn", [])}
-    assert (reports / "paper.pdf").read_bytes().startswith(b"%PDF") and (reports / "paper.html").is_file()
+    for name in ("article", "supplement"):
+        assert (reports / f"{name}.pdf").read_bytes().startswith(b"%PDF") and (reports / f"{name}.html").is_file()
 
 
 def test_outputs_have_the_recorded_hashes(reports):
@@ -141,7 +141,7 @@ def test_floats_name_all_their_data(reports):
     known = {p.parent.name: bool(yaml.safe_load(p.read_text(encoding="utf-8")).get("synthetic"))
              for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
     reads = {name: list(s.upstream) for name, s in study.sections().items()}
-    page, faults = printed_data((reports / "paper.html").read_text(encoding="utf-8")), []
+    page, faults = printed_data((reports / "supplement.html").read_text(encoding="utf-8")), []
     for place in sections(reports):
         whole, stored = section_sets(place, known, reads), load(place / "results.json")
         for kind in ("table", "figure"):
@@ -167,7 +167,7 @@ def test_floats_name_all_their_data(reports):
 def thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     "Otsu's better side and the mask that is foreground everywhere, with the section's own percentile bootstrap"
     found = []
-    for name, here in rows.groupby("dataset", sort=False):
+    for name, here in rows[rows.kind == "threshold"].groupby("dataset", sort=False):
         persons = here.groupby("patient")[["brighter", "darker", "everything"]].mean()
         side = persons[["brighter", "darker"]].mean().idxmax()
         row = dict(dataset=name, side=side, n=len(persons),
@@ -195,6 +195,11 @@ def model_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.fold.notna() & rows.field.isna()].reset_index(drop=True)
 
 
+def of_parts(*parts: str, within: bool = True) -> Callable:
+    "The rows of some parts of a section, or all others, with the columns that they fill"
+    return lambda rows: rows[rows.part.isin(parts) == within].dropna(axis=1, how="all").reset_index(drop=True)
+
+
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(leakage, "leak", "gain"),
     **summaries(quality, "estimators", "comparisons"),
@@ -202,9 +207,9 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),
     ("benchmark", "comparisons"): baselines.compare_with_unet,
     **summaries(search, "trials"),
-    **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes"),
+    **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes", prepare=of_parts("volume", within=False)),
+    **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
     **summaries(peers, "scores", "differences", "rising"),
-    **summaries(volumes, "scores", "differences"),
     ("claims", "verdicts"): count_verdicts,
     ("claims", "judged"): summarize_judged,
     **summaries(combinations, "gains", "choices", "scores"),
@@ -217,23 +222,24 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("errors", "imbalance"): without_shares,
     **summaries(generalization, "zero_shot", "few_shot", "adaptation", "carried", "shift"),
     ("generalization", "gains"): lambda rows: generalization.summarize_gains(rows).assign(method="fine-tuned"),
-    ("datasets", "sizes"): summarize_sizes,
-    ("datasets", "prevalence"): summarize_prevalence,
-    ("datasets", "agreement"): summarize_agreement,
-    ("datasets", "copies"): summarize_copies,
-    ("phantoms", "otsu"): thresholds,
+    ("data", "sizes"): summarize_sizes,
+    ("data", "prevalence"): summarize_prevalence,
+    ("data", "agreement"): summarize_agreement,
+    ("data", "copies"): summarize_copies,
+    ("data", "otsu"): thresholds,
     **summaries(registration, "recovery"),
-    **summaries(consensus, "consensus", "performance", "region", "repair", "differences", "left_out"),
+    **summaries(readers, "consensus", "performance", "region", "repair", "differences", "left_out",
+                prepare=of_parts("consensus", "performance", "region", "repair", "left out")),
     **summaries(preparation, "spread", "resampling", "cropping", "denoising", "bias", "gains"),
     **summaries(statistics, "tests", "ranks", "stability", "variance"),
     **summaries(synthesis, "scores", "gain", "copying", "heeded", "scarcity"),
-    ("power", "resampled"): summarize_resampled,
-    ("power", "power"): summarize_power,
+    **summaries(statistics, "resampled", "power", prepare=statistics.average_patients),
     **summaries(outcomes, "discrimination", "calibration", "survival", "differences", "subgroups", prepare=model_rows),
     ("outcomes", "importance"): lambda rows: outcomes.summarize_importance(rows[rows.field.notna()]),
     **summaries(outcomes, "transfer"),
     **summaries(readers, "agreement", "non_inferiority", "reliability", "sizes", "simulated_within",
-                "simulated_between", "simulated_effects"),
+                "simulated_between", "simulated_effects",
+                prepare=of_parts("agreement", "size", "annotation", "study")),
     **summaries(fusion, "scores", "comparisons", "ambiguity", "missing", "importance", "ranking"),
     **summaries(hospital, "reading", "round_trip"),
     **summaries(xai, "learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions",
@@ -561,16 +567,17 @@ def test_chance_is_a_row(reports):
     assert all({"chance", "fcn", "unet"} <= found for found in models)
 
 
-def test_each_float_is_marked(reports):
-    page = (reports / "paper.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["article", "supplement"])
+def test_each_float_is_marked(reports, name):
+    page = (reports / f"{name}.html").read_text(encoding="utf-8")
     captions = re.findall(r"<(?:fig)?caption[^>]*>\s*(.{40})", page, re.S)
-    floats = len(re.findall(r'class="float"', page))
+    floats = len(re.findall(r'class="float ', page))
     assert len(captions) == floats > 5 and all(c.startswith(f"[{reports.name}] ") for c in captions)
 
 
 def test_each_number_of_the_tables_stands_in_the_paper(reports):
     "As it is printed: value and interval"
-    page = (reports / "paper.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    page = (reports / "supplement.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
             printed = format_table_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
@@ -579,7 +586,7 @@ def test_each_number_of_the_tables_stands_in_the_paper(reports):
 
 def test_real_sets_are_in_the_cpu_table():
     place = REPO / "reports" / "cpu"
-    if not (place / "paper.html").is_file(): pytest.skip("reports/cpu is not there yet")
+    if not (place / "supplement.html").is_file(): pytest.skip("reports/cpu is not there yet")
     rows = pd.read_csv(place / "benchmark" / "cases.csv.gz", dtype=TEXT)
     assert set(rows.dataset) == {"lgg_kaggle3m", "skin_isic2017", "lidc_nodule_patches"}
     trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby(["dataset", "model"]).run.nunique()

@@ -19,7 +19,7 @@ import fuzz
 from conftest import PLAIN, REPO, Project
 
 pytestmark = pytest.mark.stress
-SECTIONS = ("phantoms", "metrics", "search", "statistics")  # of the smoke paper; `statistics` reads `benchmark`
+SECTIONS = ("data", "metrics", "search", "statistics")  # of the smoke paper; `statistics` reads `benchmark`
 ONCE = 480                   # seconds to bring these up to date
 FUZZING, ENOUGH = 420, 840  # seconds after which bad calls end that are not needed, and all of them
 
@@ -29,11 +29,12 @@ class Clone(Project):
     def environment(self) -> dict:
         return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache")
 
-    def paper(self) -> subprocess.Popen: return self.start("paper", *(w for name in SECTIONS for w in ("--only", name)))
+    def paper(self) -> subprocess.Popen:
+        return self.start("paper", "-j", "2", *(w for name in SECTIONS for w in ("--only", name)))
 
 
 def clone(root) -> Clone:
-    for name in ("nbs", "data_manifests"): shutil.copytree(REPO / name, root / name)
+    for name in ("nbs", "data_manifests", "reports/peers"): shutil.copytree(REPO / name, root / name)
     for name in ("README.md", "requirements.lock", "settings.ini"): shutil.copy(REPO / name, root / name)
     return Clone(root)
 

@@ -92,7 +92,27 @@ def no_private_names(nbs: Path) -> list[str]:
                    if name and name.startswith("_") and place != n.name})
 
 
-RULES = [only_what_stands_before, no_section_is_imported, sections_import_the_library, no_private_names]
+def is_choice_by_profile(node: ast.AST) -> bool:
+    "Whether a name `profile` is compared with names of profiles"
+    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+    return (any(isinstance(s, ast.Name) and s.id == "profile" for s in sides)
+            and any(isinstance(n, ast.Constant) and isinstance(n.value, str) for s in sides for n in ast.walk(s)))
+
+
+def plans_stand_in_one_file(nbs: Path) -> list[str]:
+    "What a profile trains is no constant of a section, and no choice by the profile's name"
+    faults = []
+    for n in (n for n in notebooks(nbs).values() if n.folder == "study"):
+        for node in (x for tree in n.trees for x in ast.walk(tree)):
+            names = [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign) else []
+            faults += [f"{n.name} plans trainings by {name}" for name in names
+                       if re.search(r"(^|_)(PLANS?|SETTINGS|STEPS|SECONDS)$", name)]
+            if is_choice_by_profile(node): faults.append(f"{n.name} chooses by profile: {ast.unparse(node)}")
+    return sorted(set(faults))
+
+
+RULES = [plans_stand_in_one_file, only_what_stands_before, no_section_is_imported, sections_import_the_library,
+         no_private_names]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -133,6 +153,9 @@ SPOILT = {"a later chapter": (only_what_stands_before, "library/0_kit/01_keys", 
           "a section in a section": (no_section_is_imported, "study/02_b", "from medseg_nb.study import a"),
           "a section in a lesson": (no_section_is_imported, "course/own_data", "from medseg_nb.study.a import x"),
           "the former layout in a section": (sections_import_the_library, "study/02_b", "from medseg_nb.core import x"),
+          "a plan in a section": (plans_stand_in_one_file, "study/01_a", "PHANTOM_STEPS = 200"),
+          "a profile's budget in a section": (plans_stand_in_one_file, "study/01_a",
+                                              "def list_runs(profile): return 60 if profile == 'smoke' else 9"),
           "a private name": (no_private_names, "library/1_images/00_files", "from medseg_nb.kit.core import _x"),
           "a private name in a section": (no_private_names, "study/01_a", "from medseg_nb.kit.core import x, _x"),}
 

@@ -16,8 +16,8 @@ import yaml
 from conftest import REPO, Project, cell, refused, section, write_notebook
 from medseg_nb.kit import execution as study
 from medseg_nb.kit.core import InputError
-from medseg_nb.paper import article as paper
-from medseg_nb.paper.article import build
+from medseg_nb.paper import build as paper
+from medseg_nb.paper.build import build
 
 
 def executed(done: subprocess.CompletedProcess) -> list[str]:
@@ -33,7 +33,7 @@ def shown(project: Project, section: str) -> str:
         (project.reports / "smoke" / section / "notebook.ipynb").read_text(encoding="utf-8"))["cells"])
 
 
-def page(project: Project) -> str: return (project.reports / "smoke" / "paper.html").read_text(encoding="utf-8")
+def page(project: Project) -> str: return (project.reports / "smoke" / "supplement.html").read_text(encoding="utf-8")
 
 
 def failed(done: subprocess.CompletedProcess, code: int) -> str:
@@ -48,7 +48,8 @@ def failed(done: subprocess.CompletedProcess, code: int) -> str:
 
 def test_first_call_executes_all(built):
     assert executed(built.first) == ["a", "b", "c"]
-    assert {"reports/smoke/paper.pdf", "reports/smoke/paper.html",
+    assert {"reports/smoke/article.pdf", "reports/smoke/article.html", "reports/smoke/supplement.pdf",
+            "reports/smoke/supplement.html",
             "reports/smoke/a/cases.csv.gz", "reports/smoke/a/curve.svg"} <= set(built.files())
 
 
@@ -73,10 +74,10 @@ def test_words_execute_nothing_and_stand_in_the_notebook(project, old, new, sect
 
 def test_new_prose_stands_in_the_paper(project):
     assert "wholly rewritten" not in page(project)
-    pdf = (project.reports / "smoke" / "paper.pdf").read_bytes()
+    pdf = (project.reports / "smoke" / "supplement.pdf").read_bytes()
     project.edit("b", "The mean of section b is", "The wholly rewritten mean of section b is")
     assert executed(project.medseg("paper")) == []
-    assert "wholly rewritten" in page(project) and (project.reports / "smoke" / "paper.pdf").read_bytes() != pdf
+    assert "wholly rewritten" in page(project) and (project.reports / "smoke" / "supplement.pdf").read_bytes() != pdf
 
 
 def test_value_executes_its_section_and_dependants(project):
@@ -131,11 +132,11 @@ def test_what_a_section_depends_on_is_computed_once(project, monkeypatch):
     read, typeset = counted(monkeypatch, study, "_read_section"), counted(monkeypatch, paper, "typeset_pdf")
     compared = counted(monkeypatch, study, "_module_differs")
     assert executed(project.call("paper")) == [] and sorted(read) == [("a",), ("b",), ("c",)]
-    assert len(typeset) == 1 and len(compared) == 3
+    assert len(typeset) == 2 and len(compared) == 3  # article and supplement
     assert executed(project.call("paper")) == [] and project.call("status").returncode == 0
-    assert (len(read), len(typeset), len(compared)) == (3, 1, 3)
+    assert (len(read), len(typeset), len(compared)) == (3, 2, 3)
     project.edit("b", "# Section b", "# The section b")
-    assert executed(project.call("paper")) == [] and (len(read), len(typeset), len(compared)) == (4, 2, 4)
+    assert executed(project.call("paper")) == [] and (len(read), len(typeset), len(compared)) == (4, 4, 4)
 
 
 DAMAGES = dict(empty=lambda text: "", cut=lambda text: text[:-5], garbled=lambda text: text.replace('"', "'"),
@@ -226,7 +227,9 @@ def test_kill_at_any_moment(project):
         try: process.wait(draws.uniform(.1, lasts))
         except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); kills += 1
         process.communicate()
-        assert project.files().items() <= whole.items()  # whatever stands there is whole
+        files = project.files()
+        for name in [n for n in files if n.endswith("notebook.ipynb")]: json.loads(files.pop(name))  # filled at the end
+        assert files.items() <= whole.items()  # whatever stands there is whole
     assert kills >= 5 and project.medseg("paper").returncode == 0
     assert project.files() == whole and not list(project.reports.rglob(".*"))
 
@@ -274,14 +277,14 @@ NO_SPACE = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("file", ["results.json", "provenance.json", "paper.pdf"])
+@pytest.mark.parametrize("file", ["results.json", "provenance.json", "article.pdf"])
 def test_injected_full_disk(project, tmp_path, file):
     (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
     project.edit("c", "before + 1", "before + 7")
     before = project.files()
     assert "full" in failed(project.medseg("paper", PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}", TEST_FULL=file), 4)
     changed = {k for k, v in project.files().items() if v != before[k]}
-    assert all("/c/" in k for k in changed) if file == "paper.pdf" else not changed
+    assert all("/c/" in k for k in changed) if file == "article.pdf" else not changed
     assert set(project.files()) == set(before) and not list(project.reports.rglob(".*"))
 
 

@@ -8,6 +8,7 @@ __all__ = ['NO_IMAGE', 'decode_rle', 'decode_polygon', 'annotation_mask', 'raste
 
 # %% ../../nbs/library/2_data/06_annotations.ipynb #a5fc6735
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,11 @@ def read_coco(path: Path) -> Coco | None:  # None for a JSON file of another kin
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
     except (KeyError, TypeError) as e:
         raise InputError(str(path), f"is no complete COCO file ({e} is missing)", "export it again") from None
-    if invalid_ids := [a.get("id") for some in by_image.values() for a in some if a.get("category_id") not in names]:
+    annotations = [*chain.from_iterable(by_image.values())]
+    if invalid_ids := [a.get("id") for a in annotations if a.get("category_id") not in names]:
         raise InputError(str(path), f"annotation {invalid_ids[0]} has a category that is not listed",
                          "list it, or mend the annotation")
-    crowds = sum(bool(a.get("iscrowd")) for some in by_image.values() for a in some)
+    crowds = sum(bool(a.get("iscrowd")) for a in annotations)
     return Coco(names, images, {k: [a for a in some if not a.get("iscrowd")] for k, some in by_image.items()}, crowds)
 
 # %% ../../nbs/library/2_data/06_annotations.ipynb #95898c41

@@ -16,6 +16,7 @@ import hashlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, combinations, product
 
 import numpy as np
 from scipy.fft import dctn, irfft2, rfft2
@@ -46,7 +47,7 @@ def grayscale_planes(image: Image) -> list[np.ndarray]:
 HASH_SIZE = 8                  # a side of the block of coefficients
 HASH_ZOOMS = (1., 1.06, 1.12)   # how far an image is zoomed in before it is hashed
 # swap axes, then mirror rows, then mirror columns
-ORIENTATIONS = tuple((t, r, c) for t in (0, 1) for r in (0, 1) for c in (0, 1))
+ORIENTATIONS = tuple(product((0, 1), repeat=3))
 
 def orient_plane(plane: np.ndarray, position: tuple) -> np.ndarray:  # (…, row, column), square
     "A plane in one of its eight positions"
@@ -123,9 +124,11 @@ class ImageFingerprint:
 
     @cached_property
     def centers(self) -> np.ndarray:  # (zoom, plane, CENTER_SIZE, CENTER_SIZE), of length 1 for each zoom
-        crops = [
-            np.stack([extract_details(p, n) for p in self.planes])[
-                :, (s := (n - CENTER_SIZE) // 2):s + CENTER_SIZE, s:s + CENTER_SIZE] for n in ZOOM_SIZES]
+        crops = []
+        for n in ZOOM_SIZES:
+            start = (n - CENTER_SIZE) // 2
+            center = slice(start, start + CENTER_SIZE)
+            crops.append(np.stack([extract_details(p, n) for p in self.planes])[:, center, center])
         deviations = np.stack([c - c.mean((-1, -2), keepdims=True) for c in crops])
         return deviations / np.maximum(np.sqrt((deviations**2).sum((1, 2, 3), keepdims=True)), 1e-6)
 
@@ -212,9 +215,12 @@ class Audit:
 
 def find_crossing_patients(split: dict, subject: str) -> list[dict]:
     "Patients on both sides of a fold"
-    return [dict(kind="patient", cases=[p], subject=subject,
-                 fault=f"fold {k}: patient {p} is in train and in test", remedy="put the patient on one side")
-            for k, f in enumerate(split.get("folds", [])) for p in sorted(set(f["train"]) & set(f["test"]))]
+    findings = []
+    for k, fold in enumerate(split.get("folds", [])):
+        findings += [dict(kind="patient", cases=[p], subject=subject,
+                          fault=f"fold {k}: patient {p} is in train and in test", remedy="put the patient on one side")
+                     for p in sorted(set(fold["train"]) & set(fold["test"]))]
+    return findings
 
 # %% ../../nbs/library/2_data/07_duplicates.ipynb #5f4d3b21
 def _pixel_hash(image: Image) -> str:
@@ -230,9 +236,10 @@ def _row_key(case: Case) -> str | None:
 def find_equal_pairs(keys: list[str | None], is_separated: np.ndarray) -> list[tuple[int, int]]:
     "Pairs of cases with the same key that a split keeps apart"
     groups = defaultdict(list)
-    for i, key in enumerate(keys): groups[key].append(i)
-    return [(i, j) for key, g in groups.items() if key is not None
-            for n, i in enumerate(g) for j in g[n + 1:] if is_separated[i, j]]
+    for i, key in enumerate(keys):
+        if key is not None: groups[key].append(i)
+    pairs = chain.from_iterable(combinations(group, 2) for group in groups.values())
+    return [pair for pair in pairs if is_separated[pair]]
 
 # %% ../../nbs/library/2_data/07_duplicates.ipynb #daec1fbc
 def find_near_pairs(fingerprints: list[ImageFingerprint], is_separated: np.ndarray, label: str) -> list[dict]:
@@ -262,7 +269,7 @@ def _build_finding(case_list: list[Case], i: int, j: int, kind: str, **facts) ->
 def _declared_reasons(id: str, case_list: list[Case]) -> dict[frozenset, str]:
     "Declared pairs with their reasons"
     m, ids = load_manifest(id), {c.id for c in case_list}
-    case_ids = [c for entry in (*m.same, *m.known_duplicates) for c in entry.cases]
+    case_ids = chain.from_iterable(entry.cases for entry in (*m.same, *m.known_duplicates))
     if unknown_ids := [c for c in case_ids if c not in ids]:
         raise InputError(str(manifest_folder(id) / "dataset.yaml"),
                          f"`same` or `known_duplicates` names the case {unknown_ids[0]}, which is not in the set",

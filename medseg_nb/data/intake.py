@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def group_by_folder(case_list: list[CaseFiles]) -> list[str] | None:
 def group_by_prefix(ids: list[str]) -> list[str] | None:
     "The shortest beginning of the names, word by word, that makes three groups or more, not all of one case"
     for n in range(1, 6):
-        starts = [m[0] if (m := re.match(rf"(?:[^\W_]+[\W_]+){{{n - 1}}}[^\W_]+(?=[\W_])", i)) else i for i in ids]
+        prefix = re.compile(rf"(?:[^\W_]+[\W_]+){{{n - 1}}}[^\W_]+(?=[\W_])")
+        starts = [m[0] if m else i for i, m in zip(ids, map(prefix.match, ids))]
         if 3 <= len(set(starts)) < len(ids): return starts
     return None
 
@@ -105,8 +107,8 @@ def _find_id_cell(case: CaseFiles, cells: set[str]) -> str:  # "" where there is
     """The cell of an id column that names a case: its id, a file of it, its patient or folder, or the longest beginning
     of its id"""
     starts = [case.id[:m.start()] for m in re.finditer(r"[\W_]", case.id)]
-    names = [case.id, *(n for p in case.images for n in (p.name, file_stem(p))),
-             case.patient, *case.folders, *reversed(starts)]
+    file_names = chain.from_iterable((p.name, file_stem(p)) for p in case.images)
+    names = [case.id, *file_names, case.patient, *case.folders, *reversed(starts)]
     return next((n for n in names if n and n in cells), "")
 
 # column, and its cell for each case
@@ -296,7 +298,7 @@ def _draft_table(draft: Draft, files: list[Path]) -> None:
 
 def _add_fields(draft: Draft, table: pd.DataFrame, but: set, cells: list[dict | None], path: Path) -> None:
     "Add a table's columns to the draft's rows and to its manifest"
-    inferred_fields, row_columns = infer_fields(table, but), {n for r in draft.rows for n in r}
+    inferred_fields, row_columns = infer_fields(table, but), set().union(*draft.rows)
     for column in inferred_fields.columns:
         name = column["column"]
         column["column"] = f"{name}_" if name in row_columns else name
@@ -306,10 +308,10 @@ def _add_fields(draft: Draft, table: pd.DataFrame, but: set, cells: list[dict | 
                         "write `known: before` only if it was"
                         + ("; add its `unit`" if column["type"] == "number" else ""))
     draft.notes += [f"note: {n}" for n in inferred_fields.notes]
+    draft.facts["columns"] = inferred_fields.columns
     if inferred_fields.missing:
         draft.add_guess("missing", ", ".join(inferred_fields.missing), "words among the cells", "edit `missing`")
-    draft.facts |= dict(columns=inferred_fields.columns) | (dict(missing=inferred_fields.missing)
-                                                            if inferred_fields.missing else {})
+        draft.facts["missing"] = inferred_fields.missing
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #e4b3b121
 def _read_cases(draft: Draft, layout: Layout, declared_encoding: Encoding | None) -> tuple[
@@ -361,6 +363,13 @@ def _draft_images(draft: Draft, layout: Layout, files: list[Path], declared_keys
                     case_table)
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #2a1223af
+def _list_case_files(case_list: list[CaseFiles]) -> list[Path]:
+    "Files of images and masks, those of a folder one by one"
+    files = set()
+    for case in case_list:
+        for path in filter(None, (*case.images, case.mask)): files.update(path.iterdir() if path.is_dir() else [path])
+    return sorted(f for f in files if f.is_file() and not f.name.startswith("."))
+
 def _fill_draft(draft: Draft, layout: Layout, case_list: list[CaseFiles], decision: Decision,
                 summaries: dict[str, CaseSummary], patient_by_case: dict | None, case_table: CaseTable | None) -> None:
     "Put what was found into the draft's table and manifest"
@@ -382,10 +391,7 @@ def _fill_draft(draft: Draft, layout: Layout, case_list: list[CaseFiles], decisi
                 f"note: {n_without} cases have no row in {case_table.path.name}: their fields stay empty")
         _add_fields(draft, case_table.table, {case_table.key, case_table.patient_column, *layout.named},
                     [case_table.rows.get(c.id) for c in case_list], case_table.path)
-    paths = [p for c in case_list for p in (*c.images, c.mask) if p]
-    all_files = {f for p in paths for f in (p.iterdir() if p.is_dir() else [p])
-                 if f.is_file() and not f.name.startswith(".")}
-    draft.facts["files"] = list_file_entries(draft.place, sorted(all_files))
+    draft.facts["files"] = list_file_entries(draft.place, _list_case_files(case_list))
     if layout.overlaps:
         draft.notes.append(
             f"note: labels overlap in {len(layout.overlaps)} images; the smaller one, or of a SEG the later one, lies "
@@ -499,7 +505,7 @@ def _clear_caches() -> None:
 
 def _write_files(draft: Draft, home: Path) -> None:
     "Write manifest, table and converted masks into a folder"
-    lines, names = io.StringIO(), list(dict.fromkeys(n for r in draft.rows for n in r))
+    lines, names = io.StringIO(), list(dict.fromkeys(chain.from_iterable(draft.rows)))
     writer = csv.DictWriter(lines, names, lineterminator="\n", restval="")
     writer.writeheader(); writer.writerows(draft.rows)
     write(home / "table.csv", lines.getvalue())

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -73,7 +74,7 @@ def _parse_labels(raw: dict) -> tuple[dict[str, int], dict[str, list[int]]]:
         return {(v if list(raw.values()).count(v) == 1 else f"{v}_{k}"): int(k) for k, v in raw.items()}, {}
     regions = {n: v if isinstance(v, list) else [int(v)] for n, v in raw.items() if n != "background"}
     plain = {n: int(v) for n, v in raw.items() if not isinstance(v, list)}
-    inside = {v for some in regions.values() for v in some} - set(plain.values())
+    inside = set().union(*regions.values()) - set(plain.values())
     has_regions = any(isinstance(v, list) for v in raw.values()) or "ignore" in raw
     return (plain | {f"label_{v}": v for v in sorted(inside)}, {n: v for n, v in regions.items() if n != "ignore"}
             if has_regions else {})
@@ -105,8 +106,8 @@ def _parse_dataset_json(place: Path, content: dict) -> Layout:
     if isinstance(content.get("training"), list):
         cases_by_id |= {Path(r["image"]).name.split(".")[0]: ([r["image"]], r["label"]) for r in content["training"]}
     for id, (images, mask) in (cases_by_id or _cases_by_ending(place, content.get("file_ending", ".nii.gz"))).items():
-        images, mask = [_resolve_listed(place, i, layout.faults)
-                        for i in images], _resolve_listed(place, mask, layout.faults) if mask else None
+        images = [_resolve_listed(place, i, layout.faults) for i in images]
+        mask = _resolve_listed(place, mask, layout.faults) if mask else None
         if None in images: continue
         if len(images) == 1 and not images[0].exists():
             images = sorted(images[0].parent.glob(f"{id}_[0-9][0-9][0-9][0-9].*")) or images
@@ -139,17 +140,17 @@ def _path_ends_with(path: Path, name: str) -> bool:  # whether a path ends in a 
 
 def layout_from_coco(place: Path, files: list[Path], task: str | None) -> Layout | None:
     "The layout of COCO files, where there are any"
-    coco_files = {p: c for p in files if p.suffix.lower() == ".json" and (c := read_coco(p))}
+    json_files = [p for p in files if p.suffix.lower() == ".json"]
+    coco_files = {p: coco for p, coco in zip(json_files, map(read_coco, json_files)) if coco}
     if not coco_files: return None
-    categories, pictures = (sorted({n for c in coco_files.values() for n in c.categories.values()}),
-                            [p for p in files if suffix(p) in SUFFIXES])
-    task, single_name = task or ("instance" if len(categories) == 1
-                                 else "semantic"), categories[0] if len(categories) == 1 else "object"
-    labels = dict(background=0) | ({n: k for k, n in enumerate(categories, 1)} if task == "semantic"
-                                   else {single_name: 1})
+    pictures = [p for p in files if suffix(p) in SUFFIXES]
+    categories = sorted(set().union(*(c.categories.values() for c in coco_files.values())))
+    task = task or ("instance" if len(categories) == 1 else "semantic")
+    names = categories if task == "semantic" or len(categories) == 1 else ["object"]
+    labels = dict(background=0) | {n: k for k, n in enumerate(names, 1)}
     layout = Layout(f"COCO ({', '.join(p.name for p in coco_files)})", [], labels=labels, task=task)
     for path, coco in coco_files.items(): _add_coco(layout, path, coco, pictures)
-    used = {p for c in layout.cases for p in c.images}
+    used = set().union(*(c.images for c in layout.cases))
     layout.faults += [InputError(str(p), "is in no COCO file", "annotate it, or take it out")
                       for p in pictures if p not in used]
     return layout
@@ -178,7 +179,8 @@ def _add_coco(layout: Layout, path: Path, coco: Coco, pictures: list[Path]) -> N
 def _series_items(place: Path, files: list[Path]) -> tuple[list, list[InputError]]:
     "Series that stand in a folder of their own, with the folder; and what is wrong with the others"
     series, faults = group_dicom_series([p for p in files if suffix(p) == ".dcm" or not p.suffix and is_dicom(p)])
-    folder_counts = Counter(p for s in series for p in {f.parent for f in s.files} | {f.parent for f in s.segs})
+    folder_counts = Counter()
+    for s in series: folder_counts.update({f.parent for f in (*s.files, *s.segs)})
     series_paths = []
     for s in series:
         parents = {f.parent for f in s.files}
@@ -192,8 +194,9 @@ def _series_items(place: Path, files: list[Path]) -> tuple[list, list[InputError
 
 def layout_from_seg(place: Path, series: list, faults: list[InputError]) -> Layout | None:
     "The layout of DICOM series with SEG objects, where there are any"
-    if not any(s.segs for _, s in series): return None
-    names = sorted({n for _, s in series for p in s.segs for n in segment_names(p).values()})
+    segs = [*chain.from_iterable(s.segs for _, s in series)]
+    if not segs: return None
+    names = sorted(set().union(*(segment_names(p).values() for p in segs)))
     layout = Layout("DICOM series with SEG", [], list(faults),
                     labels={"background": 0} | {n: k for k, n in enumerate(names, 1)}, task="semantic")
     for path, s in series:
@@ -286,8 +289,8 @@ def parse_item(place: Path, path: Path) -> Item:
     inner = next((r for r in reversed(roles) if r), "")
     mask = (bool(words) and _matches_word(_MASK_WORDS, words[-1]) or inner == "mask"
             or not inner and any(_matches_word(_MASK_WORDS, w) for w in words))
-    return Item(path, mask, tuple(r for p in parts if (r := _strip_role_words(p).lower())),
-                _strip_role_words(file_stem(path)).lower())
+    folders = tuple(filter(None, (_strip_role_words(p).lower() for p in parts)))
+    return Item(path, mask, folders, _strip_role_words(file_stem(path)).lower())
 
 # %% ../../nbs/library/2_data/08_layouts.ipynb #3d0d0970
 def _group_by_key(items: list[Item], key: Callable) -> dict:
@@ -310,15 +313,15 @@ def pair_items(items: list[Item]) -> tuple[list[tuple[list[Item], list[Item]]], 
     "Images and masks that belong together by name and folder, and what is left over"
     matches, unmatched = [], list(items)
     for of_image, of_mask, fits in _PAIRING_RULES:
-        images, masks = _group_by_key([i for i in unmatched if not i.mask],
-                                      of_image), _group_by_key([i for i in unmatched if i.mask], of_mask)
+        images = _group_by_key([i for i in unmatched if not i.mask], of_image)
+        masks = _group_by_key([i for i in unmatched if i.mask], of_mask)
         for k, image_items in images.items():
             mask_items = masks.get(k, [])
-            if not mask_items or not fits(len(image_items), len(mask_items)) or len(
-                {m.path.parent for m in mask_items}) > 1:
-                continue
+            if not mask_items or not fits(len(image_items), len(mask_items)): continue
+            if len({m.path.parent for m in mask_items}) > 1: continue
             # no folder of a single case
-            if k == image_items[0].folders and any(i.folders == k for pair in matches for i in pair[0]): continue
+            matched_images = chain.from_iterable(pair[0] for pair in matches)
+            if k == image_items[0].folders and any(i.folders == k for i in matched_images): continue
             matches.append((sorted(image_items, key=lambda i: i.name), mask_items))
             unmatched = [i for i in unmatched if i not in image_items and i not in mask_items]
     return matches, unmatched

@@ -106,8 +106,10 @@ def draw_split(id: str) -> dict:
 # %% ../../nbs/library/2_data/05_splits.ipynb #3bbd6a37
 def check_split(split: dict, patients: set[str], subject: str) -> dict:
     "Refuse a split with a patient on both sides, or one that names or leaves out somebody"
+    placed_patients = set()
     for k, fold in enumerate(split["folds"]):
         train, test = set(fold["train"]), set(fold["test"])
+        placed_patients |= train | test
         if shared_patients := sorted(train & test):
             raise InputError(subject,
                              f"fold {k}: patient {shared_patients[0]} is in train and in test ({len(shared_patients)} "
@@ -116,7 +118,7 @@ def check_split(split: dict, patients: set[str], subject: str) -> dict:
             raise InputError(subject, f"fold {k}: patient {unknown_patients[0]} is not in the data set",
                              "draw the split anew")
         if not train or not test: raise InputError(subject, f"fold {k} has an empty side", "draw the split anew")
-    if missing_patients := sorted(patients - {p for f in split["folds"] for p in (*f["train"], *f["test"])}):
+    if missing_patients := sorted(patients - placed_patients):
         raise InputError(subject, f"patient {missing_patients[0]} is in no fold ({len(missing_patients)} in all)",
                          "draw the split anew")
     return split

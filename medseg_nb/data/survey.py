@@ -10,6 +10,7 @@ __all__ = ['MAX_LABELS', 'CaseSummary', 'read_case_image', 'summarize_case', 'De
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from scipy import ndimage
@@ -94,18 +95,18 @@ _DECLARE = "save masks without loss, or say how they are meant: --set 'mask={kin
 def _are_instances(summaries: list[CaseSummary]) -> bool:
     "Whether each value is one object, and values are counted through from mask to mask"
     multi_valued = [s for s in summaries if len(s.values) > 2]
-    if 2 * len(multi_valued) < len(summaries) or not multi_valued or np.median(
-        [n for s in multi_valued for n in s.values.values()]) < 4:
-        return False
+    if 2 * len(multi_valued) < len(summaries) or not multi_valued: return False
+    object_sizes = [*chain.from_iterable(s.values.values() for s in multi_valued)]
+    if np.median(object_sizes) < 4: return False
     if np.mean([s.pieces for s in multi_valued]) > 1.2 or any(s.pieces == 0 for s in multi_valued): return False
     tops = [max(s.values) for s in summaries]
     is_consecutive = all(len(s.values) in (t, t + 1) for s, t in zip(summaries, tops))
-    return len({v for s in summaries
-                for v in s.values}) > MAX_LABELS or is_consecutive and len(set(tops)) > 1 and max(tops) >= 5
+    n_values = len(set().union(*(s.values for s in summaries)))
+    return n_values > MAX_LABELS or is_consecutive and len(set(tops)) > 1 and max(tops) >= 5
 
 def _decide_on_numbers(summaries: dict[str, CaseSummary], named_labels: dict[str, int], task: str) -> Decision:
     "Decide on masks of plain numbers"
-    values = sorted({v for s in summaries.values() for v in s.values})
+    values = sorted(set().union(*(s.values for s in summaries.values())))
     # at most one label is named
     nonzero_values, has_one_label = {v for v in values if v}, sum(map(bool, named_labels.values())) <= 1
     binary = named_labels or dict(background=0, label_1=1)
@@ -124,7 +125,7 @@ def _decide_on_numbers(summaries: dict[str, CaseSummary], named_labels: dict[str
                for k, s in summaries.items() if s.whole and len(s.values) > MAX_LABELS}
     faults |= {k: (f"holds the label {max(s.values)}, and labels end at 255", "number them anew")
                for k, s in summaries.items() if k not in faults and max(s.values) > 255}
-    label_values = sorted({v for k, s in summaries.items() if k not in faults for v in s.values} - {0})
+    label_values = sorted(set().union(*(s.values for k, s in summaries.items() if k not in faults)) - {0})
     labels = named_labels or dict(background=0) | {f"label_{v}": v for v in label_values}
     return Decision(dict(kind="labels"), labels, "semantic", f"masks hold {', '.join(map(str, [0, *label_values]))}",
                     faults)

@@ -185,15 +185,16 @@ def image_png(case: OpenCase, k: int, channel: int = 0) -> bytes:
 
 def mask_png(case: OpenCase, k: int) -> bytes:
     part = np.asarray(case.mask if case.mask.ndim == 2 else volume_plane(case.mask, k))
-    palette = [int(c[i:i + 2], 16) for c in ["#000000", *map(label_color, range(1, 256))] for i in (1, 3, 5)]
+    colors = ["#000000", *map(label_color, range(1, 256))]
+    palette = list(bytes.fromhex("".join(c.removeprefix("#") for c in colors)))
     return _png(np.where(part > 255, (part - 1) % 255 + 1, part).astype(np.uint8), palette, bytes([0] + [255] * 255))
 
 def uncertainty_png(uncertainty: np.ndarray, k: int) -> bytes:
     "0 is clear, 255 is entropy 1: from yellow to violet"
     part = np.asarray(uncertainty if uncertainty.ndim == 2 else volume_plane(uncertainty, k))
-    return _png((part * 255).round().astype(np.uint8),
-                [int(v) for t in range(256) for v in (255 - t / 2, 220 - .85 * t, t)],
-                bytes(2 * t // 3 for t in range(256)))
+    level = np.arange(256)
+    palette = np.stack([255 - level / 2, 220 - .85 * level, level], 1).astype(np.uint8)
+    return _png((part * 255).round().astype(np.uint8), palette.ravel().tolist(), bytes(2 * t // 3 for t in range(256)))
 
 # %% ../../nbs/library/9_deployment/10_app.ipynb #8a8b8769
 @contextmanager

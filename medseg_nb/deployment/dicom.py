@@ -357,8 +357,11 @@ def list_due(self: SeriesQueue) -> list[Path]:
 
 def list_unsent(self: SeriesQueue) -> list[Path]:
     "SEG files that are made and not sent"
-    return [f / said["seg"] for f in self.select_open(lambda f: True)
-            if (said := self.read_answer(f))["seg"] and not said["sent"]]
+    unsent_files = []
+    for folder in self.select_open(lambda f: True):
+        answer = self.read_answer(folder)
+        if answer["seg"] and not answer["sent"]: unsent_files.append(folder / answer["seg"])
+    return unsent_files
 
 SeriesQueue.select_open, SeriesQueue.is_complete = select_open, is_complete
 SeriesQueue.list_due, SeriesQueue.list_unsent = list_due, list_unsent

@@ -26,6 +26,7 @@ from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Annotated, Literal
@@ -109,7 +110,7 @@ def _tensors(graph) -> Iterator:
     yield from _tensors_of_nodes(graph.node)
 
 def _tensors_of_nodes(nodes) -> Iterator:
-    for a in (a for node in nodes for a in node.attribute):
+    for a in chain.from_iterable(node.attribute for node in nodes):
         yield from (a.t, *a.tensors)
         for s in (a.sparse_tensor, *a.sparse_tensors): yield from (s.values, s.indices)
         for g in (a.g, *a.graphs): yield from _tensors(g)
@@ -119,8 +120,8 @@ def check_self_contained(path: Path, data: bytes) -> None:
     onnx = import_deploy_package("onnx")
     try: model = onnx.load_model_from_string(data)
     except Exception as e: raise InputError(str(path), f"is no ONNX file ({type(e).__name__})", EXPORT_REMEDY) from None
-    tensors = [*_tensors(model.graph), *(t for f in model.functions for t in _tensors_of_nodes(f.node))]
-    if any(onnx.external_data_helper.uses_external_data(t) for t in tensors):
+    tensors = chain(_tensors(model.graph), *(_tensors_of_nodes(f.node) for f in model.functions))
+    if any(map(onnx.external_data_helper.uses_external_data, tensors)):
         raise InputError(str(path), "keeps weights in another file (external data)", "save it as one file")
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #faf1615f
@@ -314,7 +315,7 @@ def even_padding_forms() -> dict[type, Callable]:  # as `traceable_forms`, for i
         def __init__(self, part):
             super().__init__()
             more = [max(d * (k - 1) + 1 - s, 0) for k, s, d in zip(part.kernel_size, part.stride, part.dilation)]
-            self.part, self.more = part, [n for m in more[::-1] for n in (m // 2, m - m // 2)]
+            self.part, self.more = part, [*chain.from_iterable((m // 2, m - m // 2) for m in more[::-1])]
         def forward(self, x):
             part, x = self.part, torch.nn.functional.pad(x, self.more)
             return torch.nn.functional.conv2d(x, part.weight, part.bias, part.stride, 0, part.dilation, part.groups)
@@ -457,11 +458,11 @@ def load_exportable_run(key: str):  # config, network
 
 def _create_card(config: Config, key: str, **more) -> Card:
     m = load_manifest(config.dataset)
-    names = ("torch", "onnx", "onnxruntime", "openvino", "nncf")
+    versions = {n: package_version(n) for n in ("torch", "onnx", "onnxruntime", "openvino", "nncf")}
     return Card(run=key, dataset=config.dataset, model=config.model,
                 channels=list(m.image.channels), shape=list(config.shape), normalise=config.normalise,
                 labels=m.labels, classes=max(m.labels.values()) + 1,
-                versions={n: v for n in names if (v := package_version(n))}, **more)
+                versions={n: v for n, v in versions.items() if v}, **more)
 
 @lru_cache(maxsize=2)
 def export_onnx(key: str) -> bytes:
@@ -495,8 +496,8 @@ def export_run(key: str,            # of a run
         parts = quantize_to_int8(to, data, images,
                                  full) if int8 else convert_to_openvino(data) if to == "openvino" else [data]
     with print_heartbeat("compare with the run"):
-        parity_rows, dice = (compare_engines(net, create_runner(to, parts).call, images),
-                             foreground_dice(truth, create_runner(to, parts).call(images).argmax(1)))
+        parity_rows = compare_engines(net, create_runner(to, parts).call, images)
+        dice = foreground_dice(truth, create_runner(to, parts).call(images).argmax(1))
     if not int8 and (largest_difference := max(r["difference"] for r in parity_rows)) > MAX_DIFFERENCE:
         raise ResourceError(key, f"its export differs from the run by {largest_difference:.2g}", "try another engine")
     if dice < MIN_FOREGROUND_DICE:

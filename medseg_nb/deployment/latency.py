@@ -66,7 +66,8 @@ def measure_in_process(model: str,         # key of a run, or place of an artefa
         last_line = (completed.stderr.strip().splitlines() or ["killed"])[-1]
         raise InputError(str(file), f"{model} cannot be measured on it ({last_line[:160]})", "try a smaller image")
     measurements = json.loads(completed.stdout.splitlines()[-1])
-    times = {f"{part}_{k}": v for part in ("model", "end_to_end") for k, v in measurements[part].items()}
+    times = {}
+    for part in ("model", "end_to_end"): times |= {f"{part}_{k}": v for k, v in measurements[part].items()}
     return times | dict(cold=1000 * (measurements["first"] - start), memory=measurements["memory"])
 
 # %% ../../nbs/library/9_deployment/05_latency.ipynb #c559d68b

@@ -8,6 +8,7 @@ __all__ = ['is_series', 'list_input_files', 'label_map_path', 'named_errors', 'p
 # %% ../../nbs/library/9_deployment/08_predict.ipynb #2d0e90a7
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def is_series(path: Path) -> bool:
 
 def list_input_files(inputs: Sequence[Path]) -> list[Path]:
     "The files that are named, and those of the folders that are named"
-    files = [f for p in inputs for f in ([p] if is_series(p) else files_by_stem(p).values())]
+    files = []
+    for p in inputs: files += [p] if is_series(p) else files_by_stem(p).values()
     stems = [uncompressed_stem(f) for f in files]
     if duplicates := sorted({s for s in stems if stems.count(s) > 1}):
         raise InputError(duplicates[0], "two inputs share this name", "predict them into two folders")
@@ -89,9 +91,9 @@ def predict_files(model: str,  # key of a run, or path of an artefact
                  ) -> pd.DataFrame:  # file, status, reason, foreground
     "Segment images and write label maps and `predict.csv`"
     files, predictor = list_input_files(inputs), load_segmenter(model)
-    overwritten_files = sorted(
-        {(out / f"{uncompressed_stem(f)}{e}").resolve() for f in files for e in (".png", ".nii.gz", ".dcm")} & {
-        f.resolve() for f in files})
+    suffixes = (".png", ".nii.gz", ".dcm")
+    mask_paths = {(out / f"{uncompressed_stem(f)}{s}").resolve() for f, s in product(files, suffixes)}
+    overwritten_files = sorted(mask_paths & {f.resolve() for f in files})
     if overwritten_files:
         raise InputError(str(overwritten_files[0]), "would be overwritten by its own mask",
                          "choose another folder for --out")

@@ -6,10 +6,9 @@
 __all__ = ['MEASUREMENT_LEVELS', 'ICC_FORMS', 'NON_INFERIORITY_MARGIN', 'ARMS', 'LETTERS', 'READER_COLUMNS', 'DESIGN_COLUMNS',
            'KEY_COLUMNS', 'NOTICE', 'PROTOCOL', 'CONSENT', 'ETHICS', 'RATING_RANGE', 'MAX_SECONDS',
            'SIMULATED_TIME_SAVED', 'estimate_from_sums', 'sum_by_patient', 'center_values', 'drop_perfect_limits',
-           'name_interval', 'krippendorff_alpha', 'icc', 'bland_altman', 'non_inferiority', 'compare_with_margin',
-           'plan_readings', 'study_name', 'choose_study_cases', 'write_study', 'read_key', 'read_readings',
-           'simulate_readings', 'intra_reader_agreement', 'inter_reader_agreement', 'mask_effects',
-           'score_reader_masks', 'analyze_study']
+           'krippendorff_alpha', 'icc', 'bland_altman', 'non_inferiority', 'compare_with_margin', 'plan_readings',
+           'study_name', 'choose_study_cases', 'write_study', 'read_key', 'read_readings', 'simulate_readings',
+           'intra_reader_agreement', 'inter_reader_agreement', 'mask_effects', 'score_reader_masks', 'analyze_study']
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #bc38cff0
 import re
@@ -27,7 +26,8 @@ from ..images.files import Encoding, read_mask
 from ..evaluation.metrics import reader_agreement
 from ..kit.report import to_csv
 from ..data.splits import fold_indices
-from ..evaluation.intervals import bca_limits, bootstrap_means, summarize_patient_scores, wilson_interval
+from ..evaluation.intervals import (bca_limits, bootstrap_means, name_interval, summarize_patient_scores,
+                                            wilson_interval)
 from ..evaluation.comparisons import compare_models
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #2b80c261
@@ -43,8 +43,8 @@ def estimate_from_sums(statistic: Callable[[np.ndarray], np.ndarray],  # sums (d
     influence = np.where(is_finite, np.where(is_finite, jackknife_values, 0).sum(0) / np.maximum(is_finite.sum(0), 1)
                          - jackknife_values, 0)
     with np.errstate(divide="ignore", invalid="ignore"): a = (influence**3).sum(0) / (6 * (influence**2).sum(0)**1.5)
-    is_defined, z = (np.isfinite(estimate) & np.isfinite(bootstrap_values).any(0), stdtrit(n - 1, .975)
-                     * np.sqrt(n / (n - 1)))
+    is_defined = np.isfinite(estimate) & np.isfinite(bootstrap_values).any(0)
+    z = stdtrit(n - 1, .975) * np.sqrt(n / (n - 1))
     limits = np.full((2, len(estimate)), np.nan)
     if is_defined.any():
         limits[:, is_defined] = bca_limits(bootstrap_values[:, is_defined], estimate[is_defined],
@@ -67,9 +67,6 @@ def center_values(values: np.ndarray) -> np.ndarray:
 def drop_perfect_limits(triple: np.ndarray) -> np.ndarray:  # (3,) agreement, low, high
     "Agreement with its interval; perfect agreement keeps no limits, since no subject shows how far it could fall"
     return np.array([1, np.nan, np.nan]) if abs(1 - triple[0]) < 1e-9 else triple
-
-def name_interval(name: str, triple: np.ndarray) -> dict:
-    return {f"{name}{s}": float(v) for s, v in zip(("", "_low", "_high"), triple)}
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #42eec412
 MEASUREMENT_LEVELS = ("nominal", "ordinal", "interval")
@@ -198,8 +195,9 @@ def bland_altman(a: Sequence[float], b: Sequence[float],  # two measurements of 
     parts = sum_by_patient(np.asarray(range(len(a)) if patients is None else patients)[is_paired],
                            np.stack([np.ones(len(d)), d, m, d * d, m * m, d * m], 1))
     estimates = estimate_from_sums(_bland_altman, parts) if len(d) > 1 else np.full((3, 4), np.nan)
-    columns = [name_interval(name, estimates[:, j]) for j, name in enumerate(("bias", "lower", "upper", "slope"))]
-    return {k: v for c in columns for k, v in c.items()} | dict(n=len(parts), cases=len(d))
+    row = {}
+    for name, estimate in zip(("bias", "lower", "upper", "slope"), estimates.T): row |= name_interval(name, estimate)
+    return row | dict(n=len(parts), cases=len(d))
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #b3c706b4
 NON_INFERIORITY_MARGIN = .05  # of Dice: what a model may agree worse with readers than they agree with each other

@@ -136,10 +136,11 @@ def time_variants(variants: Sequence[BuiltVariant]) -> pd.DataFrame:
     first, size = variants[0].config, timing_size(variants[0].config)
     _, test_indices = fold_indices(first.dataset, first.fold, first.unit)
     file = load_cases(first.dataset)[test_indices[0]].images[0]
-    timings = [dict(dataset=first.dataset, variant=m.variant.name,
-                    cores=n, megabytes=m.megabytes, **measure_in_process(m.model, file, size, n, N_TIMED_ANSWERS))
-               for m in progress(variants, f"time the variants of {first.model} on {first.dataset}")
-               for n in sorted({1, os.cpu_count() or 1})]
+    timings = []
+    for m in progress(variants, f"time the variants of {first.model} on {first.dataset}"):
+        for n in sorted({1, os.cpu_count() or 1}):
+            costs = measure_in_process(m.model, file, size, n, N_TIMED_ANSWERS)
+            timings.append(dict(dataset=first.dataset, variant=m.variant.name, cores=n, megabytes=m.megabytes, **costs))
     return pd.DataFrame(timings)
 
 # %% ../../nbs/library/9_deployment/06_speed.ipynb #ab7ac6b0

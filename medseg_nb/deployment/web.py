@@ -230,7 +230,9 @@ def api_reference(schema: dict  # OpenAPI
         return (f"<tr><td><code>{method.upper()}</code></td><td><code>{escape(path)}</code></td>"
                 f"<td>{escape(call.get('description', ''))}</td>"
                 f"<td>{kinds(call)}</td><td>{escape(body(call))}</td></tr>")
-    rows = "".join(row(method, path, call) for path, calls in schema["paths"].items() for method, call in calls.items())
+    rows = ""
+    for path, calls in schema["paths"].items():
+        for method, call in calls.items(): rows += row(method, path, call)
     introduction = ('<p>Send the token as <code>Authorization: Bearer TOKEN</code>. A refusal is one JSON line: '
                     '<code>{"error": "what is wrong; what to do"}</code>. '
                     '<a href="/openapi.json">The same for programs (OpenAPI)</a>. <a href="/">The page</a>.</p>')

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 
@@ -27,12 +27,12 @@ from ..kit.core import rng
 def simulate_nuclei_labels(shape: tuple[int, int], step: int, displacement: float, *purpose: object) -> np.ndarray:
     "Label map of ellipses on a loose grid; `displacement` is how far they lie from it"
     random, labels = rng("nuclei", *purpose), np.zeros(shape, np.int32)
-    centers = [(i, j) for i in range(step // 2, shape[0], step) for j in range(step // 2, shape[1], step)]
+    centers = product(*(range(step // 2, n, step) for n in shape))
     rows, columns = np.ogrid[:shape[0], :shape[1]]
     for k, (i, j) in enumerate(centers, 1):
-        (y, x), (a, b), is_present = (random.normal(0, displacement, 2) + (i, j), random.uniform(.27, .4, 2) * step,
-                                      random.random() > .1)
-        if is_present: labels[((rows - y) / a)**2 + ((columns - x) / b)**2 < 1] = k
+        y, x = random.normal(0, displacement, 2) + (i, j)
+        a, b = random.uniform(.27, .4, 2) * step
+        if random.random() > .1: labels[((rows - y) / a)**2 + ((columns - x) / b)**2 < 1] = k
     return labels
 
 # %% ../../nbs/library/4_evaluation/04_agreement.ipynb #f23ac6a7

@@ -12,6 +12,7 @@ __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #bd318829
 import json
 import re
+from itertools import product
 from math import inf
 
 import pandas as pd
@@ -133,7 +134,7 @@ def list_expected_claims() -> pd.DataFrame:
     models = dict.fromkeys(m for m in load_published_scores().model if m != "unet")
     ranks = [dict(id=f"rank.{dataset}.{m}", statement=f"U-Net is above {m} in Dice",
                   source="Owen 2024, V", kind="difference", claimed="above 0", dataset=claimed_dataset,
-                  section="benchmark") for dataset, claimed_dataset in STANDS_FOR.items() for m in models]
+                  section="benchmark") for (dataset, claimed_dataset), m in product(STANDS_FOR.items(), models)]
     return pd.concat([pd.DataFrame(scores + ranks), load_statements()], ignore_index=True)
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #c8bab6c1

@@ -7,6 +7,8 @@ __all__ = ['BAND_EDGES', 'BANDS', 'MASK_FEATURES', 'largest_step', 'contour_dist
            'solidity', 'mask_features']
 
 # %% ../../nbs/library/4_evaluation/03_contours.ipynb #9667cc1d
+from itertools import product
+
 import numpy as np
 from scipy import ndimage
 
@@ -14,7 +16,7 @@ from .surface_distances import as_mask, at_most, check_spacing, outline_indices
 
 # %% ../../nbs/library/4_evaluation/03_contours.ipynb #2eebc90f
 BAND_EDGES = (1, 2, 4, 8, 16)  # outer edges of the bands in steps; a last band lies beyond
-BANDS = tuple(f"{side}_{edge}" for side in ("in", "out") for edge in (*BAND_EDGES, "more"))
+BANDS = tuple(f"{side}_{edge}" for side, edge in product(("in", "out"), (*BAND_EDGES, "more")))
 
 def largest_step(spacing: tuple[float, ...] | None) -> float:
     return max(check_spacing(spacing, len(spacing))) if spacing else 1.

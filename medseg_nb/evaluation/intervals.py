@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BOOTSTRAP_DRAWS', 'DRAWS_BEYOND_LIMIT', 'COMPARISON_DRAWS', 'JACKKNIFE_PARTS', 'round_six_digits', 'mean_by_patient',
            'bootstrap_means', 'acceleration', 'bca_limits', 'VarianceComponents', 'variance_components',
-           'mean_intervals', 'mean_interval', 'summarize_patient_scores', 'p_value_by_inversion', 'contrast',
-           'interval_and_p_value', 'wilson_interval', 'generated_distance_interval']
+           'mean_intervals', 'mean_interval', 'summarize_patient_scores', 'p_value_by_inversion', 'ContrastDraws',
+           'draw_contrasts', 'contrast_intervals', 'contrast', 'interval_and_p_value', 'wilson_interval',
+           'name_interval', 'generated_distance_interval']
 
 # %% ../../nbs/library/4_evaluation/05_intervals.ipynb #a0bd187a
 from collections.abc import Callable, Iterator, Sequence
@@ -244,6 +245,38 @@ def p_value_by_inversion(limits: Callable[[float], tuple[float, float]],  # from
         a, b = (middle, b) if contains_zero(middle) else (a, middle)
     return float(a)
 
+@dataclass(frozen=True)
+class ContrastDraws:
+    "Means, or first means minus second ones, of many studies of one design, and their draws"
+    values: np.ndarray           # (studies,)
+    draws: np.ndarray            # (draws, studies)
+    spread: VarianceComponents
+    skew: np.ndarray             # (studies,) acceleration
+
+def draw_contrasts(values: np.ndarray,   # patients × studies × sides × trainings, nan where there is none
+                   weights: np.ndarray,  # of the cells
+                   # values, weights: patients × studies × trainings of another way to part the same patients' values
+                   other: tuple[np.ndarray, np.ndarray] | None = None,
+                   draws: int = BOOTSTRAP_DRAWS) -> ContrastDraws:
+    "Draws that all studies share"
+    (n, k, sides, t), signs, y = values.shape, (1., -1.)[:values.shape[2]], np.where(weights > 0, values, 0)
+    flat, flat_weights = values.reshape(n, k * sides, t), weights.reshape(n, k * sides, t)
+    means = ((weights * y).sum((0, 3)) / weights.sum((0, 3))) @ signs
+    drawn = bootstrap_means(flat, draws, flat_weights).reshape(draws, k, sides) @ signs
+    spread = variance_components(values, signs, weights)
+    if other is not None:
+        spread = spread.add_trainings(variance_components(other[0][:, :, None], weights=other[1][:, :, None]))
+        drawn = drawn + _bootstrap_training_shifts(*other, draws)
+    without = _jackknife_means(flat, flat_weights).reshape(n, k, sides) @ signs
+    return ContrastDraws(means, drawn, spread, _jackknife_acceleration(without))
+
+def contrast_intervals(values: np.ndarray, weights: np.ndarray,  # as for `draw_contrasts`
+                       other: tuple[np.ndarray, np.ndarray] | None = None, draws: int = BOOTSTRAP_DRAWS,
+                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (studies,) differences, low, high
+    "What `contrast` says of each of many studies, without p values"
+    drawn = draw_contrasts(values, weights, other, draws)
+    return drawn.values, *_limits_of_width(drawn.draws, drawn.values, drawn.skew, drawn.spread)
+
 def contrast(values: np.ndarray,  # patients × sides × trainings, nan where there is none; a patient may be on one side
              trainings: int | None = None,  # of a side; 0: nothing was trained; without: as many as `values` holds
              weights: np.ndarray | None = None,          # of the cells
@@ -252,18 +285,16 @@ def contrast(values: np.ndarray,  # patients × sides × trainings, nan where th
     "Mean, or the first mean minus the second, with interval and p value from the same draws of patients and trainings"
     cell_weights = np.isfinite(values) * (1. if weights is None else weights)
     if trainings is None: trainings = int((cell_weights > 0).any(0).sum(1).min())
-    signs, y = (1., -1.)[:values.shape[1]], np.where(cell_weights > 0, values, 0)
-    difference = float((cell_weights * y).sum((0, 2)) / cell_weights.sum((0, 2)) @ signs)
-    result = dict(difference=difference, difference_low=np.nan, difference_high=np.nan, p=np.nan, trainings=trainings)
-    if len(values) < 2: return result
-    spread = variance_components(values[:, None], signs, cell_weights[:, None])
-    draws = bootstrap_means(values, COMPARISON_DRAWS, weights) @ signs
-    if other is not None:
-        spread = spread.add_trainings(variance_components(other[0][:, None, None], weights=other[1][:, None, None]))
-        draws = draws + _bootstrap_training_shifts(*other)
-    low, high, p = interval_and_p_value(
-        draws, difference, spread, _jackknife_acceleration((_jackknife_means(values, cell_weights) @ signs)[:, None]))
-    return result | dict(difference_low=low, difference_high=high, p=np.nan if trainings == 1 else p)
+    result = dict(difference=np.nan, difference_low=np.nan, difference_high=np.nan, p=np.nan, trainings=trainings)
+    if len(values) < 2:
+        y, signs = np.where(cell_weights > 0, values, 0), (1., -1.)[:values.shape[1]]
+        return result | dict(difference=float((cell_weights * y).sum((0, 2)) / cell_weights.sum((0, 2)) @ signs))
+    drawn = draw_contrasts(values[:, None], cell_weights[:, None], other and tuple(x[:, None] for x in other),
+                           COMPARISON_DRAWS)
+    difference = float(drawn.values[0])
+    low, high, p = interval_and_p_value(drawn.draws[:, 0], difference, drawn.spread, drawn.skew)
+    return result | dict(difference=difference, difference_low=low, difference_high=high,
+                         p=np.nan if trainings == 1 else p)
 
 def interval_and_p_value(draws: np.ndarray,      # (draws,) of a statistic
                          value: float,           # the statistic
@@ -277,14 +308,14 @@ def interval_and_p_value(draws: np.ndarray,      # (draws,) of a statistic
     def limits(level): return tuple(_limits_of_width(draws, np.array([value]), skew, spread, level)[:, 0].tolist())
     return *limits(.05), p_value_by_inversion(limits, least)
 
-def _bootstrap_training_shifts(values: np.ndarray, weights: np.ndarray) -> np.ndarray:  # (COMPARISON_DRAWS,)
-    "How draws of trainings alone move a mean; both patients × trainings"
-    count = weights.sum()
-    contributions = (weights * (np.where(weights > 0, values, 0)
-                                - (weights * np.where(weights > 0, values, 0)).sum() / count)).sum(0) / count
-    return np.concatenate([*_bootstrap_counts(len(contributions), COMPARISON_DRAWS,
-                                              generator("bootstrap", "other trainings",
-                                                        len(contributions)))]) @ contributions
+def _bootstrap_training_shifts(values: np.ndarray, weights: np.ndarray, draws: int) -> np.ndarray:  # (draws, studies)
+    "How draws of trainings alone move means; both patients × studies × trainings"
+    count, weighted = weights.sum((0, 2)), weights * np.where(weights > 0, values, 0)
+    means = weighted.sum((0, 2)) / count
+    contributions = ((weighted - weights * means[:, None]).sum(0) / count[:, None]).T
+    rng = generator("bootstrap", "other trainings", len(contributions))
+    return np.concatenate([*_bootstrap_counts(len(contributions), draws, rng)]) @ contributions
+
 
 # %% ../../nbs/library/4_evaluation/05_intervals.ipynb #9eaddbac
 def wilson_interval(hits: int, n: int) -> tuple[float, float, float]:  # share, low, high; nan where n is 0
@@ -293,6 +324,10 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float, float]:  # share, 
     z2 = ndtri(.975)**2
     middle, half = (hits + z2 / 2) / (n + z2), np.sqrt(z2 * (hits * (n - hits) / n + z2 / 4)) / (n + z2)
     return hits / n, float(max(0, middle - half)), float(min(1, middle + half))
+
+def name_interval(name: str, triple: Sequence[float]) -> dict[str, float]:  # NAME, NAME_low, NAME_high
+    "A value and its interval as cells of a row"
+    return {f"{name}{end}": float(v) for end, v in zip(("", "_low", "_high"), triple)}
 
 # %% ../../nbs/library/4_evaluation/05_intervals.ipynb #742fbfa3
 JACKKNIFE_PARTS = 20

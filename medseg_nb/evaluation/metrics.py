@@ -11,7 +11,7 @@ __all__ = ['OVERLAP_SCORES', 'TOLERANCE', 'CALIBRATION_BINS', 'METRICS', 'HD95',
 # %% ../../nbs/library/4_evaluation/02_metrics.ipynb #f6385f93
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
@@ -102,16 +102,19 @@ def score_against_readers(pred: np.ndarray,                  # label map
                           spacing: tuple[float, ...] | None,
                          ) -> list[dict]:                    # one row a region
     "Scores against each reader, averaged over the readers for whom a score is defined"
-    rows = pd.DataFrame([r for truth in readers for r in score(pred, truth, regions, spacing)]).drop(columns="outcome")
-    return rows.groupby("region", sort=False).mean().assign(readers=len(readers)).reset_index().to_dict("records")
+    rows = chain.from_iterable(score(pred, truth, regions, spacing) for truth in readers)
+    scores = pd.DataFrame(rows).drop(columns="outcome")
+    return scores.groupby("region", sort=False).mean().assign(readers=len(readers)).reset_index().to_dict("records")
 
 def reader_agreement(readers: Sequence[np.ndarray],     # label maps
                      regions: dict[str, list[int]],
                      spacing: tuple[float, ...] | None,
                     ) -> list[dict]:
     "Scores of each pair of readers, the second taken as the reference; one row a pair and region"
-    pairs = combinations(range(len(readers)), 2)
-    return [dict(reader=i, other=j, **r) for i, j in pairs for r in score(readers[i], readers[j], regions, spacing)]
+    rows = []
+    for i, j in combinations(range(len(readers)), 2):
+        rows += [dict(reader=i, other=j, **r) for r in score(readers[i], readers[j], regions, spacing)]
+    return rows
 
 # %% ../../nbs/library/4_evaluation/02_metrics.ipynb #c003aa05
 CALIBRATION_BINS = 15

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..kit.core import InputError, rng
-from .intervals import wilson_interval
+from .intervals import name_interval, wilson_interval
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #4603b155
 def check_risks(risk: Sequence[float], event: Sequence[bool],
@@ -109,11 +109,9 @@ def calibration_statistics(risk: Sequence[float],  # 0 to 1
                            offset=logit).fit()
     slope_fit = sm.GLM(event.astype(float), sm.add_constant(logit, has_constant="add"),
                        family=sm.families.Binomial()).fit()
-    bounds = {name: (float(fit.params[k]), *map(float, fit.conf_int()[k]))
-              for name, fit, k in [("intercept", intercept_fit, 0), ("slope", slope_fit, 1)]}
-    return {f"{name}{end}": v for name, values in bounds.items()
-            for end, v in zip(("", "_low", "_high"), values)} | dict(
-        brier=float(np.mean((risk - event) ** 2)), n=len(event))
+    return (name_interval("intercept", (intercept_fit.params[0], *intercept_fit.conf_int()[0]))
+            | name_interval("slope", (slope_fit.params[1], *slope_fit.conf_int()[1]))
+            | dict(brier=float(np.mean((risk - event) ** 2)), n=len(event)))
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #c99bb860
 def calibration_curve(risk: Sequence[float], event: Sequence[bool],
@@ -135,8 +133,10 @@ def decision_scores(risk: Sequence[float], event: Sequence[bool],
     is_positive = risk >= level
     parts = dict(accuracy=(is_positive == event, np.ones(len(event), bool)),
                  precision=(event, is_positive), recall=(is_positive, event), specificity=(~is_positive, ~event))
-    shares = {name: wilson_interval(int((hit & among).sum()), int(among.sum())) for name, (hit, among) in parts.items()}
-    return {f"{name}{end}": v for name, values in shares.items() for end, v in zip(("", "_low", "_high"), values)}
+    scores = {}
+    for name, (hit, among) in parts.items():
+        scores |= name_interval(name, wilson_interval(int((hit & among).sum()), int(among.sum())))
+    return scores
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #05841244
 CONCORDANCE_DRAWS = 400  # of patients, for the interval of the concordance

@@ -14,7 +14,7 @@ __all__ = ['AUDITED_METRICS', 'ScoreBox', 'SCORE_FORMS', 'HalfPlane', 'MLSCORECH
 # %% ../../nbs/library/4_evaluation/14_table_audit.ipynb #e3b13ae0
 import re
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from math import ceil, floor
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def half_planes(box: ScoreBox) -> set[HalfPlane]:
 def eliminate_unknown(rows: set[HalfPlane], k: int) -> set[HalfPlane]:
     "What the rows say about the other unknowns, whatever unknown `k` is"
     up, down = ([tuple(Fraction(v) / abs(r[k]) for v in r) for r in rows if r[k] * sign > 0] for sign in (1, -1))
-    return {r for r in rows if r[k] == 0} | {tuple(a + b for a, b in zip(u, d)) for u in up for d in down}
+    return {r for r in rows if r[k] == 0} | {tuple(a + b for a, b in zip(u, d)) for u, d in product(up, down)}
 
 # None where the rows contradict each other
 def unknown_range(rows: set[HalfPlane], k: int) -> tuple[Fraction, Fraction] | None:
@@ -125,9 +125,10 @@ def find_conflicts(box: ScoreBox,
                   ) -> list[tuple[str, ...]]:
     "Smallest groups of scores that are impossible together"
     groups = []
-    for names in (names for size in range(2, len(box) + 1) for names in combinations(box, size)):
-        if not any(set(f) <= set(names) for f in groups) and not possible({m: box[m] for m in names}):
-            groups.append(names)
+    for size in range(2, len(box) + 1):
+        for names in combinations(box, size):
+            if not any(set(f) <= set(names) for f in groups) and not possible({m: box[m] for m in names}):
+                groups.append(names)
     return groups
 
 # %% ../../nbs/library/4_evaluation/14_table_audit.ipynb #83ae5a37
@@ -175,7 +176,7 @@ def mean_scores(images: list[tuple[int, ...]]) -> dict[str, Fraction]:
     return {m: sum(k * x[m] for k, x in scores) / sum(k for k, _ in scores) for m in AUDITED_METRICS}
 
 # %% ../../nbs/library/4_evaluation/14_table_audit.ipynb #6995461b
-CORNERS = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+CORNERS = np.array([*product((0, 1), repeat=3)])
 
 def minorant(cells: np.ndarray,    # (cell, 3) lowest corners
              width: float,
@@ -230,7 +231,7 @@ def prove_separation(weights: np.ndarray, level: float,
 MAX_ROUNDS, MIN_IMPROVEMENT = 40, 1e-7
 _EDGES = (1e-4, .1, .4, .7, .9, .98, .9999, 1)
 # images to begin with
-INITIAL_IMAGES = np.array([[s, m, y] for s in _EDGES for m in _EDGES for y in _EDGES if m * y < 1])
+INITIAL_IMAGES = np.array([(s, m, y) for s, m, y in product(_EDGES, repeat=3) if m * y < 1])
 
 def check_means(box: ScoreBox,
                 largest: float = 1.,  # the lesion covers at most this share of each image

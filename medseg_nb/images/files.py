@@ -363,14 +363,17 @@ def _parse_integers(path: Path, name: str, text: str, n: int) -> list[int]:
     return [int(v) for v in values]
 
 # %% ../../nbs/library/1_images/01_files.ipynb #cf96abcf
-_DTYPE_NAMES = ({"i1": "signed char, int8, met_char", "u1": "uchar, unsigned char, uint8, met_uchar",
-                 "i2": "short, short int, signed short, signed short int, int16, met_short",
-                 "u2": "ushort, unsigned short, unsigned short int, uint16, met_ushort",
-                 "i4": "int, signed int, int32, met_int, met_long",
-                 "u4": "uint, unsigned int, uint32, met_uint, met_ulong",
-                 "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, "
-                 "met_long_long", "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, met_ulong_long",
-                 "f4": "float, met_float", "f8": "double, met_double"})
+_DTYPE_NAMES = {
+    "i1": "signed char, int8, met_char",
+    "u1": "uchar, unsigned char, uint8, met_uchar",
+    "i2": "short, short int, signed short, signed short int, int16, met_short",
+    "u2": "ushort, unsigned short, unsigned short int, uint16, met_ushort",
+    "i4": "int, signed int, int32, met_int, met_long",
+    "u4": "uint, unsigned int, uint32, met_uint, met_ulong",
+    "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, met_long_long",
+    "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, met_ulong_long",
+    "f4": "float, met_float",
+    "f8": "double, met_double"}
 _DTYPE_CODES = {name: code for code, names in _DTYPE_NAMES.items() for name in names.split(", ")}
 
 def _parse_dtype(path: Path, name: str, big: str | None) -> np.dtype:

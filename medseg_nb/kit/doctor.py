@@ -25,8 +25,12 @@ def list_version_mismatches() -> list[str]:
     lock = root() / "requirements.lock"
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
     requirements = [r for r in map(Requirement, filter(None, lines)) if r.marker is None or r.marker.evaluate()]
-    return [f"{r.name} {v}, locked {r.specifier}" for r in requirements
-            if (v := _installed_version(r.name)) and not r.specifier.contains(v.split("+")[0], prereleases=True)]
+    mismatches = []
+    for r in requirements:
+        version = _installed_version(r.name)
+        if version and not r.specifier.contains(version.split("+")[0], prereleases=True):
+            mismatches.append(f"{r.name} {version}, locked {r.specifier}")
+    return mismatches
 
 # %% ../../nbs/library/0_kit/05_doctor.ipynb #b965299f
 def check_environment() -> list[dict]:  # what, found, ok

@@ -11,6 +11,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from .core import InputError, PROFILES, digest, folder, root
@@ -39,7 +40,7 @@ def _is_compared(path: str) -> bool:
 
 def _snapshot_folder(place: Path) -> ReportSnapshot:
     # nothing else: the folder may be a whole disk
-    files = [p for name in (*PROFILES, "peers") for p in sorted((place / name).rglob("*"))]
+    files = chain.from_iterable(sorted((place / name).rglob("*")) for name in (*PROFILES, "peers"))
     hashes = {p.relative_to(place).as_posix(): git_blob_hash(p.read_bytes())
               for p in files if p.is_file() and not p.name.startswith(".")}
     return ReportSnapshot(hashes, lambda path: (place / path).read_bytes())
@@ -121,7 +122,9 @@ def compare_reports(a: str,                 # revision or folder
     profiles = {p.split("/")[0] for p in old.files} & {p.split("/")[0] for p in new.files}
     paths = [p for p in {*old.files, *new.files} if p.split("/")[0] in profiles and _is_compared(p)]
     changed_sections = {p.rpartition("/")[0] for p in paths if old.files.get(p) != new.files.get(p)}
-    return [row for place in sorted(changed_sections) for row in _compare_section(place, old, new, tolerance)]
+    rows = []
+    for place in sorted(changed_sections): rows += _compare_section(place, old, new, tolerance)
+    return rows
 
 def format_changes(rows: list[dict]) -> list[str]:
     "Rows for a person"

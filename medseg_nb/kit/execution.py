@@ -10,10 +10,9 @@ __all__ = ['ProfileName', 'Section', 'sections', 'notebook_path', 'section_modul
            'load_provenance', 'stamp_path', 'list_changes', 'is_data_available', 'can_execute',
            'reason_section_not_applicable', 'list_section_states', 'normalize_notebook', 'SectionError',
            'convert_kernel_error', 'set_environment', 'measure_resources', 'execute_notebook', 'execute_section',
-           'lineage', 'provenance_record', 'run_section', 'refresh_notebook', 'warn_over_budget', 'exported_code',
-           'check_exports', 'write_build_record', 'add_upstream', 'select_sections', 'remove_other_results',
-           'next_section', 'run_in_worker', 'Worker', 'run_sequentially', 'run_in_parallel', 'run_all',
-           'run_on_cluster']
+           'lineage', 'provenance_record', 'run_section', 'warn_over_budget', 'exported_code', 'check_exports',
+           'write_build_record', 'add_upstream', 'select_sections', 'remove_other_results', 'next_section',
+           'run_in_worker', 'Worker', 'run_sequentially', 'run_in_parallel', 'run_all', 'run_on_cluster']
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #abd8468c
 import ast
@@ -57,6 +56,7 @@ class Section(BaseModel, extra="forbid", frozen=True):
     # profiles whose results were taken back until it is executed again; nothing waits
     withdrawn: list[ProfileName] = []
     files: list[str] = []            # from nbs/: tables, or folders of them, that its code reads
+    article: bool = True             # has a paragraph in the article; without one it stands in the supplement alone
 
     def budget_for(self, profile: str) -> dict:
         return self.budget.get("smoke" if profile == "own" else profile, {})  # a user's set has smoke's budgets
@@ -137,7 +137,9 @@ def section_parameters(section: str,
     overrides = entry.parameters.get(profile, {}) | dict(profile=profile)
     if profile == "own" and data and "datasets" in default_values: overrides["datasets"] = [data]
     for name in overrides: choose(name, default_values, f"parameter of section {section}")
-    return default_values | overrides
+    parameter_values = default_values | overrides
+    for dataset in parameter_values.get("datasets", []): choose(dataset, manifest_folders(), "data set")
+    return parameter_values
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #7e3a5f17
 def section_defines(section: str, name: str) -> bool:
@@ -202,11 +204,11 @@ def installed_packages_digest() -> str:
     return digest([sys.version, sorted(name for name in names if name.endswith((".dist-info", ".egg-info")))])
 
 def project_digest() -> str:
-    "Digest of all code, tables of `nbs/`, manifests with their splits, and installed packages"
-    tables = [*folder("nbs").glob("*.yaml")]
+    "Digest of all code, tables of `nbs/`, a plan of one's own, manifests with their splits, and installed packages"
+    tables = [*folder("nbs").glob("*.yaml"), *map(Path, filter(None, [os.environ.get("MEDSEG_OWN_PLAN")]))]
     for place in manifest_folders().values(): tables += [place / "dataset.yaml", place / "splits.json"]
     paths = [p for p, _ in current_sources().stamps] + [str(p) for p in tables if p.is_file()]
-    stamps = tuple((p, (s := os.stat(p)).st_mtime_ns, s.st_size) for p in paths)
+    stamps = tuple((p, s.st_mtime_ns, s.st_size) for p, s in zip(paths, map(os.stat, paths)))
     return digest([_contents_digest(stamps), installed_packages_digest(), os.environ.get("MEDSEG_DATA")])
 
 def list_section_runs(section: str, parameter_values: dict) -> list[Run]:
@@ -273,7 +275,7 @@ def section_dependencies(section: str, profile: str, data: str | None = None) ->
     "What a section's result depends on, by kind"
     parameter_values, (code, code_closure) = section_parameters(section, profile, data), section_code(section)
     results = {u: folder("reports") / profile / u / "results.json" for u in sections()[section].upstream}
-    runs, dataset_ids = list_section_runs(section, parameter_values), parameter_values.get("datasets", [])
+    runs, dataset_ids = list_section_runs(section, parameter_values), sorted(_datasets_in(parameter_values))
     return dict(code=code,
                 runs=digest([c.key for c in runs]),
                 parameters=parameter_values,
@@ -313,7 +315,7 @@ def list_changes(section: str, profile: str, data: str | None = None) -> list[st
 
 def is_data_available(section: str, profile: str, data: str | None = None) -> bool:
     "Whether the section's data sets can be read on this machine"
-    dataset_ids = section_parameters(section, profile, data).get("datasets", [])
+    dataset_ids = _datasets_in(section_parameters(section, profile, data))
     return all(import_module("medseg_nb.data.manifest").locate_dataset(d) is not None for d in dataset_ids)
 
 def can_execute(section: str, profile: str, data: str | None = None) -> bool:
@@ -333,8 +335,8 @@ def reason_section_not_applicable(section: str, profile: str, data: str | None =
                              if reason_section_not_applicable(u, profile, data)), None)
     if upstream_section: return f"it reads {upstream_section}, which leaves {data} out"
     if not dataset_ids or not section_defines(section, "reason_not_applicable"): return ""
-    return next((why for d in dataset_ids if (why := import_module(section_module(section)).reason_not_applicable(d))),
-                "")
+    reasons = map(import_module(section_module(section)).reason_not_applicable, dataset_ids)
+    return next(filter(None, reasons), "")
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #a3eedfc3
 def list_section_states(profile: str, data: str | None = None) -> list[dict]:
@@ -366,7 +368,8 @@ def normalize_notebook(source: dict,    # the notebook as it stands in nbs/
                               execution_count=executed_cell["execution_count"])
         if "parameters" in cell["metadata"].get("tags", []):
             cells += [dict(c, id="injected", metadata=dict(tags=["injected-parameters"]), outputs=[]) for c in injected]
-    for o in (o for c in cells for o in c.get("outputs", [])): o.get("metadata", {}).clear()
+    for cell in cells:
+        for output in cell.get("outputs", []): output.get("metadata", {}).clear()
     return json.dumps(dict(source, cells=cells), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #4ab90658
@@ -481,8 +484,9 @@ def _datasets_in_results(place: Path) -> set[str]:
     "Data sets that a section's rows, tables and figures name"
     try: results = json.loads((place / "results.json").read_text(encoding="utf-8"))
     except FileNotFoundError: return set()
-    floats = [f.get("data") or [] for kind in ("tables", "figures") for f in results[kind].values()]
-    return {d for names in [results.get("data", []), *floats] for d in names if d in manifest_folders()}
+    floats = [*results["tables"].values(), *results["figures"].values()]
+    names = set(results.get("data", [])).union(*(f.get("data") or [] for f in floats))
+    return names & set(manifest_folders())
 
 def lineage(section: str, profile: str, data: str | None = None,
             place: Path | None = None,  # folder of its results, once there are some
@@ -518,7 +522,7 @@ def run_section(section: str, profile: str,
     with FileLock(lock):
         if reason_section_not_applicable(section, profile, data):
             shutil.rmtree(results_folder(section, profile), ignore_errors=True); return "does not fit"
-        if not list_changes(section, profile, data): refresh_notebook(section, profile); return "current"
+        if not list_changes(section, profile, data): return "current"
         if not can_execute(section, profile, data): return "not checkable here"
         reports = folder("reports") / profile
         for stale_stage in reports.glob(f".stage-{section}-*"): shutil.rmtree(stale_stage, ignore_errors=True)
@@ -536,14 +540,6 @@ def run_section(section: str, profile: str,
     return "executed"
 
 # %% ../../nbs/library/0_kit/03_execution.ipynb #bac60e6c
-def refresh_notebook(section: str, profile: str) -> None:
-    "Put today's prose and comments around the stored outputs of a current section"
-    place = results_folder(section, profile) / "notebook.ipynb"
-    if not place.exists(): return
-    old = place.read_text(encoding="utf-8")
-    new = normalize_notebook(read_notebook(notebook_path(section)), json.loads(old))
-    if new != old: write(place, new)
-
 def warn_over_budget(section: str, profile: str, measurements: dict) -> None:
     "Say so where a section took more than study.yaml allows"
     budget = sections()[section].budget_for(profile)

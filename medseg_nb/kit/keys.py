@@ -22,6 +22,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from json.encoder import encode_basestring
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _collect_imports(tree: ast.AST, package: str = "medseg_nb") -> dict[str, tup
 def _bound_names(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return [node.name]
     if isinstance(node, ast.Assign):
-        return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        return [n.id for n in chain.from_iterable(map(ast.walk, node.targets)) if isinstance(n, ast.Name)]
     return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 # %% ../../nbs/library/0_kit/01_keys.ipynb #9d4a5287
@@ -181,7 +182,8 @@ class Closure:
 
     def versions(self) -> dict[str, str]:
         "Installed versions of the packages"
-        return {p: v for p in sorted(self.packages) if (v := package_version(p))}
+        versions = {p: package_version(p) for p in sorted(self.packages)}
+        return {p: v for p, v in versions.items() if v}
 
 # %% ../../nbs/library/0_kit/01_keys.ipynb #afdee899
 _DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "sklearn": "scikit-learn"}
@@ -216,15 +218,16 @@ def build_outline(table: Definitions, module: str) -> Outline:
     names = {}
     for name, nodes in table.nodes.items():
         skeletons = [skeleton(node, table.imports | _collect_imports(node, table.package)) for node in nodes]
-        uses = dict.fromkeys((m or module, n) for node in nodes for m, n in _collect_uses(node, table) if m
-                             or n in table.nodes)
-        names[name] = [tree_digest(skeletons), list(uses)]
+        uses = chain.from_iterable(_collect_uses(node, table) for node in nodes)
+        leading_uses = dict.fromkeys((m or module, n) for m, n in uses if m or n in table.nodes)
+        names[name] = [tree_digest(skeletons), list(leading_uses)]
     return Outline(names, table.imports)
 
 def source_stamps() -> tuple[tuple[str, int], ...]:
     "All files of the kit and all plug-ins, with the times of their last change"
     kit = Path(medseg_nb.__file__).parent
-    places = [os.path.join(where, f) for where, _, files in os.walk(kit) for f in files if f.endswith(".py")]
+    places = []
+    for where, _, files in os.walk(kit): places += [os.path.join(where, f) for f in files if f.endswith(".py")]
     return tuple((p, os.stat(p).st_mtime_ns) for p in (*places, *map(str, plugins_folder().glob("*.py"))))
 
 @functools.lru_cache(maxsize=1)

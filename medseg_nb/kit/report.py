@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROWS_FILE', 'BUDGET_COLUMNS', 'SUBJECT_COLUMNS', 'SCOPE_COLUMNS', 'BUDGET_AXIS_LABEL', 'CONTEXT_COLUMNS',
-           'DATA_COLUMNS', 'SOURCE_KINDS', 'Estimate', 'choose_sentence', 'round_significant', 'to_csv', 'write_rows',
-           'read_rows', 'number_key', 'manual_results_folder', 'Report', 'set_theme', 'numbers', 'budget_label',
-           'name_with_budget', 'find_names', 'collect_budgets', 'check_table', 'name_budgets', 'list_budgets',
-           'label_networks', 'check_figure', 'check_claim', 'find_datasets', 'datasets_of_table', 'check_datasets',
-           'format_table_cells', 'check_source', 'table', 'figure', 'cases', 'claim', 'measurements']
+           'NAME_COLUMNS', 'DATA_COLUMNS', 'SOURCE_KINDS', 'Estimate', 'choose_sentence', 'round_significant', 'to_csv',
+           'write_rows', 'read_rows', 'number_key', 'manual_results_folder', 'Report', 'set_theme', 'numbers',
+           'budget_label', 'name_with_budget', 'find_names', 'collect_budgets', 'check_table', 'name_budgets',
+           'list_budgets', 'label_networks', 'check_figure', 'check_claim', 'display_text', 'display_names',
+           'find_datasets', 'datasets_of_table', 'check_datasets', 'format_table_cells', 'check_source', 'table',
+           'figure', 'cases', 'claim', 'measurements']
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #3d0aab60
 import gzip
@@ -17,12 +18,15 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .core import PROFILES, InputError, choose, folder, machine_class, manifest_folders, to_json, write
+from .core import (PROFILES, InputError, choose, folder, machine_class, manifest_folders, read_yaml,
+                                to_json, write)
 
 # %% ../../nbs/library/0_kit/02_report.ipynb #df4f46eb
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class Report:
         self.results = dict(profile=profile, section=section, numbers={}, tables={}, figures={}, claims=[])
         self.budgets: pd.DataFrame | None = None  # of the trained networks in the section's rows
         set_theme()
+
+    @property
+    def prints_measurements(self) -> bool:
+        "Whether tables of measurements are results too: a smoke paper repeats to the byte, and no clock does"
+        return self.profile != "smoke"
 
     def _save(self): write(self.folder / "results.json", to_json(self.results))
 
@@ -164,7 +173,7 @@ def _find_budgets(budgets: pd.DataFrame, names: set[str], **context: object) -> 
 
 def _missing_budgets(text: str, training_budgets: set) -> list[str]:
     "Budgets and starts that a text does not name"
-    labels = {w for b, s in training_budgets for w in budget_label(b, s).split(", ") if w}
+    labels = set().union(*(budget_label(*t).split(", ") for t in training_budgets)) - {""}
     return sorted(w for w in labels if not re.search(rf"(?<![\w.]){re.escape(w)}(?!\w)", text))
 
 def _referenced_budgets(text: str, budgets: pd.DataFrame, names: set[str], **context: object) -> set:
@@ -193,16 +202,20 @@ def _cell_text(row: dict) -> str:
     return "; ".join(f"{v:g} s" if "budget" in str(c)
                      and isinstance(v, (int, float, np.number)) else str(v) for c, v in row.items())
 
+def _subject_names(budgets: pd.DataFrame) -> set[str]:
+    "Networks and methods of a section's rows"
+    return set().union(*(budgets[s].dropna() for s in SUBJECT_COLUMNS if s in budgets))
+
 def _find_subjects(budgets: pd.DataFrame, row: dict) -> set[str]:
     "Networks and methods of the section's rows that a table's row names"
-    names = {n for s in SUBJECT_COLUMNS if s in budgets for n in budgets[s].dropna()}
+    names = _subject_names(budgets)
     texts = [v for c, v in row.items() if isinstance(v, str) and c not in (*CONTEXT_COLUMNS, *BUDGET_COLUMNS)]
-    return {n for text in texts for n in find_names(text, names)}
+    return set().union(*(find_names(text, names) for text in texts))
 
 def _row_budgets(budgets: pd.DataFrame, row: dict) -> set:
     "Budgets of the networks that a table's row is about: those that it names, or all of its data set"
-    subjects, context = _find_subjects(budgets, row), {c: row[c] for c in CONTEXT_COLUMNS if c in row
-                                                       and pd.notna(row[c])}
+    subjects = _find_subjects(budgets, row)
+    context = {c: row[c] for c in CONTEXT_COLUMNS if c in row and pd.notna(row[c])}
     # a method without training
     if not subjects and set(BUDGET_COLUMNS) <= set(row) and any(isinstance(row.get(s), str) for s in SUBJECT_COLUMNS):
         return set()
@@ -259,7 +272,7 @@ def name_budgets(table: pd.DataFrame,  # one row a comparison or a score
     budgets = None if set(BUDGET_COLUMNS) - set(rows) else collect_budgets(rows)
     subject = next((s for s in SUBJECT_COLUMNS if s in table), None)
     if budgets is None or subject is None or not len(table): return table
-    names = {n for s in SUBJECT_COLUMNS if s in budgets for n in budgets[s].dropna()}
+    names = _subject_names(budgets)
     for column, prefix in ((subject, ""), ("against", "against_")):
         if column not in table: continue
         cells = []
@@ -292,14 +305,14 @@ def label_networks(fig, rows: pd.DataFrame):
     "A figure whose labels name networks, with the budgets behind the names"
     from matplotlib.text import Text
     budgets = None if set(BUDGET_COLUMNS) - set(rows) else collect_budgets(rows)
-    budgets_by_name = ({} if budgets is None else {n: _find_budgets(budgets, {n}) for s in SUBJECT_COLUMNS
-                                                   if s in budgets for n in budgets[s].dropna().unique()})
-    for name, training_budgets in sorted(((n, t) for n, t in budgets_by_name.items() if t), key=lambda pair:
-                                         -len(pair[0])):
+    names = set() if budgets is None else _subject_names(budgets)
+    for name in sorted(sorted(names), key=len, reverse=True):
+        training_budgets = _find_budgets(budgets, {name})
+        if not training_budgets: continue
         pattern = re.compile(r"(?<![\w-])" + "[-_ ]?".join(map(re.escape, re.sub(r"[-_ ]", "", name)))
                              + r"(?![\w-]| \(\d)", re.I)
         for t in fig.findobj(Text):
-            if find_names(t.get_text(), budgets_by_name) >= {name}:
+            if name in find_names(t.get_text(), names):
                 t.set_text(pattern.sub(lambda m: f"{m[0]} ({_format_budgets(training_budgets)})", t.get_text()))
     return fig
 
@@ -312,14 +325,13 @@ def check_figure(budgets: pd.DataFrame | None, name: str, fig) -> None:
     "Refuse a figure whose labels name networks of different budgets, and not the budgets"
     from matplotlib.text import Text
     if budgets is None: return
-    names = {n for s in SUBJECT_COLUMNS if s in budgets for n in budgets[s].dropna()}
-    labels = {text: find_names(text, names) for t in fig.findobj(Text)
-              if (text := t.get_text().strip()) and t.get_visible()}
+    names, texts = _subject_names(budgets), [t.get_text().strip() for t in fig.findobj(Text) if t.get_visible()]
+    labels = {text: find_names(text, names) for text in texts if text}
     # then only how weights begin is left to be named
     if BUDGET_AXIS_LABEL in labels: budgets = budgets.assign(budget_s=np.nan)
-    networks_in_labels, scopes = set().union(*labels.values()), [c for c in SCOPE_COLUMNS if c in budgets]
-    for _, scope_rows in (budgets.groupby(scopes, sort=False) if scopes
-                          else [("", budgets)]) if networks_in_labels else ():
+    if not any(labels.values()): return
+    scopes = [c for c in SCOPE_COLUMNS if c in budgets]
+    for scope_rows in [part for _, part in budgets.groupby(scopes, sort=False)] if scopes else [budgets]:
         all_budgets = set().union(*(_referenced_budgets(text, scope_rows, subjects)
                                     for text, subjects in labels.items()))
         for text, subjects in labels.items() if len(all_budgets) > 1 else ():
@@ -332,7 +344,7 @@ def check_claim(budgets: pd.DataFrame | None, row: dict) -> None:
     """Refuse a claim that sets networks of different budgets against each other, and does not say so in its statement;
     one that names no network is about all of its data set"""
     dataset = str(row["dataset"]).split(" for ")[0]
-    names = set() if budgets is None else {n for s in SUBJECT_COLUMNS if s in budgets for n in budgets[s].dropna()}
+    names = set() if budgets is None else _subject_names(budgets)
     subjects = find_names(row["statement"], names) | find_names(row["id"], names)
     if budgets is None or not subjects and "simulat" in dataset: return
     training_budgets = _referenced_budgets(row["statement"], budgets, subjects or {""}, dataset=dataset,
@@ -342,11 +354,37 @@ def check_claim(budgets: pd.DataFrame | None, row: dict) -> None:
                          f"compares networks of different budgets ({_format_budgets(training_budgets)}), and does not "
                          f"name {missing[0]}", "say it in the statement, by `report.name_with_budget`")
 
+# %% ../../nbs/library/0_kit/02_report.ipynb #c7d1e001
+NAME_COLUMNS = {*SUBJECT_COLUMNS, *SCOPE_COLUMNS, "against", "leader", "networks", "set"}  # columns that hold ids
+
+@lru_cache(maxsize=4)
+def _load_names(path: Path, stamp: int) -> tuple[dict[str, str], re.Pattern]:
+    names = read_yaml(path)
+    name_by_id = names["datasets"] | names["methods"]
+    longest_first = "|".join(sorted(map(re.escape, name_by_id), key=len, reverse=True))
+    return name_by_id, re.compile(rf"(?<![\w.+-])(?:{longest_first})(?![\w+-]|\.\w)")
+
+def display_text(text: object) -> object:
+    "A text with names in the place of ids; what is no text as it is"
+    path = folder("nbs") / "names.yaml"
+    if not isinstance(text, str) or not path.is_file(): return text
+    name_by_id, pattern = _load_names(path, path.stat().st_mtime_ns)
+    return pattern.sub(lambda m: name_by_id[m[0]], text)
+
+def display_names(fig) -> None:
+    "Put names in the place of ids into all labels of a figure that was drawn"
+    from matplotlib.text import Text
+    for axis in chain.from_iterable((ax.xaxis, ax.yaxis) for ax in fig.axes):
+        labels = [t.get_text() for t in axis.get_ticklabels()]
+        if any(display_text(t) != t for t in labels): axis.set_ticks(axis.get_ticklocs(), [*map(display_text, labels)])
+    for t in fig.findobj(Text): t.set_text(display_text(t.get_text()))
+
 # %% ../../nbs/library/0_kit/02_report.ipynb #b2a7e012
 DATA_COLUMNS = ("dataset", "source", "target", "study")  # columns of a table that name data sets
 
 def _dataset_values(frame: pd.DataFrame) -> set[str]:
-    return {str(v).split(",")[0] for c in DATA_COLUMNS if c in frame for v in frame[c].dropna().unique()}
+    values = set().union(*(frame[c].dropna() for c in DATA_COLUMNS if c in frame))
+    return {str(v).split(",")[0] for v in values}
 
 def find_datasets(frame: pd.DataFrame) -> set[str]:
     "Data sets that the columns of a frame name, and what they say is simulated"
@@ -371,10 +409,11 @@ def check_datasets(data: Sequence[str]) -> list[str]:
 # %% ../../nbs/library/0_kit/02_report.ipynb #28abf40f
 def format_table_cells(frame: pd.DataFrame, estimates: Sequence[str]) -> pd.DataFrame:
     "A table's cells as they are printed"
-    interval_columns = {f"{e}_{side}" for e in estimates for side in ("low", "high")}
+    interval_columns = {f"{e}_{side}" for e, side in product(estimates, ("low", "high"))}
     cell_texts = frame.drop(columns=[c for c in frame if c in interval_columns]).astype(object)
     for e in estimates:
         cell_texts[e] = [str(Estimate(v, lo, hi)) for v, lo, hi in zip(frame[e], frame[f"{e}_low"], frame[f"{e}_high"])]
+    for c in NAME_COLUMNS & set(cell_texts): cell_texts[c] = cell_texts[c].map(display_text)
     return cell_texts.map(lambda v: "" if v is None or v is pd.NA
                           or (isinstance(v, float) and np.isnan(v)) else f"{v:.4g}" if isinstance(v, float) else str(v))
 
@@ -434,9 +473,11 @@ def figure(self: Report,
     import matplotlib.pyplot as plt
     from IPython.display import Image, display
     svg, png = io.BytesIO(), io.BytesIO()
+    fig.canvas.draw()  # so that its ticks have labels
+    check_figure(self.budgets, name, fig)
+    display_names(fig)
     fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     fig.savefig(png, format="png", metadata={"Software": None}, dpi=60)
-    check_figure(self.budgets, name, fig)  # drawn, so that its ticks have labels
     write((self.private if private else self.folder) / f"{name}.svg", svg.getvalue())
     plt.close(fig)
     if private: return

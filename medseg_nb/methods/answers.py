@@ -12,7 +12,7 @@ __all__ = ['LESION_FEATURES', 'IMAGES_PER_PATIENT', 'ARTIFACT_LEVELS', 'RANDOM_G
 # %% ../../nbs/library/7_methods/06_answers.ipynb #ccfc5c35
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -132,8 +132,8 @@ def sample_test_images(config: Config, patients: int) -> list[int]:  # positions
     images_of_patient = {p: [i for i in test_indices if load_cases(config.dataset)[i].patient == p]
                          for p in sorted({load_cases(config.dataset)[i].patient for i in test_indices})}
     sampled_patients = random.permutation(sorted(images_of_patient))[:patients]
-    return sorted(int(i) for p in sampled_patients
-                  for i in random.permutation(images_of_patient[p])[:IMAGES_PER_PATIENT])
+    sampled_images = [random.permutation(images_of_patient[p])[:IMAGES_PER_PATIENT] for p in sampled_patients]
+    return sorted(map(int, chain.from_iterable(sampled_images)))
 
 def score_overlap(config: Config, answers: Sequence[tuple[Case, np.ndarray]]) -> list[dict]:
     "Dice, sensitivity and precision, by case and region"
@@ -155,7 +155,7 @@ def score_under_artifacts(configs: Sequence[Config],  # of one data set and fold
     case_indices, dataset = sample_test_images(configs[0], patients), configs[0].dataset
     images = [(load_cases(dataset)[i].id, load_cases(dataset)[i].image()) for i in case_indices]
     nets, rows = {c: load_trained_network(c) for c in configs}, []
-    for name, level in [("none", 0), *((n, k) for n in list_artifacts(dataset) for k in ARTIFACT_LEVELS)]:
+    for name, level in [("none", 0), *product(list_artifacts(dataset), ARTIFACT_LEVELS)]:
         corrupted_images = [add_artifact(image, name, level, dataset, id) if level else image for id, image in images]
         inputs = {key: np.stack([network_input(x, *key) for x in corrupted_images]).astype(np.float16)
                   for key in {(c.shape, c.normalise) for c in configs}}

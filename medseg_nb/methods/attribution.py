@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FILLINGS', 'Cell', 'EVENTS', 'SEARCH_DRAWS', 'RATE_DRAWS', 'Target', 'region_target', 'parse_target',
            'foreground_components', 'log_odds', 'AttributionQuery', 'scores', 'gradient', 'find_instances',
-           'Explanation', 'explanation_methods', 'explain', 'blank_image', 'chance', 'steepness',
-           'integrated_gradients', 'occlusion', 'grad_cam', 'grad_cam_coarse', 'grad_cam_pp', 'grad_cam_pp_coarse',
-           'fill_with_surroundings', 'fill_with_texture', 'fill_with_shifted_content', 'cell_masks', 'quadtree',
-           'part_effects', 'top_regions', 'classify_event', 'minimal_cut', 'minimal_bridge', 'CandidateChange',
-           'candidate_changes', 'event_rate', 'relax_change', 'search_tipping_set', 'tipping_sets', 'tipping',
-           'show_image']
+           'Explanation', 'explanation_methods', 'user_explanation_methods', 'explain', 'blank_image', 'chance',
+           'steepness', 'integrated_gradients', 'occlusion', 'grad_cam', 'grad_cam_coarse', 'grad_cam_pp',
+           'grad_cam_pp_coarse', 'fill_with_surroundings', 'fill_with_texture', 'fill_with_shifted_content',
+           'cell_masks', 'quadtree', 'part_effects', 'top_regions', 'classify_event', 'minimal_cut', 'minimal_bridge',
+           'CandidateChange', 'candidate_changes', 'event_rate', 'relax_change', 'search_tipping_set', 'tipping_sets',
+           'tipping', 'show_image']
 
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #887d57f9
 import re
@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, combinations, product
 
 import numpy as np
 from scipy import ndimage
 
 from ..kit.core import InputError, choose, rng
-from ..kit.keys import load_module, plugins_folder, register, registered_names
+from ..kit.keys import load_module, plugins_folder, register, registered_names, resolve
 
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #d1713bfa
 @dataclass(frozen=True, eq=False)
@@ -184,15 +185,21 @@ class Explanation:
 
 def explanation_methods(with_plugins: bool = False) -> dict[str, str]:  # name: module
     "Methods of the kit, and those of a user's plug-ins if they are asked for"
-    modules, module_of_method = (["medseg_nb.methods.attribution"]
-                                 + ([f"own.{p.stem}" for p in sorted(plugins_folder().glob("*.py"))] if with_plugins
-                                    else []), {})
-    for module, name in ((m, n) for m in modules for n in registered_names(m)):
-        if name in module_of_method:
-            raise InputError(name, f"is a method of {module_of_method[name]} and of {module}",
-                             "register it under another name")
-        module_of_method[name] = module
+    modules, module_of_method = ["medseg_nb.methods.attribution"], {}
+    if with_plugins: modules += [f"own.{p.stem}" for p in sorted(plugins_folder().glob("*.py"))]
+    for module in modules:
+        for name in registered_names(module):
+            if name in module_of_method:
+                raise InputError(name, f"is a method of {module_of_method[name]} and of {module}",
+                                 "register it under another name")
+            module_of_method[name] = module
     return module_of_method
+
+def user_explanation_methods(profile: str) -> dict[str, Callable]:
+    "A user's own methods, which take part in profile `own`"
+    if profile != "own": return {}
+    return {n: resolve(m, n, "explanation method") for n, m in explanation_methods(with_plugins=True).items()
+            if m.startswith("own.")}
 
 def explain(net, image: np.ndarray, target: Target,
             method: str | Callable = "quadtree",  # name of a method, or the function itself
@@ -362,12 +369,12 @@ def _tile(shape: tuple[int, int], size: int, shift: tuple[int, int]) -> list[Cel
     for n, s in zip(shape, shift):
         edges = [0, *range(s if s else size, n, size), n]
         spans.append(list(zip(edges, edges[1:])))
-    return [(*r, *c) for r in spans[0] for c in spans[1]]
+    return [(*r, *c) for r, c in product(*spans)]
 
 def _split_cell(cell: Cell) -> list[Cell]:
-    (a, b), (c, d) = cell[:2], cell[2:]
+    a, b, c, d = cell
     rows, columns = [(a, (a + b) // 2), ((a + b) // 2, b)], [(c, (c + d) // 2), ((c + d) // 2, d)]
-    return [(*r, *k) for r in rows for k in columns if r[0] < r[1] and k[0] < k[1]]
+    return [(*r, *k) for r, k in product(rows, columns) if r[0] < r[1] and k[0] < k[1]]
 
 def cell_masks(shape: tuple[int, int], cells: Sequence[Cell]) -> Iterator[np.ndarray]:
     for a, b, c, d in cells:
@@ -385,20 +392,20 @@ def _coarsest_cell_size(query: AttributionQuery) -> int: return max(2, max(query
 def _refine_cells(query: AttributionQuery, score: float, fill: Callable,
                   shift: tuple[int, int], budget: int) -> dict[Cell, float]:  # effects of the last cells
     "Effects of cells, refined where the score responds most until the budget of forward passes is spent"
-    smallest_size, first, filled_image = (max(1, max(query.shape) // 32),
-                                          _tile(query.shape, _coarsest_cell_size(query), shift), query.image.copy())
+    smallest_size, filled_image = max(1, max(query.shape) // 32), query.image.copy()
+    first = _tile(query.shape, _coarsest_cell_size(query), shift)
     for h in cell_masks(query.shape, first):
         filled_image[:, h] = fill(query.image, h, _blur_width(h), query.random)[:, h]
-    leaf_effects, whole_cells, n_passes = (dict(zip(first, _effects(query, score, first, filled_image))), set(),
-                                           len(first))
+    leaf_effects = dict(zip(first, _effects(query, score, first, filled_image)))
+    whole_cells, n_passes = set(), len(first)
     while n_passes + 4 <= budget:
         candidates = [c for c in leaf_effects if c not in whole_cells and max(c[1] - c[0], c[3] - c[2]) > smallest_size]
         cells_to_split = sorted(candidates, key=lambda c: -abs(leaf_effects[c]))[
             :max(1, min(4, (budget - n_passes) // 4))]
         if not cells_to_split: break
         quarters = [_split_cell(c) for c in cells_to_split]
-        new_effects = dict(zip((p for ps in quarters for p in ps),
-                               _effects(query, score, [p for ps in quarters for p in ps], filled_image)))
+        parts = [*chain.from_iterable(quarters)]
+        new_effects = dict(zip(parts, _effects(query, score, parts, filled_image)))
         n_passes += len(new_effects)
         for cell, ps in zip(cells_to_split, quarters):
             if abs(sum(new_effects[p] for p in ps)) < abs(leaf_effects[cell]) / 2: whole_cells.add(cell); continue
@@ -430,7 +437,7 @@ def part_effects(query: AttributionQuery, masks: dict[str, np.ndarray]  # parts 
                 ) -> tuple[dict, dict]:
     "Effects of parts of an image on the score, in log-odds"
     names = list(masks)
-    pairs, fill_scores = [(a, b) for i, a in enumerate(names) for b in names[i + 1:]], []
+    pairs, fill_scores = [*combinations(names, 2)], []
     for fill in FILLINGS:
         def fill_hole(hole):
             # a part may be the whole image

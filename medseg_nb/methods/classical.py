@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from itertools import combinations, product
+from itertools import chain, combinations, product
 
 import numpy as np
 from scipy import ndimage
@@ -57,7 +57,7 @@ def fit_otsu(images: Sequence[np.ndarray],  # (row, column, channel), training c
     def mean_dice(choice):
         return np.nanmean([dice(*confusion_matrix(otsu(i[..., choice[0]], choice[1]), m))
                            for i, m in zip(images, masks)] or [0.])
-    return max([(c, b) for c in range(images[0].shape[-1]) for b in (True, False)], key=mean_dice)
+    return max(product(range(images[0].shape[-1]), (True, False)), key=mean_dice)
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #30ba8c83
 def predict_baselines(m: Manifest, train: list[Case], test: list[Case],
@@ -120,7 +120,8 @@ class FeatureImage:
 
 # %% ../../nbs/library/7_methods/00_classical.ipynb #6d14a76a
 def proper_subsets(n: int) -> list[tuple[int, ...]]:
-    return [s for k in range(1, n) for s in combinations(range(n), k)]  # some of n parts, but not all
+    "Some of n parts, but not all"
+    return [*chain.from_iterable(combinations(range(n), k) for k in range(1, n))]
 
 class Method:
     "Divides a picture into parts; its fields are settings"
@@ -388,8 +389,9 @@ def fit_finders(kind: type[Method],
         truths = [np.isin(l, values) for l in labels]
         if not any(t.any() for t in truths): continue
         def score(c, i): return dice(*confusion_matrix(mask(*c, i), truths[i]))
-        choices = [(m, lesion, one) for m in method_variants(kind, most_separating_channel(pictures, truths))
-                   for lesion in m.candidate_parts(values) for one in (False, True)]
+        choices = []
+        for method in method_variants(kind, most_separating_channel(pictures, truths)):
+            choices += product([method], method.candidate_parts(values), (False, True))
         finders[name] = RegionFinder(*select_best(choices, score, n), full_model)
     return finders
 

@@ -7,11 +7,12 @@ __all__ = ['OPPONENTS', 'ABLATIONS', 'steps_within_budget', 'list_opponent_runs'
 
 # %% ../../nbs/library/7_methods/04_hybrid_runs.ipynb #306388e8
 from dataclasses import replace
+from itertools import product
 
 from ..networks.hybrid import HYBRID_MODULE
 from . import volumes
-from ..training import default_runs, plan as training_plan
-from ..training.plan import load_plan
+from ..training import default_runs
+from ..training.plan import load_plan, planned_steps, section_plan
 from ..training.default_runs import equal_width
 from ..training.training import Config
 
@@ -21,22 +22,24 @@ OPPONENTS, ABLATIONS = ("unet", "fcn"), dict(skin_isic2017=("hybrid_plain", "hyb
 def steps_within_budget(model: str, config: Config, profile: str) -> int:
     "Gradient steps that a profile's processor time buys a model"
     return (volumes.volume_steps_within_budget(model, config, profile) if config.depth
-            else training_plan.planned_steps(model, load_plan(profile)))
+            else planned_steps(model, load_plan(profile)))
 
 def list_opponent_runs(profile: str, dataset: str) -> list[Config]:
     "What the hybrid is compared with: the benchmark's runs, or U-Net on volumes"
-    return (volumes.list_downsampled_runs(profile, dataset) if dataset in training_plan.VOLUME_SETTINGS
+    return (volumes.list_downsampled_runs(profile, dataset) if dataset in load_plan(profile).volumes.settings
             else default_runs.default_seed_runs(profile, [dataset], OPPONENTS))
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section: opponents, the hybrid and its variants, and the control"
-    found = []
+    found, volume_settings = [], load_plan(profile).volumes.settings
     for dataset in datasets:
         opponent_runs = list_opponent_runs(profile, dataset)
         unets = [c for c in opponent_runs if c.model == "unet"]
-        found += opponent_runs + [replace(c, model=m, module=HYBRID_MODULE, steps=steps_within_budget(m, c, profile),
-                                          width=equal_width(c)) for m in ("hybrid", *ABLATIONS.get(dataset, ()))
-                                  for c in unets]
-        needs_control = dataset not in training_plan.VOLUME_SETTINGS and len({c.seed for c in unets}) == 1
-        if needs_control and profile in ("cpu", "full"): found += [replace(c, seed=c.seed + 1) for c in unets]
+        found += opponent_runs
+        found += [replace(c, model=m, module=HYBRID_MODULE, steps=steps_within_budget(m, c, profile),
+                          width=equal_width(c))
+                  for m, c in product(("hybrid", *ABLATIONS.get(dataset, ())), unets)]
+        has_no_control = dataset not in volume_settings and len({c.seed for c in unets}) == 1
+        if has_no_control and section_plan("hybrid", profile).control:
+            found += [replace(c, seed=c.seed + 1) for c in unets]
     return found

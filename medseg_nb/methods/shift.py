@@ -126,9 +126,9 @@ def domain_auc(source: pd.DataFrame, target: pd.DataFrame,
                names: Sequence[str] = FEATURES, folds: int = 5) -> dict:  # auc, auc_low, auc_high, n, events
     "AUC of telling target patients from source patients by how their images look"
     from sklearn.linear_model import LogisticRegression
-    x, y = (np.concatenate([_feature_matrix(t, names) for t in (source, target)]),
-            np.repeat([0, 1], [len(source), len(target)]))
-    ids = [f"{k} {i}" for k, t in enumerate((source, target)) for i in range(len(t))]
+    x = np.concatenate([_feature_matrix(t, names) for t in (source, target)])
+    y = np.repeat([0, 1], [len(source), len(target)])
+    ids = [f"0 {i}" for i in range(len(source))] + [f"1 {i}" for i in range(len(target))]
     decision_values = np.empty(len(x))
     for part in stratified_kfold(dict(zip(ids, y.astype(str))), min(folds, len(source), len(target)), seed=0):
         test = np.isin(ids, part["test"])

@@ -20,8 +20,7 @@ from ..kit.core import InputError, digest, rng
 from ..kit.keys import resolve
 from .classical import constant_mask
 from ..preparation.preprocess import prepare, load_prepared_cases, resize_to_grid
-from ..training import plan as training_plan
-from ..training.plan import VOLUME_SETTINGS
+from ..training.plan import Runs, load_plan
 from ..training.training import Config, network, objective, score_predictions, training_cases
 
 # %% ../../nbs/library/7_methods/03_volumes.ipynb #b72e109b
@@ -89,18 +88,16 @@ def evaluate(config: Config, net) -> pd.DataFrame:
 # %% ../../nbs/library/7_methods/03_volumes.ipynb #9a2e98f5
 def volume_steps_within_budget(model: str, config: Config, profile: str) -> int:
     "Gradient steps that a profile's processor time buys a network of volumes"
-    profile_plan, name = training_plan.load_plan(profile), f"{model}_3d"
-    seconds = profile_plan.seconds_of.get(config.dataset, profile_plan.seconds / (3 if profile == "smoke" else 2))
-    return round(seconds * profile_plan.throughput.get(f"{name}.{config.dataset}", profile_plan.throughput[name])
-                 / config.batch)
+    profile_plan, name = load_plan(profile), f"{model}_3d"
+    throughput = profile_plan.throughput.get(f"{name}.{config.dataset}", profile_plan.throughput[name])
+    return round(profile_plan.volume_budget_s(config.dataset) * throughput / config.batch)
 
 def list_downsampled_runs(profile: str, dataset: str) -> list[Config]:
     "U-Net on whole volumes that are brought to the network's grid"
-    profile_plan, runs = (
-        training_plan.load_plan(profile), training_plan.load_plan(profile).runs.get(dataset, training_plan.Runs()))
-    base = Config(dataset, "unet", **profile_plan.settings | VOLUME_SETTINGS[dataset])
+    profile_plan = load_plan(profile)
+    base = Config(dataset, "unet", **profile_plan.settings | profile_plan.volumes.settings[dataset])
     return [replace(base, fold=f, seed=s, steps=volume_steps_within_budget("unet", base, profile))
-            for f in runs.folds for s in runs.seeds]
+            for f, s in profile_plan.runs.get(dataset, Runs()).pairs()]
 
 def score_constant_mask(config: Config) -> pd.DataFrame:
     "Per-case rows of the best constant mask of a fold's training volumes"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import chain, islice, repeat
+from itertools import chain, islice, product, repeat
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +134,10 @@ def benchmark_training(config: Config | None = None,  # U-Net of half a million 
     return timings
 
 # %% ../../nbs/library/6_training/08_throughput.ipynb #5dd8643f
-def list_throughput_runs(profile: str) -> dict[str, Config]:  # first run by name in `throughput` of nbs/grid.yaml
+def list_throughput_runs(profile: str) -> dict[str, Config]:  # first run by name in `throughput` of nbs/plans.yaml
     "A run of every network whose steps follow from a throughput"
     throughputs, configs = load_plan(profile).throughput, {}
-    for section in ("benchmark", "volumes", "hybrid"):
+    for section in ("benchmark", "ablations", "hybrid"):
         for c in study.list_run_configs(section, study.section_parameters(section, profile)):
             name = f"{c.model}_3d" if c.depth else c.model
             configs.setdefault(f"{name}.{c.dataset}" if f"{name}.{c.dataset}" in throughputs else name, c)
@@ -149,7 +149,7 @@ def measure_throughput(configs: dict[str, Config], n: int = 5, steps: int = 8) -
     def watch(batches):
         yield from islice(batches := iter(batches), 2)
         yield from time_batches(batches, steps, seconds)
-    for k, (name, c) in ((k, item) for k in range(n) for item in configs.items()):
+    for k, (name, c) in product(range(n), configs.items()):
         seconds = dict(loading=0., all=0.)
         load_module(defining_module(c, "train")).train(replace(c, steps=steps + 2), watch)
         yield dict(round=k, name=name, speed=c.batch * steps / seconds["all"])
@@ -159,7 +159,7 @@ def benchmark_networks(profile: str = "cpu",
     "Print the throughput of all networks, and which of them had more or less than its share by over a quarter"
     configs, planned_throughputs = list_throughput_runs(profile), pd.Series(load_plan(profile).throughput)
     print(f"Training {len(configs)} networks of profile {profile} in turns, {n} rounds; then images a second, their "
-          "ratio to U-Net, and that of nbs/grid.yaml:")
+          "ratio to U-Net, and that of nbs/plans.yaml:")
     speeds = pd.DataFrame(measure_throughput(configs, n)).pivot(index="round", columns="name", values="speed")[
         [*configs]]
     ratio = speeds.div(speeds["unet"], axis=0).median()

@@ -129,13 +129,9 @@ def starting_points(config: Config) -> list[tuple[str, str]]:
                *(("medseg_nb.training.loop", getattr(config, kind), kind) for kind in LOOP_CHOICES)]
     definitions = [(m, registered_names(m)[choose(name, registered_names(m), kind)]) for m, name, kind in choices]
     generator_definitions = [(task_module(config.generator), "synthesise")] if config.generator else []
-    field_definitions = (
-        ((
-            [(
-                task_module(config),
-                registered_names(task_module(config))[
-                    choose(config.fields, registered_names(task_module(config)), "set of fields")])] if config.fields
-            else [])))
+    field_names, field_definitions = registered_names(task_module(config)), []
+    if config.fields:
+        field_definitions = [(task_module(config), field_names[choose(config.fields, field_names, "set of fields")])]
     check_definitions = [(task_module(config), "evaluate")] if config.patience else []
     return [*definitions, *check_definitions, *generator_definitions, *field_definitions,
             *preparation_definitions(config.normalise), (task_module(config), "network"),
@@ -147,7 +143,7 @@ def run_key(config: Config) -> str:  # 16 hex digits
     code = closure(starting_points(config), stop=KEY_STOPS)
     # code counts by what it is
     settings = {k: v for k, v in asdict(config).items() if v is not None and k not in ("module", "task")}
-    settings |= {name: run.key for name in ("generator", "start") if (run := getattr(config, name))}
+    settings |= {name: run.key for name, run in (("generator", config.generator), ("start", config.start)) if run}
     return digest([settings, code.key, content_key(config.dataset), code.versions(), "1 thread"])[:16]
 
 def scoring_key(config: Config) -> str:

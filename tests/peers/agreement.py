@@ -37,7 +37,7 @@ from panoptica import InputType, Metric, NaiveThresholdMatching, Panoptica_Evalu
 from torchmetrics.functional import classification, segmentation
 from torchmetrics.functional.detection import panoptic_quality
 
-from medseg_nb.study.agreement import Pair, numbers_agree, compute_kit_metrics, list_agreement_pairs
+from medseg_nb.study.metrics import Pair, numbers_agree, compute_kit_metrics, list_agreement_pairs
 from medseg_nb.kit.core import folder, to_json, write
 from medseg_nb.evaluation.surface_distances import outline_indices
 from medseg_nb.evaluation.matching import instance_masks

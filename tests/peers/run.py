@@ -67,7 +67,7 @@ def about(place: Path) -> dict: return json.loads((place / "about.json").read_te
 
 
 def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -> float:  # images a second
-    """Throughput of a peer for a thread on which the kit's U-Net has the throughput of nbs/grid.yaml; both are
+    """Throughput of a peer for a thread on which the kit's U-Net has the throughput of nbs/plans.yaml; both are
     measured, each by the difference of a long and a short run"""
     def theirs(images):
         place = export(work / f"measured{images}", dataset,
