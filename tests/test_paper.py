@@ -15,6 +15,7 @@ from medseg_nb.kit.execution import sections
 from medseg_nb.kit.report import read_rows
 from medseg_nb.paper.article import MAX_FLOATS, MAX_PAGES, list_word_faults
 from medseg_nb.paper.build import MAX_BYTES
+from medseg_nb.paper.summary import STEPS
 
 
 @pytest.fixture(params=["smoke", "cpu"])
@@ -265,3 +266,9 @@ def test_pages_load_in_two_seconds(visit):
     for name in ("article", "supplement"):
         took = min(visit(name).evaluate(loaded) for _ in range(3))
         assert took < 2000, (name, took)
+
+
+def test_the_overview_names_each_section_once():
+    "Those of the ledger are its last box, the verdicts"
+    named = [name for _, names in STEPS for name in names.split()]
+    assert sorted(named) == sorted(set(sections()) - {"claims"})
