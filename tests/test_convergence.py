@@ -20,6 +20,11 @@ from medseg_nb.training.training import Config, run_training
 REPORTED = {"config.json", "curve.csv", "cases.csv.gz", "measured.json", "scored.json"}
 
 
+def files_of(config: Config) -> set[str]:
+    "What is published of a run"
+    return REPORTED | ({convergence.PREDICTIONS_FILE} if plans.is_pictured(config) else set())
+
+
 def add_plan(project: Project, **changes) -> None:
     "A plan of one U-Net with two seeds, whose rate is chosen among two, in trainings of 24 steps"
     stage = dict(sets=dict(phantom_skin=dict(seeds=[0, 1])), networks=["unet"], throughput=dict(unet=.2),
@@ -54,7 +59,7 @@ def test_a_killed_plan_ends_with_the_same_rows(fresh, tmp_path):
         assert done.returncode == 0, done.stderr
     assert published(fresh) == published(other)
     places = {p: json.loads((p / "config.json").read_text()) for p in (fresh.reports / "cpu" / "runs").iterdir()}
-    assert len(places) == 4 and all({f.name for f in p.iterdir()} == REPORTED for p in places)
+    assert len(places) == 4 and all({f.name for f in p.iterdir()} == files_of(Config(**c)) for p, c in places.items())
     def score(place):
         rows = read(place); return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
     def read(place): return pd.read_csv(place / "cases.csv.gz", dtype=dict(patient=str))
@@ -166,7 +171,7 @@ def test_published_runs_are_those_of_the_plan():
         facts = json.loads((place / "config.json").read_text())
         if facts["task"] == plans.TASK: found[place.name] = (place, Config(**facts))
     for key, (place, config) in found.items():
-        assert (config.key == key and {p.name for p in place.iterdir()} == REPORTED
+        assert (config.key == key and {p.name for p in place.iterdir()} == files_of(config)
                 and sum(p.stat().st_size for p in place.iterdir()) < 120_000)
         rows = plans.load_rows(config)
         assert (rows.dice.dropna().between(0, 1).all()

@@ -425,7 +425,7 @@ def test_committed_runs_belong_to_the_grid(reports):
     assert ({k for name in today for k in grids[name]} <= set(found)
             and (len(today) < len(grids) or set(found) == {k for runs in grids.values() for k in runs}))
     none([k for runs in grids.values() for k in runs if k in found and Config(**found[k]) != runs[k]])
-    files = {"config.json", "history.csv", "cases.csv.gz", "scored.json"}
+    files = {"config.json", "history.csv.gz", "cases.csv.gz", "scored.json"}
     none([k for k in found if not files <= {p.name for p in (reports / "runs" / k).iterdir()} <= files
           | {"measured.json"}])
 

@@ -78,6 +78,7 @@ def _duplicates(names: Iterable) -> list:
 class License(StrictModel):
     name: str
     status: Literal["verified", "unverified"]  # whether it was read at its source
+    shown: NonEmptyName | None = None  # why small pictures of the images may be printed; None: they may not be
 
 class Generator(StrictModel):
     module: str = Field(pattern=r"^(medseg_nb|own)(\.\w+)+$")  # of the kit, or a plug-in
@@ -273,6 +274,8 @@ class Manifest(StrictModel):
     def unit(self) -> str:
         if self.patient != "unknown": return "patient"
         return ("row" if self.task == "table" else "image") + (f" or {self.group.name}" if self.group else "")
+    @property
+    def may_be_shown(self) -> bool: return self.synthetic or self.licence.shown is not None
     @property
     def n_readers(self) -> int:
         if self.mask and isinstance(self.mask.column, list): return len(self.mask.column)

@@ -6,7 +6,8 @@
 __all__ = ['OVERLAP_SCORES', 'TOLERANCE', 'CALIBRATION_BINS', 'METRICS', 'HD95', 'ASSD', 'NSD', 'DISTANCE_OPTIONS',
            'confusion_matrix', 'dice', 'iou', 'accuracy', 'sensitivity', 'specificity', 'precision',
            'volume_difference', 'detection_outcome', 'region_confusion_matrix', 'volume_unit', 'score',
-           'score_against_readers', 'reader_agreement', 'calibration_error', 'brier', 'Metric', 'metric_definitions']
+           'score_against_readers', 'reader_agreement', 'calibration_error', 'brier', 'entropy', 'Metric',
+           'metric_definitions']
 
 # %% ../../nbs/library/4_evaluation/02_metrics.ipynb #f6385f93
 from collections.abc import Callable, Sequence
@@ -148,6 +149,12 @@ def brier(probability: np.ndarray, truth: np.ndarray) -> float:  # 0 to 1
     if probability.shape == truth.shape: return float(np.mean((p - event)**2))
     return float(
         np.mean(sum((q - (truth == k))**2 for k, q in enumerate(probability.astype(float)))) / len(probability))
+
+# %% ../../nbs/library/4_evaluation/02_metrics.ipynb #29b1d002
+def entropy(share: np.ndarray,  # (class, *size)
+           ) -> np.ndarray:     # (*size) 0 to 1
+    "Entropy of the classes at each pixel"
+    return np.clip(-(share * np.log(np.clip(share, 1e-12, 1))).sum(0) / np.log(len(share)), 0, 1)
 
 # %% ../../nbs/library/4_evaluation/02_metrics.ipynb #2e25de38
 @dataclass(frozen=True)

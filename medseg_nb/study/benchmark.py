@@ -23,7 +23,7 @@ from ..kit.report import BUDGET_COLUMNS, number_key, name_budgets, budget_label,
 from ..methods.baselines import BASELINES
 from ..training.default_runs import list_runs, reason_not_applicable
 from ..training.plan import planned_steps, training_track
-from ..training.training import Config, find_stored_run
+from ..training.training import HISTORY_FILE, Config, find_stored_run
 
 # %% ../../nbs/study/06_benchmark.ipynb #1c744149
 BENCHMARK_METRICS = ["dice", "iou", "accuracy", "sensitivity", "specificity"]
@@ -185,7 +185,7 @@ def load_loss_histories(configs: Sequence[Config]) -> pd.DataFrame:
     "Training loss of each model's first run, as means over equal shares of its steps"
     records = []
     for c in {(c.dataset, c.model): c for c in reversed(configs)}.values():
-        losses = pd.read_csv(find_stored_run(c) / "history.csv").loss.to_numpy()
+        losses = pd.read_csv(find_stored_run(c) / HISTORY_FILE).loss.to_numpy()
         parts = enumerate(np.array_split(losses, CURVE_POINTS))
         records += [dict(dataset=c.dataset, model=name_with_budget(c.model, **training_track(c)),
                          share=(k + 1) / CURVE_POINTS, loss=part.mean()) for k, part in parts if len(part)]

@@ -10,7 +10,7 @@ __all__ = ['BASELINE_MODELS', 'ROW_KEYS', 'QUARTER_NAMES', 'INTERVAL_SUFFIXES', 
            'summarize_small', 'summarize_imbalance', 'summarize_shapes', 'list_leader_models', 'summarize_leads',
            'summarize_boundary', 'summarize_bands', 'summarize_artefacts', 'summarize_strength', 'summarize_subgroups',
            'cross_validate_risk', 'summarize_failures', 'list_error_claims', 'plot_dice_by_lesion_size',
-           'plot_error_bands', 'plot_artifact_levels', 'plot_failure_auc', 'select_gallery_cases', 'plot_gallery']
+           'plot_error_bands', 'plot_artifact_levels', 'plot_failure_auc', 'picture_cases']
 
 # %% ../../nbs/study/11_errors.ipynb #cc7484c8
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,10 @@ import pandas as pd
 from ..training import default_runs
 from ..training.plan import section_plan
 from ..methods.answers import (RANDOM_GROUP, ARTIFACT_LEVELS, score_under_artifacts, count_errors_by_band,
-                                       tabulate_patient_fields, measure_mask_appearance, is_in_group, score_overlap,
-                                       tabulate_reference_lesions, reference_maps, segment_test_cases, spacing_of)
+                                       tabulate_patient_fields, measure_mask_appearance, is_in_group,
+                                       tabulate_reference_lesions, spacing_of)
+from ..methods.case_pictures import (CasePicture, attribute_pictures, plot_case_pictures,
+                                             predict_case_pictures)
 from ..preparation.corruptions import artifact_levels
 from ..evaluation.claims import judge_claim
 from ..evaluation.contours import BANDS, BAND_EDGES, MASK_FEATURES, largest_step
@@ -519,42 +521,8 @@ def plot_failure_auc(table: pd.DataFrame, best: dict[str, list[str]]):
     return fig
 
 # %% ../../nbs/study/11_errors.ipynb #ca96d4f9
-def select_gallery_cases(rows: pd.DataFrame, config: Config) -> dict[str, str]:  # by rule, the case
-    "The worst and the best case of a run by Dice, and those at the lower quarter and in the middle"
-    fold_rows = rows[(rows.dataset == config.dataset) & (rows.fold == config.fold)]
-    score_rows = fold_rows[(fold_rows.part == "score") & (fold_rows.model == config.model)
-                           & (fold_rows.seed == config.seed)
-                           & fold_rows.case.isin(fold_rows.case[fold_rows.part == "reference"])]
-    score = score_rows.groupby("case").dice.mean().dropna().sort_index()
-    return {rule: (score - score.quantile(quantile, "lower")).abs().idxmin()
-            for rule, quantile in {"worst": 0, "lower quarter": FAILURE_SHARE, "median": .5, "best": 1}.items()}
-
-def _display_image(image, channels: Sequence[str]) -> np.ndarray:
-    if list(channels) == ["red", "green", "blue"]: return image.array
-    return image.array[..., channels.index("FLAIR") if "FLAIR" in channels else 0] if image.channels else image.array
-
-def plot_gallery(rows: pd.DataFrame,
-                 runs: dict[str, list[Config]]):  # by data set: U-Net's first run and that of the best other network
-    "Contours of the reference (white) and of both networks on the chosen cases, Dice above"
-    import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    fig, axes = plt.subplots(4, len(runs), figsize=(.4 + .6 * len(runs), 3.6), squeeze=False)
-    for column, (dataset, configs) in zip(axes.T, runs.items()):
-        network_masks = [{c.id: mask for c, mask in segment_test_cases(config)} for config in configs]
-        for ax, (rule, id) in zip(column, select_gallery_cases(rows, configs[0]).items()):
-            case = next(c for c in load_cases(dataset) if c.id == id)
-            ax.imshow(_display_image(case.image(), case.manifest.image.channels), cmap="gray", interpolation="nearest")
-            outlines = [(reference_maps(dataset)[id], "white", 1.6),
-                        *((masks[id], color, 1.) for masks, color in zip(network_masks, ("red", "cyan")))]
-            for mask, color, width in outlines:
-                ax.contour(np.pad(mask > 0, 1), [.5], colors=color,
-                           linewidths=width, extent=(-1, mask.shape[1], -1, mask.shape[0]))
-            scores = [float(np.nanmean([r["dice"] for r in score_overlap(config, [(case, masks[id])])]))
-                      for config, masks in zip(configs, network_masks)]
-            score_text = ", ".join(f"{c.model} {v:.2f}" for c, v in zip(configs, scores))
-            ax.set_title("\n".join([dataset] * (ax is column[0]) + [rule, score_text]), fontsize=4); ax.axis("off")
-    handles = [Line2D([], [], color=c, label=n)
-               for n, c in (("reference", "white"), ("U-Net", "red"), ("best other", "cyan"))]
-    fig.legend(handles=handles, loc="lower center", ncol=3, fontsize=5, facecolor="0.3", labelcolor="white")
-    fig.tight_layout(rect=(0, .04, 1, 1), h_pad=1.2)
-    return fig
+def picture_cases(rows: pd.DataFrame, configs: Sequence[Config]) -> dict[str, list[CasePicture]]:  # by name
+    "Best, median and worst test case of runs, by data set and network"
+    run_rows = rows[rows.part == "score"].set_index(["dataset", "model", "fold", "seed"]).sort_index()
+    return {f"{c.dataset}\n{c.model}": predict_case_pictures(c, run_rows.loc[[(c.dataset, c.model, c.fold, c.seed)]])
+            for c in configs}

@@ -7,7 +7,7 @@ __all__ = ['ROW_NAMES', 'EXPECTED', 'BUDGET_LABEL', 'plan_stages', 'list_planned
            'list_missing', 'load_patient_rows', 'summarize_reached', 'summarize_budgets', 'compare_group',
            'compare_starts', 'summarize_differences', 'find_differing', 'list_expectation_claims', 'read_cost',
            'summarize_cost', 'summarize_rates', 'panels', 'model_colors', 'plot_cost_curves', 'plot_validation_curves',
-           'plot_ranks']
+           'plot_ranks', 'list_pictured_runs']
 
 # %% ../../nbs/study/07_reached.ipynb #4b7b80c9
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.ranks import (group_indistinguishable, mean_patient_ranks, plot_critical_differences,
                                         summarize_ranks)
 from ..kit.report import BUDGET_COLUMNS, Report, name_with_budget
+from ..data.manifest import load_manifest
+from ..methods.case_pictures import attribute_pictures, load_case_pictures, plot_case_pictures
 from ..training.convergence import CEILINGS
 from ..training.plan import PRETRAINED, RANDOM_START, ConvergencePlan, PlanStage
 from ..training.plans import (best_rate, find_failure_reason, load_convergence_plan, load_curve, load_rows,
@@ -231,3 +233,14 @@ def plot_ranks(rows: pd.DataFrame, differences: pd.DataFrame):
         plot_critical_differences(ax, ranks, group_indistinguishable([*ranks.index], differing))
         ax.set_title(dataset, loc="left", fontsize=8)
     return fig
+
+# %% ../../nbs/study/07_reached.ipynb #0d2c31c3
+def list_pictured_runs(reached: pd.DataFrame, configs: Sequence[Config]) -> list[Config]:
+    "First trainings of U-Net and of the network with the highest mean Dice, on each set whose images may be shown"
+    pictured = []
+    for dataset, group in reached.groupby("dataset", sort=False):
+        if not load_manifest(dataset).may_be_shown: continue
+        names = dict.fromkeys(["unet", group.model[group.dice.idxmax()]])
+        first = {c.model: c for c in reversed(configs) if c.dataset == dataset}
+        pictured += [first[n] for n in names if n in first]
+    return pictured

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['CEILINGS', 'BUDGETS', 'COOLING_SHARE', 'CONVERGENCE_CHECKS', 'PATIENCE', 'WARM_UP_STEPS', 'AVERAGING_POWER',
-           'MIN_VALIDATION_PATIENTS', 'FIXED_SETTINGS', 'CHECKPOINT_INTERVAL_S', 'HISTORY', 'constant_steps',
-           'budget_steps', 'check_steps', 'pad_to_window', 'unpad_slices', 'load_run_arrays', 'partition_cases',
-           'check_config', 'batch_positions', 'derive_seed', 'batches', 'predictions', 'autocast_context',
-           'overlap_counts', 'dice_from_counts', 'validation_dice', 'learning_rate_at', 'gradient_step', 'Training',
-           'save_checkpoint', 'load_checkpoint', 'train', 'training_curve', 'score_cases', 'evaluate']
+           'MIN_VALIDATION_PATIENTS', 'FIXED_SETTINGS', 'CHECKPOINT_INTERVAL_S', 'HISTORY', 'PREDICTIONS_FILE',
+           'UNCERTAINTY_LEVELS', 'constant_steps', 'budget_steps', 'check_steps', 'pad_to_window', 'unpad_slices',
+           'load_run_arrays', 'partition_cases', 'check_config', 'batch_positions', 'derive_seed', 'batches',
+           'predictions', 'autocast_context', 'overlap_counts', 'dice_from_counts', 'validation_dice',
+           'learning_rate_at', 'gradient_step', 'Training', 'save_checkpoint', 'load_checkpoint', 'train',
+           'training_curve', 'score_cases', 'evaluate', 'rank_cases', 'store_case_predictions']
 
 # %% ../../nbs/library/6_training/06_convergence.ipynb #4555eb66
 import copy
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +27,13 @@ import pandas as pd
 
 from ..kit.core import InputError, choose, digest, folder, rng, write
 from ..data.manifest import load_cases, load_manifest
+from ..evaluation.metrics import entropy
 from ..kit.keys import resolve
+from ..kit.report import read_rows
 from ..preparation.preprocess import network_input, load_prepared_cases
 from ..data.splits import fold_indices
-from .training import Config, memory_layout, use_one_thread, run_label, network, objective
+from .training import (Config, memory_layout, use_one_thread, run_label, load_run, network,
+                                         objective)
 
 # %% ../../nbs/library/6_training/06_convergence.ipynb #b93c7cc2
 CEILINGS = {2: 480, 3: 1200}  # seconds of one thread that a whole training costs, by spatial axes
@@ -358,3 +363,26 @@ def evaluate(config: Config, net) -> pd.DataFrame:  # with the columns `track` a
     rows = pd.concat(tables, ignore_index=True)
     names = dict(dataset=config.dataset, model=config.model, fold=config.fold, seed=config.seed)
     return rows.assign(**names, dice=dice_from_counts(rows.tp, rows.fp, rows.fn))
+
+# %% ../../nbs/library/6_training/06_convergence.ipynb #4ccff0c8
+PREDICTIONS_FILE = "predictions.npz"
+UNCERTAINTY_LEVELS = 15  # steps in which uncertainty is stored
+
+def rank_cases(rows: pd.DataFrame  # case, dice
+              ) -> dict[str, str]:  # best, median, worst: case
+    "The cases with the highest, the middle and the lowest mean Dice over regions; equals stand in order of their names"
+    scores = rows.groupby("case").dice.mean().dropna().sort_index().sort_values(ascending=False, kind="stable")
+    if scores.empty: raise InputError("rows", "hold no case with a Dice", "choose a fold whose cases show a region")
+    return dict(best=scores.index[0], median=scores.index[(len(scores) - 1) // 2], worst=scores.index[-1])
+
+def store_case_predictions(config: Config) -> None:
+    "Keep the label maps and uncertainties of a run's best, median and worst test case beside its rows"
+    rows = read_rows(folder("runs") / config.key).query("track == 'reached'")
+    chosen_cases, ids = list(rank_cases(rows).values()), [c.id for c in load_cases(config.dataset)]
+    net, positions = load_run(config.key)[1], [ids.index(case) for case in chosen_cases]
+    outputs = [p.numpy() for p in predictions(config, net, positions)]
+    levels = [np.rint(entropy(p) * UNCERTAINTY_LEVELS).astype(np.uint8) for p in outputs]
+    file = io.BytesIO()
+    np.savez_compressed(file, case=chosen_cases, dice=rows.groupby("case").dice.mean()[chosen_cases].to_numpy(),
+                        label_map=[p.argmax(0).astype(np.uint8) for p in outputs], uncertainty=levels)
+    write(folder("runs") / config.key / PREDICTIONS_FILE, file.getvalue())

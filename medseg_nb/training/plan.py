@@ -158,7 +158,7 @@ class ConvergencePlan(Entry):
     "What a profile trains to convergence"
     family: str                                    # of the processors on which throughput was measured
     settings: Settings                             # of every run
-    search: DesignSearch | None = None             # before the stages, for which it chooses
+    search: DesignSearch | None = None             # before the first stage with `designs`
     stages: list[PlanStage] = Field(min_length=1)  # in the order in which they are trained
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #4ef22d8c

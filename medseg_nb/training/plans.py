@@ -6,10 +6,10 @@
 __all__ = ['TASK', 'COUNT_COLUMNS', 'MIN_RISE', 'load_convergence_plan', 'check_stage', 'derived_design', 'possible_designs',
            'searched_datasets', 'check_search', 'list_networks', 'first_run', 'steps_within_seconds',
            'planned_run_seconds', 'rate_runs', 'best_rate', 'find_failure_reason', 'is_finished', 'validation_score',
-           'stage_rate_runs', 'main_runs', 'pack_rows', 'unpack_rows', 'load_rows', 'load_curve',
+           'stage_rate_runs', 'main_runs', 'pack_rows', 'unpack_rows', 'load_rows', 'load_curve', 'is_pictured',
            'publish_convergence_run', 'design_run', 'round_runs', 'round_rates', 'search_runs', 'summarize_designs',
            'rank_designs', 'best_with_attention', 'choose_design', 'resolve_designs', 'still_rises', 'all_runs',
-           'Progress', 'available_plan', 'train_runs', 'train_plan']
+           'Progress', 'available_plan', 'train_runs', 'train_plan', 'train_search']
 
 # %% ../../nbs/library/6_training/07_plans.ipynb #46fed84b
 import gzip
@@ -25,9 +25,10 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 from .default_runs import list_models
-from .convergence import CEILINGS, CONVERGENCE_CHECKS, constant_steps, dice_from_counts
+from .convergence import (CEILINGS, CONVERGENCE_CHECKS, PREDICTIONS_FILE, constant_steps,
+                                            dice_from_counts, store_case_predictions)
 from ..kit.core import PROFILES, InputError, MedsegError, choose, folder, to_json, write
-from ..data.manifest import locate_dataset, manifest_folders
+from ..data.manifest import load_manifest, locate_dataset, manifest_folders
 from ..kit.keys import registered_names
 from ..networks.designs import (DESIGNS_MODULE, convolutional_control, has_attention, mixer_name,
                                         without_context)
@@ -175,16 +176,21 @@ def load_curve(config: Config) -> pd.DataFrame:  # step, dice, weights, loss
     "Dice of validation patients and mean training loss at each check, and Dice of each cooled copy"
     return pd.read_csv(find_stored_run(config) / "curve.csv")
 
+def is_pictured(config: Config) -> bool:
+    "Whether a run's answers for some cases are kept: the first training of a network on images that may be shown"
+    return (config.fold, config.seed, config.unit) == (0, 0, "patient") and load_manifest(config.dataset).may_be_shown
+
 def publish_convergence_run(config: Config, profile: str) -> None:
-    "Put a run beside the reports: config, curve, packed rows, cost; no weights. Of one that diverged, why"
+    "Put a run beside the reports: config, curve, packed rows, cost, answers for pictures. Of one that diverged, why"
     source, target = find_stored_run(config), folder("reports") / profile / "runs" / config.key
     if source is None:
         write(target / "config.json", to_json(asdict(config)))
         write(target / "failed.json", to_json(dict(why=find_failure_reason(config))))
     if source in (None, target): return
+    if is_pictured(config) and not (source / PREDICTIONS_FILE).is_file(): store_case_predictions(config)
     write(target / ROWS_FILE, pack_rows(read_rows(source)))
-    for name in ("config.json", "curve.csv", COST_FILE, "scored.json"):
-        write(target / name, (source / name).read_bytes())
+    for name in ("config.json", "curve.csv", COST_FILE, "scored.json", PREDICTIONS_FILE):
+        if (source / name).is_file(): write(target / name, (source / name).read_bytes())
 
 # %% ../../nbs/library/6_training/07_plans.ipynb #466483f8
 def design_run(plan: ConvergencePlan, dataset: str, network: str) -> Config:
@@ -276,7 +282,7 @@ def still_rises(curve: pd.DataFrame, steps: int) -> bool:
 
 # %% ../../nbs/library/6_training/07_plans.ipynb #93cf8b06
 def all_runs(plan: ConvergencePlan) -> list[tuple[PlanStage | DesignSearch, Config]]:
-    "Runs of a plan in the order in which they are trained, as far as their rates are chosen"
+    "Runs of a plan, as far as their rates are chosen"
     stages = [resolve_designs(plan, stage) for stage in plan.stages]
     runs = [(plan.search, c) for c in search_runs(plan)]
     for stage in stages: runs += [(stage, c) for c in (*stage_rate_runs(plan, stage), *main_runs(plan, stage))]
@@ -326,9 +332,16 @@ def train_plan(profile: str) -> list[str]:  # what is left, and why
     "Train what a plan has and the reports have not, stage by stage"
     plan, absent = available_plan(load_convergence_plan(profile))
     faults = [f"{dataset}: is not on this machine" for dataset in absent]
-    for k in range(len(plan.search.rounds) if plan.search else 0):
-        faults += train_runs(round_runs(plan, k), partial(planned_run_seconds, plan.search), profile)
-    for stage in (resolve_designs(plan, s) for s in plan.stages):
+    for stage in plan.stages:
+        if stage.designs: faults += train_search(plan, profile)
+        stage = resolve_designs(plan, stage)
         for list_stage_runs in (stage_rate_runs, main_runs):
             faults += train_runs(list_stage_runs(plan, stage), partial(planned_run_seconds, stage), profile)
+    return list(dict.fromkeys(faults))
+
+def train_search(plan: ConvergencePlan, profile: str) -> list[str]:  # what went wrong
+    "Train what the search for a design lacks, round by round"
+    faults = []
+    for k in range(len(plan.search.rounds)):
+        faults += train_runs(round_runs(plan, k), partial(planned_run_seconds, plan.search), profile)
     return faults

@@ -20,7 +20,7 @@ import yaml
 from ..data.manifest import content_key, load_cases, load_manifest
 from ..data.splits import load_frozen_split, load_split
 from ..kit.core import InputError, progress, write
-from .default_runs import list_models
+from .default_runs import list_models, reason_not_applicable
 from .plan import Runs, TrainingPlan, load_plan
 from .throughput import has_bf16, measure_throughput
 from .training import Config
@@ -79,7 +79,7 @@ def choose_settings(fingerprint: Fingerprint, precision: str) -> dict:  # fields
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #55318064
 TRAINING_SHARE = .6  # of the time; scoring, tables and figures take the rest
 MIN_PATIENTS = 10    # below which a held-out part is too small for an interval
-NETWORKS = ("unet_lite0", "residual_unet", "unet", "fcn")  # from the best of the kit's own benchmark on
+NETWORKS = ("unet", "unet_lite0", "residual_unet", "fcn")  # the baseline, and the best of the kit's benchmark
 MIN_RUN_SECONDS = 60
 
 @dataclass(frozen=True)
@@ -94,10 +94,9 @@ class Rung:
     def cost(self) -> int: return self.folds * self.networks * self.seconds * self.seeds  # seconds of one thread
 
 def list_rungs(folds: int, networks: int) -> list[Rung]:
-    "From the least that says something: folds, networks, time, seeds"
-    counts = [1] if folds == 1 else [1, folds]
-    rungs = [Rung(k, 1, MIN_RUN_SECONDS) for k in counts]
-    rungs += [Rung(folds, n, MIN_RUN_SECONDS) for n in range(2, networks + 1)]
+    "From the least that says something, two networks on one fold: folds, networks, time, seeds"
+    rungs = [Rung(k, 2, MIN_RUN_SECONDS) for k in dict.fromkeys((1, folds))]
+    rungs += [Rung(folds, n, MIN_RUN_SECONDS) for n in range(3, networks + 1)]
     rungs += [Rung(folds, networks, s) for s in (120, 180, 240, 480)]
     return rungs + [Rung(folds, networks, 480, seeds) for seeds in (2, 3)]
 
@@ -137,8 +136,7 @@ def count_folds(dataset: str, fingerprint: Fingerprint) -> int:
                          "collect more, or train one network: medseg train")
     return len((load_frozen_split(dataset) or load_split(dataset))["folds"])
 
-def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, rung: Rung,
-                  workers: int) -> Iterator[str]:
+def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, workers: int) -> Iterator[str]:
     "A plan in words"
     grid, size = plan.settings["size"], "×".join(map(str, fingerprint.size))
     yield (f"{dataset}: {fingerprint.patients} patients, {fingerprint.cases} cases of about {size}, "
@@ -148,7 +146,8 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, ru
     runs = plan.runs[dataset]
     yield (f"networks {', '.join(runs.models)}; {len(runs.folds)} fold{'s' * (len(runs.folds) > 1)}, "
            f"{len(runs.seeds)} seed{'s' * (len(runs.seeds) > 1)}, {plan.seconds:g} s each")
-    yield f"training takes about {rung.cost / workers / 60:.0f} minutes on {workers} core{'s' * (workers > 1)} here"
+    cost = plan.seconds * len(runs.models) * len(runs.folds) * len(runs.seeds)
+    yield f"training takes about {cost / workers / 60:.0f} minutes on {workers} core{'s' * (workers > 1)} here"
 
 def write_plan(plan: TrainingPlan, place: Path, head: str = "#") -> Path:
     "Store a plan, so that the same study goes on where it was interrupted"
@@ -157,6 +156,8 @@ def write_plan(plan: TrainingPlan, place: Path, head: str = "#") -> Path:
 
 def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> list[str]:  # the plan in words
     "Plan a study, unless the same one was planned before, which then goes on with the plan it has"
+    if why := reason_not_applicable(dataset):
+        raise InputError(dataset, f"fits no study ({why})", f"see medseg paper --profile own --data {dataset}")
     fingerprint, head = (measure_fingerprint(dataset),
                          f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once")
     rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS))
@@ -166,4 +167,4 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> li
         throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision))
         write_plan(study_plan(dataset, fingerprint, rung, throughput, precision), place, head)
     plan = TrainingPlan.model_validate(yaml.safe_load(place.read_text(encoding="utf-8")))
-    return [*describe_plan(dataset, fingerprint, plan, rung, workers)]
+    return [*describe_plan(dataset, fingerprint, plan, workers)]
