@@ -123,7 +123,9 @@ def plot_case_pictures(rows: dict[str, list[CasePicture]]  # by what stands besi
             error_ax.imshow(tint_errors(p), interpolation="nearest")
             error_ax.set_title(f"{p.rank}: {p.dice:.2f}", fontsize=7, pad=2)
             uncertainty_ax.imshow(p.uncertainty, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    for ax in axes.flat: ax.set(xticks=[], yticks=[])
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     n_labels = max(p.reference.max() for pictures in rows.values() for p in pictures)
     kinds = [k for k in ERROR_COLORS if k != "wrong label" or n_labels > 1]
     fig.legend(handles=[Patch(color=ERROR_COLORS[k], label=k) for k in kinds], loc="outside lower center",

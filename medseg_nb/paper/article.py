@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_FLOATS', 'MAX_PAGES', 'Bound', 'bound_row', 'significant', 'template_names', 'render', 'render_paragraph',
            'check_paragraph', 'find_blocks', 'fill_inline', 'fill_blocks', 'label_article_floats', 'check_pages',
-           'article', 'running_text', 'list_word_faults']
+           'choose_template', 'list_guesses', 'article', 'running_text', 'list_word_faults']
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #c109607c
 import html
@@ -19,8 +19,8 @@ from ..kit.execution import sections as study_sections
 from ..kit.report import Estimate
 from .floats import (MARKS, Label, find_section, format_number_span, number_floats, number_supplement,
                                     print_article_float)
-from .prose import (PaperSection, check_name, check_typed, is_block_float, find_placeholders,
-                                   lacks_result,
+from .prose import (PaperSection, check_name, check_typed, escape_markdown, is_block_float,
+                                   find_placeholders, lacks_result,
                                    replace_placeholders)
 from .words import count_noun, display_name, find_faults, format_as
 
@@ -164,21 +164,34 @@ def check_pages(pages: int, profile: str) -> None:
         raise InputError(f"{profile}/article.pdf", f"has {pages} pages; at most {MAX_PAGES[profile]} are read",
                          "shorten the longest paragraphs")
 
+def choose_template(sections: list[PaperSection], profile: str) -> str:  # file in nbs/paper
+    "A report on a data set of one's own says other things than the study"
+    data = next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
+    return "own.md" if profile == "own" and any(not d["synthetic"] for d in data.values()) else "article.md"
+
+def list_guesses(sections: list[PaperSection]) -> list[str]:
+    "What was guessed when a data set of one's own was added, as the head of its manifest says"
+    datasets = next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
+    manifests = [folder("own") / "data" / d / "dataset.yaml" for d in datasets]
+    lines = [line for p in manifests if p.is_file() for line in p.read_text(encoding="utf-8").splitlines()]
+    return [escape_markdown(m[1]) for line in lines if (m := re.match("# (?:guessed|note): (.*)", line))]
+
 def article(sections: list[PaperSection], profile: str, captions: dict[str, str]) -> str:
     "The article as one Markdown document"
     for section in sections: check_paragraph(section)
     drawings = {name: dict(caption=caption) for name, caption in captions.items()}
-    own = PaperSection("article", "article.md", "Article", "", "", results=dict(numbers={}, tables={},
+    template_file = choose_template(sections, profile)
+    own = PaperSection("article", template_file, "Article", "", "", results=dict(numbers={}, tables={},
                                                                                 figures=drawings))
     by_name = {s.name: s for s in sections} | dict(article=own)
-    template = (folder("nbs") / "paper" / "article.md").read_text(encoding="utf-8")
-    check_typed(template, "article.md")
+    template = (folder("nbs") / "paper" / template_file).read_text(encoding="utf-8")
+    check_typed(template, template_file)
     paragraphs = [render_paragraph(s, by_name, profile) for s in sections if s.results and s.article]
     old = [s.title for s in sections if s.state == "stale" and s.results]
     names = template_names(own, by_name, profile) | dict(results="\n\n".join(paragraphs), mark=MARKS[profile],
-                                                         stale=old,
+                                                         stale=old, guesses=list_guesses(sections),
                                                          absent=[s.title for s in sections if not s.results])
-    text = render(template, "article.md", names)
+    text = render(template, template_file, names)
     labels = label_article_floats(text, number_supplement(sections, "supplement.html"))
     return fill_blocks(fill_inline(text, own, by_name, labels), by_name, labels, profile)
 

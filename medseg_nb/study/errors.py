@@ -257,6 +257,7 @@ def _artifact_drops(rows: pd.DataFrame,
     scores = rows.assign(**{v: round_six_digits(rows[v]) for v in DROP_NAMES}).groupby(
         ["patient", "fold", "seed", "artefact", "level"], sort=False)[[*DROP_NAMES]].mean()
     clean = scores.xs(("none", 0), level=("artefact", "level"))
+    if len(clean) == len(scores): return {}, {}  # artefacts of the modality are not known
     drops = -scores.drop(index="none", level="artefact").sub(clean, axis=0).unstack(["artefact", "level"])
     matrices = {(name, int(level), value): drops[value, name, level].unstack(["fold", "seed"])
                 for value, name, level in drops}
