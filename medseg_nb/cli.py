@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'Profile', 'Data', 'Plugins', 'Json', 'STUDY_SECTIONS',
            'USAGE', 'plug', 'say', 'planned', 'paper', 'study', 'run', 'status', 'diff', 'data_list', 'data_show',
-           'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_audit', 'train', 'export', 'predict',
-           'explain', 'serve_dicom', 'serve_page', 'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new',
-           'readers_analyse', 'doctor', 'refused', 'main']
+           'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_audit', 'train', 'models', 'export',
+           'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate', 'bench', 'claims_list', 'claims_audit',
+           'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -117,6 +117,11 @@ def study(id: str,
     if dry_run: return
     os.environ[OWN_PLAN] = str(place)
     _write_papers("own", _bring("own", id, STUDY_SECTIONS, workers))
+    from medseg_nb.evaluation.comparisons import find_best_run
+    from medseg_nb.training.training import name_run
+    network, key = find_best_run("own", id)
+    name_run(f"{id}/best", key)
+    print(f"{network} has the highest mean Dice; next: medseg predict {id}/best IMAGES --out masks/")
 
 # %% ../nbs/library/99_cli.ipynb #9e50db83
 @app.command(epilog="Example: medseg run benchmark --profile cpu --limit 30m")
@@ -270,6 +275,25 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
                      seed=seed)
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)
+
+# %% ../nbs/library/99_cli.ipynb #f3dad276
+@app.command(epilog="Example: medseg models")
+def models(as_json: Json = False):
+    "Trained runs whose weights are here: name or key, data, network, mean Dice on held-out cases."
+    import json
+    from medseg_nb.kit.core import folder
+    from medseg_nb.kit.report import ROWS_FILE, read_rows
+    from medseg_nb.training.training import list_trained_runs, load_run_names
+    names, rows = {key: name for name, key in load_run_names().items()}, []
+    for key in list_trained_runs():
+        place = folder("runs") / key
+        config = json.loads((place / "config.json").read_text())
+        scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
+        rows.append(dict(key=key, name=names.get(key, ""), dice=float(scores["dice"].mean()) if "dice" in scores else None)
+                    | {k: config[k] for k in ("dataset", "model", "fold", "seed")})
+    rows.sort(key=lambda r: (r["dataset"], r["model"], r["fold"], r["seed"]))
+    say(rows, as_json, [f"{r['name'] or r['key']:24} {r['dataset']:24} {r['model']:16} fold {r['fold']}, seed {r['seed']}"
+                        + (f", Dice {r['dice']:.3f}" if r["dice"] is not None else "") for r in rows])
 
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")

@@ -20,8 +20,7 @@ from ..kit.report import Estimate
 from .floats import (MARKS, Label, find_section, format_number_span, number_floats, number_supplement,
                                     print_article_float)
 from .prose import (PaperSection, check_name, check_typed, escape_markdown, is_block_float,
-                                   find_placeholders, lacks_result,
-                                   replace_placeholders)
+                                   find_placeholders, lacks_result, replace_placeholders)
 from .words import count_noun, display_name, find_faults, format_as
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #622f4093
@@ -174,7 +173,9 @@ def list_guesses(sections: list[PaperSection]) -> list[str]:
     datasets = next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
     manifests = [folder("own") / "data" / d / "dataset.yaml" for d in datasets]
     lines = [line for p in manifests if p.is_file() for line in p.read_text(encoding="utf-8").splitlines()]
-    return [escape_markdown(m[1]) for line in lines if (m := re.match("# (?:guessed|note): (.*)", line))]
+    guesses = [re.match(r"# guessed: ([^:]+): (.*) \((.*)\); ", line) for line in lines]
+    notes = [escape_markdown(line.removeprefix("# note: ")) for line in lines if line.startswith("# note: ")]
+    return [f"{m[1]}: `{m[2].replace('`', '')}` ({escape_markdown(m[3])})" for m in guesses if m] + notes
 
 def article(sections: list[PaperSection], profile: str, captions: dict[str, str]) -> str:
     "The article as one Markdown document"

@@ -9,7 +9,8 @@ __all__ = ['LOOP_CHOICES', 'SHARED_WITH_GENERATOR', 'KEY_STOPS', 'HISTORY_FILE',
            'run_label', 'training_cases', 'training_pool', 'metadata_of', 'append_metadata_channels', 'batches',
            'segment', 'evaluate', 'score_predictions', 'find_stored_run', 'read_failure_reason', 'load_run_rows',
            'start_meter', 'rank_and_world_size', 'shard_batches', 'reject_unsafe_convolutions', 'run_training',
-           'load_run', 'train_missing', 'fit_runs', 'publish_run', 'add_budget_columns']
+           'names_file', 'load_run_names', 'name_run', 'list_trained_runs', 'resolve_run', 'load_run', 'train_missing',
+           'fit_runs', 'publish_run', 'add_budget_columns']
 
 # %% ../../nbs/library/6_training/04_training.ipynb #7755a34f
 import gzip
@@ -32,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from ..kit.core import (PROFILES, InputError, MedsegError, ResourceError, choose, digest, folder,
-                                require_device, peak_memory_mb, progress, rng, root, to_json, write)
+                                require_device, peak_memory_mb, progress, read_json, rng, root, to_json, write)
 from ..data.manifest import load_cases, content_key, load_manifest
 from ..kit.keys import closure, load_module, module_definitions, registered_names, resolve
 from ..evaluation.metrics import brier, calibration_error, score
@@ -457,14 +458,36 @@ def run_training(config: Config, weights: bool = False) -> Path:  # the run's fo
             write(run_dir / "scored.json", to_json(dict(key=code)))
     return run_dir
 
+# %% ../../nbs/library/6_training/04_training.ipynb #34352d64
+def names_file() -> Path: return folder("own") / "models.json"
+
+def load_run_names() -> dict[str, str]:  # key by name
+    "Names that runs were given, such as `my_scans/best`"
+    path = names_file()
+    return read_json(path) if path.is_file() else {}
+
+def name_run(name: str, key: str) -> None:
+    "Give a run a name, which it then has instead of a former one"
+    write(names_file(), to_json(load_run_names() | {name: key}))
+
+def list_trained_runs() -> list[str]:  # keys
+    "Runs whose weights are stored"
+    return sorted(p.parent.name for p in folder("runs").glob("*/weights.safetensors"))
+
+def resolve_run(name: str) -> str:  # key
+    "The run with a name, with a key, or with a key that begins so"
+    key = load_run_names().get(name, name)
+    keys = [k for k in list_trained_runs() if k.startswith(key)] if re.fullmatch("[0-9a-f]{4,16}", key) else []
+    if len(keys) == 1: return keys[0]
+    if keys: raise InputError(name, f"is how {len(keys)} runs begin ({', '.join(keys)})", "give more of the key")
+    raise InputError(name, "there is no such run with weights in runs/",
+                     "train it: medseg train --data ID --model NAME; medseg models lists what is there")
+
 # %% ../../nbs/library/6_training/04_training.ipynb #81e55a9d
-def load_run(key: str):  # config, network in evaluation mode
-    "A stored run by its key, with its weights"
+def load_run(name: str):  # config, network in evaluation mode
+    "A stored run by its key or its name, with its weights"
     import safetensors.torch
-    run_dir = folder("runs") / key
-    if not re.fullmatch("[0-9a-f]{16}", key) or not (run_dir / "weights.safetensors").is_file():
-        raise InputError(key, "there is no such run with weights in runs/",
-                         "train it: medseg train --data ID --model NAME")
+    run_dir = folder("runs") / resolve_run(name)
     try:
         config = Config(**json.loads((run_dir / "config.json").read_text()))
         net = load_module(task_module(config)).network(config)
