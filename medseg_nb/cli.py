@@ -89,11 +89,16 @@ def paper(
         Optional[int],
         typer.Option("-j", min=1, help="sections at once, and training processes that they share")] = None,
     executor: Annotated[str, typer.Option(help="local, slurm or kubernetes")] = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False):
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False,
+    export: Annotated[Optional[Path], typer.Option(help="folder for the article as DOCX and LaTeX, with figures")] = None):
     "Bring all sections up to date and rebuild article and supplement (PDF and HTML)."
     plug(plugins)
     if dry_run: return planned(profile, data, only)
-    _write_papers(profile, _bring(profile, data, only, jobs, executor))
+    states = _bring(profile, data, only, jobs, executor)
+    _write_papers(profile, states)
+    if export:
+        from medseg_nb.paper.journals import export_article
+        for place in export_article(profile, states, export): print(os.path.relpath(place))
     from medseg_nb.kit import execution as study
     from medseg_nb.paper import readme
     if pages_profile := readme.find_profile():

@@ -1,7 +1,7 @@
 -- A div of one of these classes becomes a call of the Typst template's function of that name; HTML styles the class itself.
 -- `print` and `web` stand in one of the two editions only. A link to the other document's page is one in the web edition alone.
 local boxes = { question = true, notice = true, provenance = true }
-local is_typst = FORMAT:match("typst") ~= nil
+local is_typst, is_web = FORMAT:match("typst") ~= nil, FORMAT:match("html") ~= nil
 local gap = utf8.char(0x200B)  -- a place where a line may break
 
 local function box(name, content)
@@ -74,8 +74,8 @@ local function float(div)
 end
 
 function Div(div)
-  if div.classes:includes("print") and not is_typst then return {} end
-  if div.classes:includes("web") and is_typst then return {} end
+  if div.classes:includes("print") and is_web then return {} end
+  if div.classes:includes("web") and not is_web then return {} end
   if not is_typst then return nil end
   if div.identifier == "refs" then return box("reflist", div.content) end
   if div.classes[1] == "float" then return float(div) end
@@ -83,9 +83,9 @@ function Div(div)
 end
 
 function Span(span)
-  if is_typst and span.classes:includes("number") then return span.content end
+  if not is_web and span.classes:includes("number") then return span.content end
 end
 
 function Link(link)
-  if is_typst and link.target:match("^[%w]+%.html") then return link.content end
+  if not is_web and link.target:match("^[%w]+%.html") then return link.content end
 end
