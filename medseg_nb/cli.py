@@ -90,7 +90,7 @@ def paper(
         typer.Option("-j", min=1, help="sections at once, and training processes that they share")] = None,
     executor: Annotated[str, typer.Option(help="local, slurm or kubernetes")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and why")] = False,
-    export: Annotated[Optional[Path], typer.Option(help="folder for the article as DOCX and LaTeX, with figures")] = None):
+    export: Annotated[Optional[Path], typer.Option(help="folder for the article as DOCX and LaTeX")] = None):
     "Bring all sections up to date and rebuild article and supplement (PDF and HTML)."
     plug(plugins)
     if dry_run: return planned(profile, data, only)
@@ -109,7 +109,7 @@ STUDY_SECTIONS = ["data", "benchmark", "errors", "statistics"]  # what a study o
 
 @app.command(epilog="Example: medseg study my_scans --minutes 60")
 def study(id: str,
-          minutes: Annotated[float, typer.Option(help="that the study may take; more bring folds, networks, seeds")] = 60,
+          minutes: Annotated[float, typer.Option(help="that it may take; more bring folds, networks, seeds")] = 60,
           jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, and stop")] = False):
     "Plan and carry out a study of your data set; called again, it goes on where it was."
@@ -294,11 +294,13 @@ def models(as_json: Json = False):
         place = folder("runs") / key
         config = json.loads((place / "config.json").read_text())
         scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
-        rows.append(dict(key=key, name=names.get(key, ""), dice=float(scores["dice"].mean()) if "dice" in scores else None)
+        dice = float(scores["dice"].mean()) if "dice" in scores else None
+        rows.append(dict(key=key, name=names.get(key, ""), dice=dice)
                     | {k: config[k] for k in ("dataset", "model", "fold", "seed")})
     rows.sort(key=lambda r: (r["dataset"], r["model"], r["fold"], r["seed"]))
-    say(rows, as_json, [f"{r['name'] or r['key']:24} {r['dataset']:24} {r['model']:16} fold {r['fold']}, seed {r['seed']}"
-                        + (f", Dice {r['dice']:.3f}" if r["dice"] is not None else "") for r in rows])
+    lines = [f"{r['name'] or r['key']:24} {r['dataset']:24} {r['model']:16} fold {r['fold']}, seed {r['seed']}"
+             + (f", Dice {r['dice']:.3f}" if r["dice"] is not None else "") for r in rows]
+    say(rows, as_json, lines)
 
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")

@@ -396,7 +396,7 @@ def test_two_processes_train_one_run(fresh):
     ours, theirs = (fresh.root / runs / alone.stdout.strip() for runs in ("runs", "two"))
     a, b = (load_file(place / "weights.safetensors") for place in (ours, theirs))
     assert a.keys() == b.keys() and all(np.allclose(a[k], b[k], atol=1e-5) for k in a)
-    assert (ours / "history.csv.gz").read_bytes() != (theirs / "history.csv.gz").read_bytes(), "each process saw its part"
+    assert (ours / "history.csv.gz").read_bytes() != (theirs / "history.csv.gz").read_bytes(), "each saw its part"
 
 
 def test_own_data_and_an_added_model(fresh):

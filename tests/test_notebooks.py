@@ -431,7 +431,9 @@ def test_unfilled_text_is_seen(tmp_path, text):
 
 
 SHORT = dict(skin_isic2017="ISIC 2017", skin_ph2="PH2", polyp_kvasir="Kvasir polyps",
-             nuclei_dsb2018="nuclei of the Data Science Bowl 2018", luna16_annotations="annotations of LUNA16")
+             nuclei_dsb2018="nuclei of the Data Science Bowl 2018", nuclei_dsb2018_large="both sets of nuclei",
+             hippocampus_msd="hippocampi of the Medical Segmentation Decathlon",
+             luna16_annotations="annotations of LUNA16")
 
 
 def test_ids_have_names_that_people_use():

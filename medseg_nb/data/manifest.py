@@ -275,7 +275,9 @@ class Manifest(StrictModel):
         if self.patient != "unknown": return "patient"
         return ("row" if self.task == "table" else "image") + (f" or {self.group.name}" if self.group else "")
     @property
-    def may_be_shown(self) -> bool: return self.synthetic or self.licence.shown is not None
+    def may_be_shown(self) -> bool:
+        "Whether results may show its images; those of a set of one's own, which has a `root`, stay where they are"
+        return self.synthetic or self.licence.shown is not None or self.root is not None
     @property
     def n_readers(self) -> int:
         if self.mask and isinstance(self.mask.column, list): return len(self.mask.column)

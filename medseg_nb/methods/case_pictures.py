@@ -141,5 +141,5 @@ def attribute_pictures(datasets: Sequence[str]) -> str:  # empty for phantoms al
         if not m.may_be_shown:
             raise InputError(dataset, "gives no licence under which its pictures may be printed",
                              "store the figure with private=True, or name the reason in `licence: {shown: …}`")
-        if not m.synthetic: sentences.append(f"Images of {dataset}: {m.citation}, {m.licence.name}.")
+        if not m.synthetic and not m.root: sentences.append(f"Images of {dataset}: {m.citation}, {m.licence.name}.")
     return " ".join(sentences)

@@ -76,7 +76,7 @@ def template_names(reader: PaperSection, sections: dict[str, PaperSection], prof
                                                                             in where.items())]
     return dict(n=n, rows=rows, significant=significant, has=lambda *names: all(s in sections and sections[s].results
                                                                                 for s in names), profile=profile,
-                drawn=lambda name: "article" in sections and name in sections["article"].names("figure"))
+                drawn=lambda name, place="article": place in sections and name in sections[place].names("figure"))
 
 def render(text: str, name: str, names: dict[str, object]) -> str:
     "Jinja's answer to a template; a name that it does not know is an error"
