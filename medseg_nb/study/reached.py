@@ -22,7 +22,8 @@ from ..evaluation.ranks import (group_indistinguishable, mean_patient_ranks, plo
                                         summarize_ranks)
 from ..kit.report import BUDGET_COLUMNS, Report, name_with_budget
 from ..data.manifest import load_manifest
-from ..methods.case_pictures import attribute_pictures, load_case_pictures, plot_case_pictures
+from ..methods.case_pictures import (attribute_pictures, has_case_pictures, load_case_pictures,
+                                             plot_case_pictures)
 from ..training.convergence import CEILINGS
 from ..training.plan import PRETRAINED, RANDOM_START, ConvergencePlan, PlanStage
 from ..training.plans import (best_rate, find_failure_reason, load_convergence_plan, load_curve, load_rows,
@@ -242,5 +243,5 @@ def list_pictured_runs(reached: pd.DataFrame, configs: Sequence[Config]) -> list
         if not load_manifest(dataset).may_be_shown: continue
         names = dict.fromkeys(["unet", group.model[group.dice.idxmax()]])
         first = {c.model: c for c in reversed(configs) if c.dataset == dataset}
-        pictured += [first[n] for n in names if n in first]
+        pictured += [first[n] for n in names if n in first and has_case_pictures(first[n])]
     return pictured
