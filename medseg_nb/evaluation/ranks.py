@@ -79,10 +79,10 @@ def plot_critical_differences(ax, ranks: pd.Series,         # mean rank by model
         is_left = k < half
         y = -step * (len(groups) * .5 + 1 + (k if is_left else n - 1 - k))
         edge = left - .06 * (right - left) if is_left else right + .06 * (right - left)
-        ax.plot([rank, rank, edge], [0, y, y], color="0.35", lw=.8, solid_joinstyle="miter")
+        ax.plot([rank, rank, edge], [0, y, y], color="0.35", lw=.8, solid_joinstyle="miter", clip_on=False)
         ax.annotate(f"{labels.get(name, name)}  {rank:.2f}" if is_left else f"{rank:.2f}  {labels.get(name, name)}",
-                    (edge, y), (-3 if is_left else 3, 0), textcoords="offset points", va="center", ha="right" if is_left
-                    else "left")
+                    (edge, y), (-3 if is_left else 3, 0), textcoords="offset points", va="center", fontsize=8,
+                    ha="right" if is_left else "left", annotation_clip=False)
     for k, group in enumerate(groups):
         ax.plot([ranks[group[0]] - .03, ranks[group[-1]] + .03], [-step * (.45 + .5 * k)] * 2, color="0.1", lw=3,
                 solid_capstyle="butt")

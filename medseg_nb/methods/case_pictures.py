@@ -8,6 +8,7 @@ __all__ = ['RGB', 'ERROR_COLORS', 'TINT', 'CasePicture', 'to_display', 'widest_s
            'attribute_pictures']
 
 # %% ../../nbs/library/7_methods/14_case_pictures.ipynb #1cd001e8
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import pandas as pd
 from ..data.manifest import load_cases, load_manifest
 from ..evaluation.metrics import entropy
 from ..kit.core import InputError
+from ..kit.report import display_text
 from .answers import load_trained_network
 from ..preparation.preprocess import load_prepared_cases, network_input
 from ..training.convergence import (PREDICTIONS_FILE, UNCERTAINTY_LEVELS, load_run_arrays, rank_cases)
@@ -121,7 +123,7 @@ def plot_case_pictures(rows: dict[str, list[CasePicture]]  # by what stands besi
     from matplotlib.patches import Patch
     fig, axes = plt.subplots(len(rows), 9, figsize=(7., .5 + .84 * len(rows)), squeeze=False, layout="constrained")
     for row, (label, pictures) in zip(axes, rows.items()):
-        row[0].set_ylabel(label, fontsize=7)
+        row[0].set_ylabel(label, fontsize=6)
         for k, p in enumerate(pictures):
             image_ax, error_ax, uncertainty_ax = row[3 * k:3 * k + 3]
             image_ax.imshow(p.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -146,5 +148,6 @@ def attribute_pictures(datasets: Sequence[str]) -> str:  # empty for phantoms al
         if not m.may_be_shown:
             raise InputError(dataset, "gives no licence under which its pictures may be printed",
                              "store the figure with private=True, or name the reason in `licence: {shown: …}`")
-        if not m.synthetic and not m.root: sentences.append(f"Images of {dataset}: {m.citation}, {m.licence.name}.")
+        source, licence = re.split(", (?:doi|arXiv):", m.citation)[0], m.licence.name.partition(" (")[0]
+        if not m.synthetic and not m.root: sentences.append(f"Images of {display_text(dataset)}: {source}, {licence}.")
     return " ".join(sentences)

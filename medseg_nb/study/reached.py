@@ -7,7 +7,7 @@ __all__ = ['ROW_NAMES', 'EXPECTED', 'BUDGET_LABEL', 'plan_stages', 'list_planned
            'list_missing', 'load_patient_rows', 'summarize_reached', 'summarize_budgets', 'compare_group',
            'compare_starts', 'summarize_differences', 'find_differing', 'list_expectation_claims', 'read_cost',
            'summarize_cost', 'summarize_rates', 'panels', 'model_colors', 'plot_cost_curves', 'plot_validation_curves',
-           'plot_ranks', 'list_pictured_runs']
+           'plot_ranks', 'label_run', 'list_pictured_runs']
 
 # %% ../../nbs/study/07_reached.ipynb #4b7b80c9
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ..evaluation.comparisons import CONTROL, compare_models, holm, load_benchma
 from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.ranks import (group_indistinguishable, mean_patient_ranks, plot_critical_differences,
                                         summarize_ranks)
-from ..kit.report import BUDGET_COLUMNS, Report, name_with_budget
+from ..kit.report import BUDGET_COLUMNS, Report, budget_label, name_with_budget
 from ..data.manifest import load_manifest
 from ..methods.case_pictures import (attribute_pictures, has_case_pictures, load_case_pictures,
                                              plot_case_pictures)
@@ -178,7 +178,7 @@ def summarize_rates(profile: str, models: Sequence[str]) -> pd.DataFrame:
 def panels(n: int, height: float):
     "A row of panels that share their vertical axis"
     import matplotlib.pyplot as plt
-    return plt.subplots(1, n, figsize=(min(7., 1.2 + 2.4 * n), height), squeeze=False, sharey=False,
+    return plt.subplots(1, n, figsize=(min(7., 2.2 + 2.2 * n), height), squeeze=False, sharey=False,
                         layout="constrained")
 
 def model_colors(models: Sequence[str]) -> dict[str, tuple]:
@@ -200,7 +200,8 @@ def plot_cost_curves(budgets: pd.DataFrame, chance: dict[str, float]):
         ax.set(title=dataset, xscale="log", xlabel=BUDGET_LABEL)
         ax.set_xticks(ticks, [f"{s:g}" for s in ticks]); ax.minorticks_off()
     axes[0][0].set_ylabel("mean patient Dice")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
+               fontsize=7)
     return fig
 
 BUDGET_LABEL = "training budget (seconds of one thread)"
@@ -215,11 +216,12 @@ def plot_validation_curves(configs: Sequence[Config]):
             checks = load_curve(c).query("weights == 'average'")
             share, best = checks.step / c.steps, checks.dice.argmax()
             ax.plot(share, checks.dice, lw=1, color=colors[model],
-                    label=name_with_budget(model, None, PRETRAINED.get(model)))
+                    label=name_with_budget(model, CEILINGS[len(c.shape)], PRETRAINED.get(model)))
             ax.plot(share.iloc[best], checks.dice.iloc[best], "x", ms=5, color=colors[model])
         ax.set(title=dataset, xlabel="share of the ceiling", xlim=(0, 1))
     axes[0][0].set_ylabel("Dice of validation patients")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
+               fontsize=7)
     return fig
 
 def plot_ranks(rows: pd.DataFrame, differences: pd.DataFrame):
@@ -231,11 +233,17 @@ def plot_ranks(rows: pd.DataFrame, differences: pd.DataFrame):
     for ax, dataset in zip(axes[:, 0], datasets):
         ranks = mean_patient_ranks(rows[rows.dataset == dataset])
         differing = find_differing(differences[differences.dataset == dataset])
-        plot_critical_differences(ax, ranks, group_indistinguishable([*ranks.index], differing))
+        names = {m: name_with_budget(m, rows.budget_s[rows.dataset == dataset].iloc[0], None) for m in ranks.index}
+        plot_critical_differences(ax, ranks, group_indistinguishable([*ranks.index], differing), names)
         ax.set_title(dataset, loc="left", fontsize=8)
     return fig
 
 # %% ../../nbs/study/07_reached.ipynb #0d2c31c3
+def label_run(config: Config) -> str:
+    "Data set and network of a training, with the ceiling of its budget"
+    ceiling, start = CEILINGS[len(config.shape)], PRETRAINED.get(config.model)
+    return f"{config.dataset}\n{config.model}\n({budget_label(ceiling, start)})"
+
 def list_pictured_runs(reached: pd.DataFrame, configs: Sequence[Config]) -> list[Config]:
     "First trainings of U-Net and of the network with the highest mean Dice, on each set whose images may be shown"
     pictured = []
