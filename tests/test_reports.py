@@ -14,7 +14,7 @@ from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, benchmark,
                              combinations, errors, fusion, generalization, hospital, hybrid,
                              instances, leakage, outcomes,
-                             peers, preparation, quality, readers, realtime, registration, search,
+                             peers, preparation, quality, reached, readers, realtime, registration, search,
                              statistics, synthesis, xai)
 from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
@@ -24,6 +24,7 @@ from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
 from medseg_nb.training.plan import training_track
+from medseg_nb.training.plans import TASK
 from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS, format_table_cells, check_claim,
                                   check_table, number_key, name_budgets, collect_budgets)
 from medseg_nb.training.training import Config
@@ -200,6 +201,21 @@ def of_parts(*parts: str, within: bool = True) -> Callable:
     return lambda rows: rows[rows.part.isin(parts) == within].dropna(axis=1, how="all").reset_index(drop=True)
 
 
+def of_track(name: str) -> Callable:
+    return lambda rows: rows[rows.track == name].reset_index(drop=True)
+
+
+def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
+    "Trainings whose last six of 24 checks have a mean Dice more than .002 above that of the six before"
+    rising = {}
+    for run in rows.run.unique():
+        place = REPO / "reports" / "cpu" / "runs" / run
+        curve = pd.read_csv(place / "curve.csv").query("weights == 'average'")
+        steps, dice = load(place / "config.json")["steps"], curve.dice.to_numpy()
+        rising[run] = curve.step.max() >= steps - round(.2 * steps) and dice[-6:].mean() - dice[-12:-6].mean() > .002
+    return rising
+
+
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(leakage, "leak", "gain"),
     **summaries(quality, "estimators", "comparisons"),
@@ -207,6 +223,9 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),
     ("benchmark", "comparisons"): baselines.compare_with_unet,
     **summaries(search, "trials"),
+    ("reached", "reached"): lambda rows: reached.summarize_reached(of_track("reached")(rows), rising_runs(rows)),
+    **summaries(reached, "differences", prepare=lambda rows: of_track("reached")(rows)),
+    **summaries(reached, "budgets", prepare=lambda rows: of_track("budget")(rows)),
     **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes", prepare=of_parts("volume", within=False)),
     **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
     **summaries(peers, "scores", "differences", "rising"),
@@ -415,13 +434,15 @@ def test_committed_runs_belong_to_the_grid(reports):
     """All runs of a section whose results are of today's runs; others only where a section's results are older, and
     stale"""
     if reports.name == "smoke": assert not (reports / "runs").exists(); return
-    grids = {name: {c.key: c for c in study.list_run_configs(name, study.section_parameters(name, reports.name))}
-             for name, s in study.sections().items() if reports.name in s.profiles}
+    planned = {name: study.list_run_configs(name, study.section_parameters(name, reports.name))
+               for name, s in study.sections().items() if reports.name in s.profiles}
+    grids = {name: {c.key: c for c in configs if c.task != TASK} for name, configs in planned.items()}
     found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
     # those of nbs/plans.yaml: see test_convergence.py
-    found = {k: c for k, c in found.items() if c["task"] != "medseg_nb.training.convergence"}
+    found = {k: c for k, c in found.items() if c["task"] != TASK}
     there = {name: reports / name / "provenance.json" for name in grids}
-    today = [name for name, p in there.items() if p.is_file() and load(p)["parts"]["runs"] == digest(list(grids[name]))]
+    today = [name for name, p in there.items()
+             if p.is_file() and load(p)["parts"]["runs"] == digest(list(dict.fromkeys(c.key for c in planned[name])))]
     assert ({k for name in today for k in grids[name]} <= set(found)
             and (len(today) < len(grids) or set(found) == {k for runs in grids.values() for k in runs}))
     none([k for runs in grids.values() for k in runs if k in found and Config(**found[k]) != runs[k]])
@@ -488,7 +509,8 @@ def test_rows_name_the_budget_of_their_run(reports):
     "Every row of a trained run that a section stores says what the run's steps stand for"
     configs, faults = {}, []
     for path in (reports / "runs").glob("*/config.json"):
-        configs[path.parent.name] = training_track(Config(**load(path)))
+        config = Config(**load(path))  # a training to convergence has copies of several budgets
+        if config.task != TASK: configs[path.parent.name] = training_track(config)
     for place in sections(reports):
         rows = (pd.read_csv(place / "cases.csv.gz", dtype=TEXT)
                 if (place / "cases.csv.gz").is_file() else pd.DataFrame(dict(run=[])))
