@@ -204,12 +204,12 @@ CALLS |= {f"serve dicom --to {to}": Call(f"serve dicom nosuch --allow CT --to {t
           for to, subject, fault, remedy in (
     ("PACS", "PACS", "is no address", "PACS@127.0.0.1:4242"),
     ("http://me:secret@pacs/dicom-web", "pacs/dicom-web", "carries a user or a password", "MEDSEG_DICOMWEB_PASSWORD"),
-    ("PACS@127.0.0.1:104", "nosuch", "", "medseg train"))}
+    ("PACS@127.0.0.1:104", "nosuch", "", "medseg models"))}
 CALLS |= {
     "run a --profile own --data nosuch": Call(
         "run a --profile own --data nosuch", "nosuch", "unknown data set",
         prepare=lambda p: p.edit("a", "seed = 1", "seed = 1\ndatasets = []")),
-    "predict nosuch": Call("predict nosuch masks --out out", "nosuch", "", "medseg train", prepare=label_maps),
+    "predict nosuch": Call("predict nosuch masks --out out", "nosuch", "", "medseg models", prepare=label_maps),
     "diff nosuch": Call("diff nosuch", "nosuch", "", "HEAD")}
 
 
