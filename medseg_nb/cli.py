@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'Profile', 'Data', 'Plugins', 'Json', 'STUDY_SECTIONS',
-           'USAGE', 'plug', 'say', 'planned', 'paper', 'study', 'run', 'status', 'diff', 'data_list', 'data_show',
-           'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_audit', 'train', 'models', 'export',
-           'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate', 'bench', 'claims_list', 'claims_audit',
-           'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
+           'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff', 'data_list',
+           'data_show', 'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_audit', 'train', 'models',
+           'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate', 'bench', 'claims_list',
+           'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -19,7 +19,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from . import __version__
 from .kit.core import InputError, MedsegError, to_one_line, convert_os_error, to_json
+from .kit.workspace import enter_workspace, missing_package_error, require_extra, require_workspace
 
 # %% ../nbs/library/99_cli.ipynb #7d9f79d2
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -39,6 +41,15 @@ Plugins = Annotated[Optional[Path], typer.Option("--plugins",
                                                  help="folder of your own models, for profile own; default own/")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 
+def _print_version(wanted: bool) -> None:
+    if wanted: print(f"medseg_nb {__version__}"); raise typer.Exit()
+
+@app.callback(invoke_without_command=True)
+def _options(context: typer.Context,
+             version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                                                   help="name the version, and stop")] = False):
+    if context.invoked_subcommand is None: print(context.get_help())
+
 def plug(folder: Path | None) -> None:
     "Use a folder of plug-ins"
     if not folder: return
@@ -48,6 +59,13 @@ def plug(folder: Path | None) -> None:
 def say(value: object, as_json: bool, lines: list[str]) -> None:
     "Print a result for a program or for a person"
     print(to_json(value), end="") if as_json else print("\n".join(lines))
+
+# %% ../nbs/library/99_cli.ipynb #43168e29
+@app.command(epilog="Example: medseg new lungs")
+def new(folder: Annotated[Path, typer.Argument(help="new folder")]):
+    "Lay a workspace for your own data, models and reports; a checkout of the kit is one already."
+    from medseg_nb.kit.workspace import create_workspace
+    print(f"{create_workspace(folder)}; next: cd {folder} and medseg data add FOLDER --id NAME")
 
 # %% ../nbs/library/99_cli.ipynb #f93f2075
 def _deadline(limit: str | None) -> None:
@@ -59,6 +77,8 @@ def _deadline(limit: str | None) -> None:
 
 def _bring(profile: str, data: str | None, only: list[str] | None,
            jobs: int | None, executor: str = "local") -> dict[str, str]:
+    require_workspace()
+    require_extra("study")
     from medseg_nb.kit import execution as study
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     if executor != "local": study.run_on_cluster(profile, executor, jobs, data)
@@ -113,6 +133,8 @@ def study(id: str,
           jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, and stop")] = False):
     "Plan and carry out a study of your data set; called again, it goes on where it was."
+    require_workspace()
+    require_extra("study")
     from medseg_nb.kit.core import folder
     from medseg_nb.training.plan import OWN_PLAN
     from medseg_nb.training.study_plan import prepare_study
@@ -220,6 +242,7 @@ def data_add(
         Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) instead of a guess")] = None):
     """Draft the manifest of your own data, say what was guessed, and list every problem at once; exit code 3 if cases
     are left out."""
+    require_workspace()
     from medseg_nb.data.intake import add_dataset
     if code := add_dataset(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None):
         raise typer.Exit(code)
@@ -260,6 +283,7 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
                            typer.Option(help="with --missing: start no new run after this time, such as 30m")] = None):
     "Train one run with the profile's settings and print its key; or train what is missing."
     plug(plugins)
+    require_workspace()
     if missing: return _train_plan(profile, jobs, limit)
     for name, value in (("-j", jobs), ("--limit", limit)):
         if value is not None:
@@ -481,14 +505,17 @@ def doctor(as_json: Json = False):
 # %% ../nbs/library/99_cli.ipynb #652d5847
 USAGE = typer.BadParameter.__base__  # every fault of a call; its own name is not public
 
-def refused(e: OSError | RuntimeError) -> MedsegError | None:  # None for a fault of the kit
-    "What the operating system refused, as an error of the kit"
+def refused(e: Exception) -> MedsegError | None:  # None for a fault of the kit
+    "What the operating system refused, or a package that is not here, as an error of the kit"
+    if isinstance(e, ModuleNotFoundError):
+        return None if (e.name or "").startswith("medseg_nb") else missing_package_error(e.name or str(e))
     if isinstance(e, OSError): return convert_os_error(e, e.filename or "the disk")
     match = re.fullmatch("Symlink loop from (.*)", str(e), re.S)
     return InputError(match[1], "is a link that leads to itself", "name another file") if match else None
 
 def main() -> None:
     "Entry point of `medseg`: errors of the kit become one line and an exit code"
+    enter_workspace()
     try: sys.exit(app(standalone_mode=False) or 0)
     except USAGE as e:
         command = e.ctx.command_path if e.ctx else "medseg"
@@ -496,7 +523,7 @@ def main() -> None:
               f"{to_one_line(command)} --help", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError: sys.exit(0)
-    except (MedsegError, OSError, RuntimeError) as e:
+    except (MedsegError, OSError, RuntimeError, ModuleNotFoundError) as e:
         error = e if isinstance(e, MedsegError) else refused(e)
         if error is None: raise
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 "A study of a data set of one's own: from a folder of images to a plan, a report and a model that has a name"
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ def whole(tmp_path) -> Project:
     return Project(tmp_path / "project")
 
 
-def add_squares(project: Project) -> None:
-    "Bright rectangles of two images a patient, added as a user would"
-    place, draws = project.root.parent / "squares", np.random.default_rng(0)
+def draw_squares(place: Path) -> None:
+    "Bright rectangles of two images a patient"
+    draws = np.random.default_rng(0)
     for name in ("images", "masks"): (place / name).mkdir(parents=True)
     for k in range(PATIENTS):
         for i in range(2):
@@ -29,6 +30,12 @@ def add_squares(project: Project) -> None:
             picture = (90 * mask + draws.integers(0, 80, mask.shape)).astype(np.uint8)
             Image.fromarray(mask).save(place / "masks" / f"p{k:02}_{i}.png")
             Image.fromarray(picture).save(place / "images" / f"p{k:02}_{i}.png")
+
+
+def add_squares(project: Project) -> None:
+    "Rectangles, added as a user would"
+    place = project.root.parent / "squares"
+    draw_squares(place)
     added = project.medseg("data", "add", str(place), "--id", "squares", "--yes")
     assert added.returncode == 0 and "next: medseg study squares" in added.stdout, added.stderr
 

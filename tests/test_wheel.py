@@ -1,0 +1,81 @@
+"An installed package, far from any checkout: what it carries, and where it puts results"
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import PLAIN, REPO
+from test_own_study import PATIENTS, draw_squares
+
+PARTS = ("medseg_nb", "nbs", "data_manifests", "reports/peers/agreement")
+FILES = ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    "A folder with what a wheel puts beside other packages"
+    place = tmp_path_factory.mktemp("wheel")
+    leave_out = shutil.ignore_patterns("__pycache__")
+    for name in PARTS: shutil.copytree(REPO / name, place / "source" / name, ignore=leave_out)
+    for name in FILES: shutil.copyfile(REPO / name, place / "source" / name)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place,
+                    place / "source"], check=True)
+    wheel, = place.glob("*.whl")
+    assert wheel.stat().st_size < 40e6
+    with zipfile.ZipFile(wheel) as z: z.extractall(place / "site")
+    shutil.rmtree(place / "source")
+    return place / "site"
+
+
+def call(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess:
+    "`medseg` of the installed package"
+    env = PLAIN | dict(PYTHONPATH=str(installed), HOME=str(cwd), XDG_CACHE_HOME=str(cwd / "cache"))
+    code = "from medseg_nb.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_a_wheel_carries_what_the_kit_looks_up(installed):
+    shipped = {p.relative_to(installed / "medseg_nb" / "shipped").as_posix()
+               for p in (installed / "medseg_nb").rglob("shipped/**/*") if p.is_file()}
+    tracked = subprocess.run(["git", "-C", REPO, "ls-files", "nbs", "data_manifests"], capture_output=True, text=True,
+                             check=True).stdout.split()
+    wanted = {f for f in tracked if not f.startswith(("nbs/library", "nbs/course")) and not f.endswith("README.md")}
+    assert wanted <= shipped
+    assert not any("site-packages" in p or p.endswith(".png") for p in shipped)
+
+
+def test_a_workspace_takes_data_and_plans_outside_of_a_checkout(installed, tmp_path):
+    draw_squares(tmp_path / "squares")
+    refused = call(installed, tmp_path, "data", "add", "squares", "--id", "squares", "--yes")
+    assert refused.returncode == 2 and "make one with medseg new FOLDER" in refused.stderr
+    assert call(installed, tmp_path, "new", "lungs").returncode == 0
+    again = call(installed, tmp_path, "new", "lungs")
+    assert again.returncode == 2 and "holds something already; name a new folder" in again.stderr
+    inside = tmp_path / "lungs" / "own"
+    added = call(installed, inside, "data", "add", "../../squares", "--id", "squares", "--yes")
+    assert added.returncode == 0, added.stderr
+    planned = call(installed, inside, "study", "squares", "--minutes", "6", "-j", "2", "--dry-run")
+    assert planned.returncode == 0 and f"{PATIENTS} patients" in planned.stdout, planned.stderr
+    assert {p.name for p in (tmp_path / "lungs").iterdir()} >= {"own", "private", "medseg.yaml"}
+    assert not (tmp_path / "own").exists() and not (inside / "own").exists()
+    listed = call(installed, inside, "data", "list").stdout
+    assert "squares" in listed and "phantom_skin" in listed
+
+
+def test_what_an_extra_brings_is_asked_for_in_one_line(installed, tmp_path):
+    "As on a machine that has the core alone: the distribution is found, and one of its requirements is not"
+    shutil.copytree(installed, tmp_path / "site")
+    metadata, = (tmp_path / "site").glob("*.dist-info/METADATA")
+    text = metadata.read_text(encoding="utf-8")
+    metadata.write_text(text.replace("Provides-Extra: study",
+                                     "Provides-Extra: study\nRequires-Dist: nosuch-typesetter; extra == 'study'"),
+                        encoding="utf-8")
+    os.mkdir(tmp_path / "work")
+    call(tmp_path / "site", tmp_path / "work", "new", "w")
+    answer = call(tmp_path / "site", tmp_path / "work" / "w", "paper")
+    assert answer.returncode == 4
+    assert answer.stderr == "error: nosuch-typesetter: not installed, and needed for this; " \
+                            "pip install 'medseg_nb[study]'\n"
