@@ -144,11 +144,14 @@ def study(id: str,
     if dry_run: return
     os.environ[OWN_PLAN] = str(place)
     _write_papers("own", _bring("own", id, STUDY_SECTIONS, workers))
-    from medseg_nb.evaluation.comparisons import find_best_run
+    from medseg_nb.evaluation.comparisons import find_best_runs
     from medseg_nb.training.training import name_run
-    network, key = find_best_run("own", id)
-    name_run(f"{id}/best", key)
+    network, keys = find_best_runs("own", id)
+    name_run(f"{id}/best", keys[0])
     print(f"{network} has the highest mean Dice; next: medseg predict {id}/best IMAGES --out masks/")
+    if len(keys) == 1: return
+    name_run(f"{id}/ensemble", "+".join(keys))
+    print(f"{id}/ensemble is the mean of its {len(keys)} trainings; nobody is left to score it on")
 
 # %% ../nbs/library/99_cli.ipynb #9e50db83
 @app.command(epilog="Example: medseg run benchmark --profile cpu --limit 30m")
@@ -313,17 +316,19 @@ def models(as_json: Json = False):
     from medseg_nb.kit.core import folder
     from medseg_nb.kit.report import ROWS_FILE, read_rows
     from medseg_nb.training.training import list_trained_runs, load_run_names
-    names, rows = {key: name for name, key in load_run_names().items()}, []
+    names, rows = load_run_names(), []
+    name_of_key = {key: name for name, key in names.items()}
     for key in list_trained_runs():
         place = folder("runs") / key
         config = json.loads((place / "config.json").read_text())
         scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
         dice = float(scores["dice"].mean()) if "dice" in scores else None
-        rows.append(dict(key=key, name=names.get(key, ""), dice=dice)
+        rows.append(dict(key=key, name=name_of_key.get(key, ""), dice=dice)
                     | {k: config[k] for k in ("dataset", "model", "fold", "seed")})
     rows.sort(key=lambda r: (r["dataset"], r["model"], r["fold"], r["seed"]))
     lines = [f"{r['name'] or r['key']:24} {r['dataset']:24} {r['model']:16} fold {r['fold']}, seed {r['seed']}"
              + (f", Dice {r['dice']:.3f}" if r["dice"] is not None else "") for r in rows]
+    lines += [f"{name:24} the mean of {len(keys.split('+'))} runs" for name, keys in names.items() if "+" in keys]
     say(rows, as_json, lines)
 
 # %% ../nbs/library/99_cli.ipynb #3da775a1
@@ -344,12 +349,14 @@ def export(model: Annotated[str, typer.Argument(help="key of a run")],
     print(f"{out}; research use only")
 
 @app.command(epilog="Example: medseg predict 0123456789abcdef scans/ --out masks/")
-def predict(model: Annotated[str, typer.Argument(help="key of a run, or folder of an artefact")],
+def predict(model: Annotated[str, typer.Argument(help="name or key of a run, or folder of an artefact")],
             inputs: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
-            out: Annotated[Path, typer.Option(help="folder for the label maps and predict.csv")]):
-    "Segment images; research use only."
+            out: Annotated[Path, typer.Option(help="folder for label maps, pictures of them, and predict.csv")],
+            uncertainty: Annotated[bool, typer.Option("--uncertainty",
+                                                      help="say too how unsure the model is: maps, and a mean")] = False):
+    "Segment images: label maps, pictures of them, sizes by label; research use only."
     from medseg_nb.deployment.predict import predict_files
-    table = predict_files(model, inputs, out)
+    table = predict_files(model, inputs, out, uncertainty)
     rejected = int((table.status != "done").sum())
     print(f"{len(table) - rejected} of {len(table)} images segmented; research use only")
     if rejected: raise typer.Exit(3)

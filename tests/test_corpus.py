@@ -549,7 +549,7 @@ def test_predict_goes_on(trained, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "predict.csv").set_index("file")
     assert (done.returncode == 3 and len(bad) > 15 and f"2 of {len(bad) + 2} images" in done.stdout
             and "Traceback" not in done.stderr)
-    assert ({p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "z.png", "predict.csv"}
+    assert ({p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "z.png", "pictures", "predict.csv"}
             and table.status[["a.png", "z.png"]].tolist() == ["done"] * 2)
     assert all(table.status[name] == "rejected" and name in table.reason[name]
                and "; " in table.reason[name] for name in bad), table.reason

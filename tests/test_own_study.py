@@ -72,7 +72,9 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     best = next(r for r in runs if r["name"] == "squares/best")
     assert len(runs) == 2 and best["dice"] == max(r["dice"] for r in runs)
     answer = whole.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
-    assert answer.returncode == 0 and [p.suffix for p in (whole.root / "answers").iterdir()], answer.stderr
+    assert answer.returncode == 0, answer.stderr
+    made = {p.relative_to(whole.root / "answers").as_posix() for p in (whole.root / "answers").rglob("*.*")}
+    assert made == {"p00_0.png", "pictures/p00_0.png", "predict.csv"}
     assert whole.call("predict", best["key"][:8], "../squares/images/p00_0.png", "--out", "same").returncode == 0
 
 
