@@ -16,6 +16,7 @@ from ..data.splits import fold_indices
 from ..evaluation.comparisons import compare_with_others
 from ..kit.report import name_budgets
 from .classical import CLASSICAL_METHODS, predict_classical
+from .volumes import score_constant_mask
 from ..training.training import Config, score_predictions
 
 # %% ../../nbs/library/7_methods/01_baselines.ipynb #c165e4d0
@@ -28,6 +29,7 @@ def score_baselines(configs: list[Config],
     "Per-case rows of the methods that train no network, for each data set and fold"
     tables = []
     for c in {(c.dataset, c.fold): replace(c, seed=0) for c in configs}.values():
+        if c.depth: tables.append(score_constant_mask(c)); continue  # the others take pictures
         train, test = ([load_cases(c.dataset)[i] for i in side] for side in fold_indices(c.dataset, c.fold))
         for name, masks in predictions(load_manifest(c.dataset), train, test, c.shape).items():
             tables.append(score_predictions(replace(c, model=name), list(zip(test, masks))).assign(run=name))

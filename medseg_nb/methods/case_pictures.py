@@ -58,7 +58,8 @@ def widest_slice(reference: np.ndarray  # (*grid)
 def _read_case(config: Config, position: int) -> tuple[np.ndarray, np.ndarray]:  # as shown, reference
     "Image and reference of a case on a run's grid"
     case = load_cases(config.dataset)[position]
-    if config.depth: image, reference = (arrays[position] for arrays in load_run_arrays(config))
+    # to convergence volumes are seen at their own voxels, else on the run's grid as pictures are
+    if config.depth and config.task: image, reference = (arrays[position] for arrays in load_run_arrays(config))
     else:
         reference = load_prepared_cases(config.dataset, config.shape, config.normalise)[1][position]
         image = network_input(case.image(), config.shape, "none")

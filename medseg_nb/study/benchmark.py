@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_METRICS', 'EXPECTED_DICE', 'EXPECTED_BUDGET_S', 'SOURCE_NETWORK_NAMES', 'SOURCE_ORDER', 'ORDER_STATEMENTS',
-           'CURVE_POINTS', 'summarize_scores', 'summarize_classes', 'summarize_surfaces', 'same_group',
-           'summarize_reached', 'list_rank_claims', 'summarize_order', 'list_order_claims', 'list_best_network_claims',
-           'list_phantom_claims', 'plot_benchmark_scores', 'plot_loss_curves', 'load_loss_histories',
-           'training_settings']
+           'CURVE_POINTS', 'reason_not_applicable', 'summarize_scores', 'summarize_classes', 'summarize_surfaces',
+           'same_group', 'summarize_reached', 'list_rank_claims', 'summarize_order', 'list_order_claims',
+           'list_best_network_claims', 'list_phantom_claims', 'plot_benchmark_scores', 'plot_loss_curves',
+           'load_loss_histories', 'training_settings']
 
 # %% ../../nbs/study/06_benchmark.ipynb #128cf7f6
 from collections.abc import Sequence
@@ -21,9 +21,16 @@ from ..evaluation.comparisons import compare_models, select_shared_seeds
 from ..evaluation.intervals import summarize_patient_scores
 from ..kit.report import BUDGET_COLUMNS, number_key, name_budgets, budget_label, name_with_budget
 from ..methods.baselines import BASELINES
-from ..training.default_runs import list_runs, reason_not_applicable
-from ..training.plan import planned_steps, training_track
+from ..training import default_runs
+from ..training.default_runs import list_runs
+from ..training.plan import load_plan, own_plan_file, planned_steps, training_track
 from ..training.training import HISTORY_FILE, Config, find_stored_run
+
+# %% ../../nbs/study/06_benchmark.ipynb #d0e2c81c
+def reason_not_applicable(dataset: str) -> str:  # empty where it fits
+    "Why a user's data set is left out: volumes need a plan that knows how deep they are, as `medseg study` makes"
+    has_depth = own_plan_file() and "depth" in load_plan("own").settings
+    return "" if has_depth else default_runs.reason_not_applicable(dataset)
 
 # %% ../../nbs/study/06_benchmark.ipynb #1c744149
 BENCHMARK_METRICS = ["dice", "iou", "accuracy", "sensitivity", "specificity"]
@@ -91,7 +98,9 @@ def summarize_order(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for dataset, group in rows.groupby("dataset", sort=False):
         rows_by_model = dict(iter(group.groupby("model")))
-        comparisons_by_claim = {"classical.unet_above_threshold": ("dice", [("unet", "otsu")])}
+        first, opponent = (("classical.unet_above_threshold", "otsu") if "otsu" in rows_by_model
+                           else ("chance.unet_above_constant_mask", "chance"))
+        comparisons_by_claim = {first: ("dice", [("unet", opponent)])}
         if set(SOURCE_ORDER) <= set(rows_by_model):
             comparisons_by_claim |= {"jaccard.unet_first": ("iou", [("unet", b) for b in SOURCE_ORDER]),
                                      "jaccard.order": ("iou", list(zip(SOURCE_ORDER, SOURCE_ORDER[1:])))}
@@ -106,6 +115,7 @@ def summarize_order(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 ORDER_STATEMENTS = {"classical.unet_above_threshold": "U-Net is above Otsu's threshold in Dice",
+                    "chance.unet_above_constant_mask": "U-Net is above the best constant mask in Dice",
                     "jaccard.unet_first": "U-Net is above each other network of the source in Jaccard index",
                     "jaccard.order": "SegNet, Mask R-CNN, FCN and CNN follow in this order of Jaccard index"}
 
