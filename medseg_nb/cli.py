@@ -135,14 +135,17 @@ def study(id: str,
     "Plan and carry out a study of your data set; called again, it goes on where it was."
     require_workspace()
     require_extra("study")
-    from medseg_nb.kit.core import folder
+    from medseg_nb.kit.core import folder, manifest_folder
     from medseg_nb.training.plan import OWN_PLAN
-    from medseg_nb.training.study_plan import prepare_study
+    from medseg_nb.training.study_plan import choose_recipe, prepare_study
     if not 0 < minutes < float("inf"): raise typer.BadParameter("give a number above 0", param_hint="--minutes")
-    workers, place = jobs or min(2, os.cpu_count()), folder("private") / "plans" / f"{id}.yaml"
-    for line in prepare_study(id, minutes, workers, place): print(line, flush=True)
+    manifest_folder(id)  # known, or an error
+    workers, place = jobs or min(2, os.cpu_count()), folder("studies") / id
+    os.environ |= dict(MEDSEG_WORKERS=str(workers), MEDSEG_REPORTS=str(place))
+    for line in prepare_study(id, minutes, workers, place / "plan.yaml"): print(line, flush=True)
     if dry_run: return
-    os.environ[OWN_PLAN] = str(place)
+    for line in choose_recipe(id, place / "plan.yaml"): print(line, flush=True)
+    os.environ[OWN_PLAN] = str(place / "plan.yaml")
     _write_papers("own", _bring("own", id, STUDY_SECTIONS, workers))
     from medseg_nb.evaluation.comparisons import find_best_runs
     from medseg_nb.training.training import name_run

@@ -1,8 +1,10 @@
 "A study of a data set of one's own: from a folder of images to a plan, a report and a model that has a name"
 import json
+import re
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from conftest import REPO, Project
@@ -40,53 +42,94 @@ def add_squares(project: Project) -> None:
     assert added.returncode == 0 and "next: medseg study squares" in added.stdout, added.stderr
 
 
-def shorten_plan(project: Project) -> None:
+def add_volumes(project: Project) -> None:
+    "Two touching boxes in each of twelve small volumes, as NIfTI"
+    place, draws = project.root.parent / "boxes", np.random.default_rng(0)
+    for name in ("images", "labels"): (place / name).mkdir(parents=True)
+    for k in range(12):
+        x, y, z = draws.integers(2, 6, 3)
+        labels = np.zeros((22, 18, 14), np.uint8)
+        labels[x:x + 7, y:y + 8, z:z + 5], labels[x + 7:x + 13, y:y + 8, z:z + 5] = 1, 2
+        image = (60. * labels + draws.normal(0, 9, labels.shape)).astype(np.float32)
+        for name, array in dict(images=image, labels=labels).items():
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), place / name / f"v{k:02}.nii.gz")
+    added = project.medseg("data", "add", str(place), "--id", "boxes", "--yes")
+    assert added.returncode == 0, added.stderr
+
+
+def shorten_plan(project: Project, id: str) -> None:
     "Each training of the plan takes a second"
-    path = project.root / "private" / "plans" / "squares.yaml"
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\nseconds: 60.0\n") == 1
-    path.write_text(text.replace("\nseconds: 60.0\n", "\nseconds: 1.0\n"), encoding="utf-8")
+    path = project.root / "studies" / id / "plan.yaml"
+    text, count = re.subn(r"\nseconds: \d+\.0\n", "\nseconds: 1.0\n", path.read_text(encoding="utf-8"))
+    assert count == 1
+    path.write_text(text, encoding="utf-8")
 
 
 def read_reports(project: Project) -> dict[str, bytes]:
-    return {k: v for k, v in project.files().items() if k.startswith("reports/own/") and "measured" not in k}
+    return {k: v for k, v in project.files().items() if k.startswith("studies/") and "measured" not in k}
 
 
 def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     add_squares(whole)
-    dry = whole.medseg("study", "squares", "--minutes", "6", "-j", "2", "--dry-run")
-    assert dry.returncode == 0 and not (whole.reports / "own").exists(), dry.stderr
-    assert f"{PATIENTS} patients, {2 * PATIENTS} cases" in dry.stdout and "1 fold, 1 seed, 60 s each" in dry.stdout
-    shorten_plan(whole)
-    done = whole.medseg("study", "squares", "--minutes", "6", "-j", "2")
+    study = ("study", "squares", "--minutes", "10", "-j", "2")
+    dry = whole.medseg(*study, "--dry-run")
+    report = whole.root / "studies" / "squares" / "own"
+    assert dry.returncode == 0 and not report.exists(), dry.stderr
+    assert f"{PATIENTS} patients, {2 * PATIENTS} cases" in dry.stdout and "5 folds, 1 seed, 60 s each" in dry.stdout
+    shorten_plan(whole, "squares")
+    done = whole.medseg(*study)
     assert done.returncode == 0, done.stderr
     assert "next: medseg predict squares/best IMAGES" in done.stdout
-    page = (whole.reports / "own" / "article.html").read_text(encoding="utf-8")
+    page = (report / "article.html").read_text(encoding="utf-8")
     assert "What follows was guessed" in page and "Where the networks fail" in page and "cases.svg" in page
+    assert "5 folds, 1 seed" in page and "Thresholds, clustering" in page
     assert "phantom" not in page.lower() and "ISIC" not in page, "nothing of the kit's own data"
     assert "Patients are unknown here" not in page and "warning" not in done.stderr
     first = read_reports(whole)
-    again = whole.medseg("study", "squares", "--minutes", "6", "-j", "2")
+    again = whole.medseg(*study)
     assert again.returncode == 0 and "executed" not in again.stderr and read_reports(whole) == first
     runs = json.loads(whole.call("models", "--json").stdout)
     best = next(r for r in runs if r["name"] == "squares/best")
-    assert len(runs) == 2 and best["dice"] == max(r["dice"] for r in runs)
+    mine = [r["dice"] for r in runs if r["model"] == best["model"]]
+    assert len(runs) == 10 and len(mine) == 5 and np.mean(mine) >= np.mean([r["dice"] for r in runs])
     answer = whole.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
     assert answer.returncode == 0, answer.stderr
     made = {p.relative_to(whole.root / "answers").as_posix() for p in (whole.root / "answers").rglob("*.*")}
     assert made == {"p00_0.png", "pictures/p00_0.png", "predict.csv"}
     assert whole.call("predict", best["key"][:8], "../squares/images/p00_0.png", "--out", "same").returncode == 0
+    assert "squares/ensemble is the mean of its 5 trainings" in done.stdout
+    together = whole.call("predict", "squares/ensemble", "../squares/images/p00_0.png", "--out", "all", "--uncertainty")
+    assert together.returncode == 0 and (whole.root / "all" / "uncertainty" / "p00_0.png").is_file(), together.stderr
+    assert "squares/ensemble         the mean of 5 runs" in whole.call("models").stdout
+
+
+def test_volumes_have_a_study_of_their_own(whole):
+    add_volumes(whole)
+    study = ("study", "boxes", "--minutes", "8", "-j", "2")
+    dry = whole.medseg(*study, "--dry-run")
+    assert dry.returncode == 0 and "22×18×14" in dry.stdout and "grid 32×32×16" in dry.stdout, dry.stdout + dry.stderr
+    shorten_plan(whole, "boxes")
+    done = whole.medseg(*study)
+    assert done.returncode == 0, done.stderr
+    page = (whole.root / "studies" / "boxes" / "own" / "article.html").read_text(encoding="utf-8")
+    assert "voxels wide there" in page and "A constant mask stands beside them" in page and "Thresholds" not in page
+    assert "cases.svg" in page and "phantom" not in page.lower()
+    answer = whole.medseg("predict", "boxes/best", "../boxes/images/v00.nii.gz", "--out", "answers")
+    assert answer.returncode == 0, answer.stderr
+    written = nibabel.load(whole.root / "answers" / "v00.nii.gz")
+    assert written.shape == (22, 18, 14) and np.allclose(written.affine, np.diag([1, 1, 2, 1]))
+    sizes = (whole.root / "answers" / "predict.csv").read_text().splitlines()[0]
+    assert sizes == "file,status,reason,foreground,label_1_mm3,label_2_mm3"
 
 
 @pytest.mark.parametrize("words, fault", {
     "too short": (["squares", "--minutes", "1"], "1 minutes cannot hold one fold; give --minutes 2 or more"),
     "no time": (["squares", "--minutes", "0"], "give a number above 0"),
     "unknown": (["circles"], "circles: unknown data set"),
-    "a table": (["outcome_thoracic"], "fits no study (outcome_thoracic is a table without images)"),
-    "volumes": (["phantom_mri_volumes"], "holds volumes"),
+    "a table": (["outcome_thoracic"], "outcome_thoracic: is a table without images, which fits no study"),
 }.values(), ids=str)
 def test_a_study_is_refused_in_one_line(whole, words, fault):
     if words[0] == "squares": add_squares(whole)
     done = whole.medseg("study", *words)
     assert done.returncode != 0 and fault in done.stderr.replace("\n", " "), done.stderr
-    assert "Traceback" not in done.stderr and not (whole.reports / "own").exists()
+    assert "Traceback" not in done.stderr and not (whole.root / "studies" / "squares" / "own").exists()

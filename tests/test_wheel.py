@@ -59,7 +59,7 @@ def test_a_workspace_takes_data_and_plans_outside_of_a_checkout(installed, tmp_p
     assert added.returncode == 0, added.stderr
     planned = call(installed, inside, "study", "squares", "--minutes", "6", "-j", "2", "--dry-run")
     assert planned.returncode == 0 and f"{PATIENTS} patients" in planned.stdout, planned.stderr
-    assert {p.name for p in (tmp_path / "lungs").iterdir()} >= {"own", "private", "medseg.yaml"}
+    assert {p.name for p in (tmp_path / "lungs").iterdir()} >= {"own", "studies", "medseg.yaml"}
     assert not (tmp_path / "own").exists() and not (inside / "own").exists()
     listed = call(installed, inside, "data", "list").stdout
     assert "squares" in listed and "phantom_skin" in listed

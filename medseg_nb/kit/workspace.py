@@ -47,16 +47,17 @@ def require_workspace() -> None:
 _README = """# Workspace of medseg_nb
 
     medseg data add FOLDER --id my_scans       # images and masks stay where they are; every problem is listed
-    medseg study my_scans --minutes 60         # plan, training, report in reports/own/
+    medseg study my_scans --minutes 60         # plan, trainings, report in studies/my_scans/
     medseg predict my_scans/best NEW --out masks/
     medseg models                              # what is trained
 
 | folder | holds |
 |---|---|
 | `own/` | manifests of your data sets, your own models and losses |
+| `studies/` | of each data set the plan and the report: `own/article.pdf`, tables, figures |
 | `runs/` | trained networks |
-| `reports/` | tables, figures, article and supplement |
-| `private/` | what shows patients or names their files; never share it |
+
+All of it is made from your patients' images, and pictures of them stand in the reports: share nothing unread.
 
 Research use only.
 """
@@ -68,7 +69,7 @@ def create_workspace(place: Path) -> Path:
     place = output_folder(place)
     (place / "own").mkdir(parents=True, exist_ok=True)
     write(place / "README.md", _README)
-    write(place / ".gitignore", "runs/\nprivate/\n")
+    write(place / ".gitignore", "own/data/\nruns/\nstudies/\n")
     write(place / WORKSPACE_FILE, f"medseg_nb: {medseg_nb.__version__}\n")
     return place
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_FLOATS', 'MAX_PAGES', 'Bound', 'bound_row', 'significant', 'template_names', 'render', 'render_paragraph',
            'check_paragraph', 'find_blocks', 'fill_inline', 'fill_blocks', 'label_article_floats', 'check_pages',
-           'choose_template', 'list_guesses', 'article', 'running_text', 'list_word_faults']
+           'choose_template', 'list_guesses', 'list_plan_lines', 'article', 'running_text', 'list_word_faults']
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #c109607c
 import html
@@ -22,6 +22,7 @@ from .floats import (MARKS, Label, find_section, format_number_span, number_floa
 from .prose import (PaperSection, check_name, check_typed, escape_markdown, is_block_float,
                                    find_placeholders, lacks_result, replace_placeholders)
 from .words import count_noun, display_name, find_faults, format_as
+from ..training.plan import PLAN_MARK, own_plan_file
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #622f4093
 @dataclass(frozen=True)
@@ -177,6 +178,12 @@ def list_guesses(sections: list[PaperSection]) -> list[str]:
     notes = [escape_markdown(line.removeprefix("# note: ")) for line in lines if line.startswith("# note: ")]
     return [f"{m[1]}: `{m[2].replace('`', '')}` ({escape_markdown(m[3])})" for m in guesses if m] + notes
 
+def list_plan_lines() -> list[str]:  # none where no study of one's own is planned
+    "What a study of one's own trains, as its plan says in words"
+    place = own_plan_file()
+    lines = place.read_text(encoding="utf-8").splitlines() if place and place.is_file() else []
+    return [escape_markdown(line.removeprefix(PLAN_MARK)) for line in lines if line.startswith(PLAN_MARK)]
+
 def article(sections: list[PaperSection], profile: str, captions: dict[str, str]) -> str:
     "The article as one Markdown document"
     for section in sections: check_paragraph(section)
@@ -190,7 +197,7 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     paragraphs = [render_paragraph(s, by_name, profile) for s in sections if s.results and s.article]
     old = [s.title for s in sections if s.state == "stale" and s.results]
     names = template_names(own, by_name, profile) | dict(results="\n\n".join(paragraphs), mark=MARKS[profile],
-                                                         stale=old, guesses=list_guesses(sections),
+                                                         stale=old, guesses=list_guesses(sections), plan=list_plan_lines(),
                                                          absent=[s.title for s in sections if not s.results])
     text = render(template, template_file, names)
     labels = label_article_floats(text, number_supplement(sections, "supplement.html"))

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
-           'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'Rung', 'list_rungs',
-           'choose_rung', 'measure_study_throughput', 'study_plan', 'count_folds', 'describe_plan', 'write_plan',
-           'prepare_study']
+           'NETWORKS', 'RUN_SECONDS', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE',
+           'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width', 'measure_fingerprint',
+           'choose_grid', 'choose_volume_grid', 'choose_settings', 'Rung', 'list_rungs', 'choose_rung',
+           'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan', 'count_folds',
+           'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,11 @@ import yaml
 from ..data.manifest import content_key, load_cases, load_manifest
 from ..data.splits import load_frozen_split, load_split
 from ..kit.core import InputError, progress, write
+from ..kit.report import display_text
 from .default_runs import list_models
-from .plan import Runs, TrainingPlan, load_plan
+from .plan import PLAN_MARK, Runs, TrainingPlan, load_plan, planned_steps
 from .throughput import has_bf16, measure_throughput
-from .training import Config
+from .training import Config, load_run_rows, train_missing
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #4134cfb8
 MAX_FINGERPRINT_CASES = 64
@@ -118,13 +121,31 @@ def list_rungs(folds: int,
     rungs += [Rung(folds, networks, s) for s in longer]
     return rungs + [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
 
-def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: str) -> Rung:
+def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: str,
+                spent: float = 0,  # seconds of one thread that go into choices before
+               ) -> Rung:
     "The highest rung that fits; an error that says how many minutes the lowest one takes"
-    seconds = minutes * 60 * TRAINING_SHARE * workers
+    seconds = minutes * 60 * TRAINING_SHARE * workers - spent
     affordable = [r for r in rungs if r.cost <= seconds]
     if affordable: return affordable[-1]
     needed = int(np.ceil(rungs[0].cost / (60 * TRAINING_SHARE * workers)))
     raise InputError(subject, f"{minutes:g} minutes cannot hold one fold", f"give --minutes {needed} or more")
+
+# %% ../../nbs/library/6_training/09_study_plan.ipynb #68920878
+RECIPE_LOSSES, RECIPE_POLICIES = ("dice_ce", "focal_tversky"), ("strong", "mild")
+RECIPES = [dict(loss=loss, augment=augment) for loss, augment in product(RECIPE_LOSSES, RECIPE_POLICIES)]
+MAX_CHOICE_SHARE = 1 / 6  # of the training time
+
+def recipe_seconds(minutes: float, workers: int, axes: int) -> float:  # of one thread; 0 where there is no time for it
+    "What the choice of a recipe takes"
+    seconds = len(RECIPES) * RUN_SECONDS[axes][0]
+    return seconds if seconds <= MAX_CHOICE_SHARE * minutes * 60 * TRAINING_SHARE * workers else 0
+
+def list_recipe_runs(dataset: str, plan: TrainingPlan) -> list[Config]:
+    "U-Net with each recipe, scored on patients that are set apart among those who train"
+    seconds = RUN_SECONDS[3 if "depth" in plan.settings else 2][0]
+    steps = planned_steps("unet", plan.model_copy(update=dict(seconds=seconds)))
+    return [Config(dataset, "unet", steps=steps, unit="validation", **plan.settings | recipe) for recipe in RECIPES]
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #6ff06855
 THROUGHPUT_ROUNDS, THROUGHPUT_STEPS = 2, 4
@@ -156,7 +177,8 @@ def count_folds(dataset: str, fingerprint: Fingerprint) -> int:
                          "collect more, or train one network: medseg train")
     return len((load_frozen_split(dataset) or load_split(dataset))["folds"])
 
-def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, workers: int) -> Iterator[str]:
+def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, workers: int,
+                  choice_seconds: float = 0) -> Iterator[str]:
     "A plan in words"
     grid, size = plan.settings["size"], "×".join(map(str, fingerprint.size))
     depth, pixels = (f"×{plan.settings['depth']}", "voxels") if "depth" in plan.settings else ("", "pixels")
@@ -165,15 +187,33 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
            f"{fingerprint.lesion_width:.0%} of the image wide, {fingerprint.empty_share:.0%} of the cases are empty")
     yield f"grid {grid}×{grid}{depth}: small lesions are {grid * fingerprint.lesion_width:.0f} {pixels} wide there"
     runs = plan.runs[dataset]
-    yield (f"networks {', '.join(runs.models)}; {len(runs.folds)} fold{'s' * (len(runs.folds) > 1)}, "
+    yield (f"networks {', '.join(map(display_text, runs.models))}; {len(runs.folds)} fold{'s' * (len(runs.folds) > 1)}, "
            f"{len(runs.seeds)} seed{'s' * (len(runs.seeds) > 1)}, {plan.seconds:g} s each")
-    cost = plan.seconds * len(runs.models) * len(runs.folds) * len(runs.seeds)
+    if choice_seconds: yield (f"loss and augmentation: the best of {len(RECIPES)} for U-Net on validation patients, "
+                              f"{RUN_SECONDS[3 if depth else 2][0]} s each")
+    cost = plan.seconds * len(runs.models) * len(runs.folds) * len(runs.seeds) + choice_seconds
     yield f"training takes about {cost / workers / 60:.0f} minutes on {workers} core{'s' * (workers > 1)} here"
 
-def write_plan(plan: TrainingPlan, place: Path, head: str = "#") -> Path:
+def write_plan(plan: TrainingPlan, place: Path,
+               head: str = "#",             # what the plan is of, in one line
+               lines: Sequence[str] = (),   # the plan in words
+              ) -> Path:
     "Store a plan, so that the same study goes on where it was interrupted"
-    entry = plan.model_dump(mode="json")
-    return write(place, f"{head}\n" + yaml.safe_dump(entry, sort_keys=False, allow_unicode=True))
+    text = "\n".join([head, *(f"{PLAN_MARK}{line}" for line in lines)])
+    return write(place, f"{text}\n" + yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+def read_plan(place: Path) -> tuple[TrainingPlan, list[str]]:  # and the plan in words
+    "A stored plan"
+    text = place.read_text(encoding="utf-8")
+    lines = [line.removeprefix(PLAN_MARK) for line in text.splitlines() if line.startswith(PLAN_MARK)]
+    return TrainingPlan.model_validate(yaml.safe_load(text)), lines
+
+def known_throughput(place: Path,
+                     content: str,  # how the plan of the same data begins
+                    ) -> dict[str, float]:  # empty where there is none
+    "What a former plan of the same data has measured, so that its trainings serve a longer study too"
+    if not place.is_file() or not place.read_text(encoding="utf-8").startswith(f"{content}, "): return {}
+    return {name: v for name, v in read_plan(place)[0].throughput.items() if not name.endswith("_3d")}
 
 def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> list[str]:  # the plan in words
     "Plan a study, unless the same one was planned before, which then goes on with the plan it has"
@@ -184,10 +224,30 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> li
                          f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once")
     axes = len(fingerprint.size)
     rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS[axes]), RUN_SECONDS[axes])
-    rung = choose_rung(rungs, minutes, workers, dataset)
+    choice_seconds = recipe_seconds(minutes, workers, axes)
+    rung = choose_rung(rungs, minutes, workers, dataset, choice_seconds)
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
         precision = "bf16" if has_bf16() else "fp32"
-        throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision))
-        write_plan(study_plan(dataset, fingerprint, rung, throughput, precision), place, head)
-    plan = TrainingPlan.model_validate(yaml.safe_load(place.read_text(encoding="utf-8")))
-    return [*describe_plan(dataset, fingerprint, plan, workers)]
+        throughput = (known_throughput(place, head.partition(", ")[0])
+                      or measure_study_throughput(dataset, choose_settings(fingerprint, precision)))
+        plan = study_plan(dataset, fingerprint, rung, throughput, precision)
+        write_plan(plan, place, head, [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)])
+    return read_plan(place)[1]
+
+# %% ../../nbs/library/6_training/09_study_plan.ipynb #50ac2889
+def choose_recipe(dataset: str, place: Path) -> list[str]:  # in words; none where it was chosen before
+    "Let validation patients choose loss and augmentation of a stored plan"
+    plan, lines = read_plan(place)
+    beginnings = {line.partition(":")[0] for line in lines}
+    if "loss and augmentation" not in beginnings or "chosen" in beginnings: return []
+    configs = list_recipe_runs(dataset, plan)
+    for _ in progress(train_missing(configs), "recipes tried", len(configs)): pass
+    rows = [load_run_rows(c) for c in configs]
+    dice = [float(r.groupby("patient").dice.mean().mean()) for r in rows]
+    best = int(np.argmax(dice))
+    told = ", ".join(f"{c.loss} with {c.augment} {d:.3f}" for c, d in zip(configs, dice))
+    chosen = (f"chosen: {configs[best].loss} with {configs[best].augment} "
+              f"(Dice of {rows[0].patient.nunique()} validation patients: {told})")
+    head = place.read_text(encoding="utf-8").partition("\n")[0]
+    write_plan(plan.model_copy(update=dict(settings=plan.settings | RECIPES[best])), place, head, [*lines, chosen])
+    return [chosen]
