@@ -136,16 +136,21 @@ def study(id: str,
     require_workspace()
     require_extra("study")
     from medseg_nb.kit.core import folder, manifest_folder
-    from medseg_nb.training.plan import OWN_PLAN
-    from medseg_nb.training.study_plan import choose_recipe, prepare_study
+    from medseg_nb.training.study_plan import lock_study, prepare_study
     if not 0 < minutes < float("inf"): raise typer.BadParameter("give a number above 0", param_hint="--minutes")
     manifest_folder(id)  # known, or an error
     workers, place = jobs or min(2, os.cpu_count()), folder("studies") / id
     os.environ |= dict(MEDSEG_WORKERS=str(workers), MEDSEG_REPORTS=str(place))
-    for line in prepare_study(id, minutes, workers, place / "plan.yaml"): print(line, flush=True)
-    if dry_run: return
-    for line in choose_recipe(id, place / "plan.yaml"): print(line, flush=True)
-    os.environ[OWN_PLAN] = str(place / "plan.yaml")
+    with lock_study(place):
+        for line in prepare_study(id, minutes, workers, place / "plan.yaml"): print(line, flush=True)
+        if not dry_run: _carry_out(id, place / "plan.yaml", workers)
+
+def _carry_out(id: str, plan: Path, workers: int) -> None:
+    "Train what a study's plan names, write its report, and name its best network"
+    from medseg_nb.training.plan import OWN_PLAN
+    from medseg_nb.training.study_plan import choose_recipe
+    for line in choose_recipe(id, plan): print(line, flush=True)
+    os.environ[OWN_PLAN] = str(plan)
     _write_papers("own", _bring("own", id, STUDY_SECTIONS, workers))
     from medseg_nb.evaluation.comparisons import find_best_runs
     from medseg_nb.training.training import name_run
@@ -355,8 +360,8 @@ def export(model: Annotated[str, typer.Argument(help="key of a run")],
 def predict(model: Annotated[str, typer.Argument(help="name or key of a run, or folder of an artefact")],
             inputs: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
             out: Annotated[Path, typer.Option(help="folder for label maps, pictures of them, and predict.csv")],
-            uncertainty: Annotated[bool, typer.Option("--uncertainty",
-                                                      help="say too how unsure the model is: maps, and a mean")] = False):
+            uncertainty: Annotated[
+                bool, typer.Option("--uncertainty", help="say too how unsure the model is: maps, and a mean")] = False):
     "Segment images: label maps, pictures of them, sizes by label; research use only."
     from medseg_nb.deployment.predict import predict_files
     table = predict_files(model, inputs, out, uncertainty)

@@ -250,8 +250,8 @@ def test_missing_command_and_option_are_seen():
 
 def test_python_example_of_the_first_page(tmp_path):
     block, = code_blocks((REPO / "README.md").read_text(encoding="utf-8"), "python")
-    assert len([line for line in block.splitlines() if line.strip()]) == 5
+    assert len([line for line in block.splitlines() if line.strip()]) <= 5
     places = {f"MEDSEG_{name}": str(tmp_path / name.lower()) for name in ("RUNS", "CACHE")}
     done = subprocess.run([sys.executable, "-c", block], cwd=REPO, env=PLAIN | places, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"dice +hd95_px", done.stdout) and "skin_007" in done.stdout
+    assert re.search(r"dice +dice_low", done.stdout) and "difference_low" in done.stdout

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import REPO, Project
+from filelock import FileLock
 from PIL import Image
 
 PATIENTS = 30
@@ -101,6 +102,21 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     together = whole.call("predict", "squares/ensemble", "../squares/images/p00_0.png", "--out", "all", "--uncertainty")
     assert together.returncode == 0 and (whole.root / "all" / "uncertainty" / "p00_0.png").is_file(), together.stderr
     assert "squares/ensemble         the mean of 5 runs" in whole.call("models").stdout
+
+
+def test_a_set_that_changed_and_a_second_call_are_refused(whole):
+    add_squares(whole)
+    study, place = ("study", "squares", "--minutes", "10", "--dry-run"), whole.root / "studies" / "squares"
+    assert whole.medseg(*study).returncode == 0
+    plan = (place / "plan.yaml").read_bytes()
+    with FileLock(place / ".lock"):
+        second = whole.medseg(*study)
+    assert second.returncode == 4 and "squares: is being studied by another call; wait until" in second.stderr
+    image = whole.root.parent / "squares" / "images" / "p03_1.png"
+    image.write_bytes((image.parent / "p04_1.png").read_bytes())
+    changed = whole.medseg(*study)
+    assert changed.returncode == 2 and "the manifest says" in changed.stderr and "Traceback" not in changed.stderr
+    assert (place / "plan.yaml").read_bytes() == plan
 
 
 def test_volumes_have_a_study_of_their_own(whole):

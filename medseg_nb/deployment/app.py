@@ -149,14 +149,16 @@ def mask_png(case: OpenCase, k: int) -> bytes:
     part = np.asarray(case.mask if case.mask.ndim == 2 else volume_plane(case.mask, k))
     colors = ["#000000", *map(label_color, range(1, 256))]
     palette = list(bytes.fromhex("".join(c.removeprefix("#") for c in colors)))
-    return encode_png(np.where(part > 255, (part - 1) % 255 + 1, part).astype(np.uint8), palette, bytes([0] + [255] * 255))
+    indices = np.where(part > 255, (part - 1) % 255 + 1, part).astype(np.uint8)
+    return encode_png(indices, palette, bytes([0] + [255] * 255))
 
 def uncertainty_png(uncertainty: np.ndarray, k: int) -> bytes:
     "0 is clear, 255 is entropy 1: from yellow to violet"
     part = np.asarray(uncertainty if uncertainty.ndim == 2 else volume_plane(uncertainty, k))
     level = np.arange(256)
     palette = np.stack([255 - level / 2, 220 - .85 * level, level], 1).astype(np.uint8)
-    return encode_png((part * 255).round().astype(np.uint8), palette.ravel().tolist(), bytes(2 * t // 3 for t in range(256)))
+    indices = (part * 255).round().astype(np.uint8)
+    return encode_png(indices, palette.ravel().tolist(), bytes(2 * t // 3 for t in range(256)))
 
 # %% ../../nbs/library/9_deployment/11_app.ipynb #8a8b8769
 @contextmanager

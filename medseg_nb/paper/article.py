@@ -197,7 +197,8 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     paragraphs = [render_paragraph(s, by_name, profile) for s in sections if s.results and s.article]
     old = [s.title for s in sections if s.state == "stale" and s.results]
     names = template_names(own, by_name, profile) | dict(results="\n\n".join(paragraphs), mark=MARKS[profile],
-                                                         stale=old, guesses=list_guesses(sections), plan=list_plan_lines(),
+                                                         stale=old, guesses=list_guesses(sections),
+                                                         plan=list_plan_lines(),
                                                          absent=[s.title for s in sections if not s.results])
     text = render(template, template_file, names)
     labels = label_article_floats(text, number_supplement(sections, "supplement.html"))

@@ -8,21 +8,24 @@ __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 
            'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width', 'measure_fingerprint',
            'choose_grid', 'choose_volume_grid', 'choose_settings', 'Rung', 'list_rungs', 'choose_rung',
            'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan', 'count_folds',
-           'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe']
+           'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe',
+           'lock_study']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 
 from ..data.manifest import content_key, load_cases, load_manifest
 from ..data.splits import load_frozen_split, load_split
-from ..kit.core import InputError, progress, write
+from ..kit.core import InputError, ResourceError, progress, write
 from ..kit.report import display_text
 from .default_runs import list_models
 from .plan import PLAN_MARK, Runs, TrainingPlan, load_plan, planned_steps
@@ -187,7 +190,8 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
            f"{fingerprint.lesion_width:.0%} of the image wide, {fingerprint.empty_share:.0%} of the cases are empty")
     yield f"grid {grid}×{grid}{depth}: small lesions are {grid * fingerprint.lesion_width:.0f} {pixels} wide there"
     runs = plan.runs[dataset]
-    yield (f"networks {', '.join(map(display_text, runs.models))}; {len(runs.folds)} fold{'s' * (len(runs.folds) > 1)}, "
+    yield (f"networks {', '.join(map(display_text, runs.models))}; "
+           f"{len(runs.folds)} fold{'s' * (len(runs.folds) > 1)}, "
            f"{len(runs.seeds)} seed{'s' * (len(runs.seeds) > 1)}, {plan.seconds:g} s each")
     if choice_seconds: yield (f"loss and augmentation: the best of {len(RECIPES)} for U-Net on validation patients, "
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
@@ -251,3 +255,16 @@ def choose_recipe(dataset: str, place: Path) -> list[str]:  # in words; none whe
     head = place.read_text(encoding="utf-8").partition("\n")[0]
     write_plan(plan.model_copy(update=dict(settings=plan.settings | RECIPES[best])), place, head, [*lines, chosen])
     return [chosen]
+
+# %% ../../nbs/library/6_training/09_study_plan.ipynb #92daf291
+@contextmanager
+def lock_study(place: Path) -> Iterator[None]:
+    "Hold the folder of a study alone; raises ResourceError where another process holds it"
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / ".lock")
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise ResourceError(place.name, "is being studied by another call",
+                            "wait until it has ended; what it has finished is kept") from None
+    try: yield
+    finally: lock.release()
