@@ -125,7 +125,7 @@ def paper(
         readme.refresh({r["section"]: r["state"] for r in study.list_section_states(pages_profile)})
 
 # %% ../nbs/library/99_cli.ipynb #f7e167b5
-STUDY_SECTIONS = ["data", "benchmark", "errors", "statistics"]  # what a study of a data set of one's own consists of
+STUDY_SECTIONS = ["data", "benchmark", "errors", "more_patients"]  # what a study of a data set of one's own consists of
 
 @app.command(epilog="Example: medseg study my_scans --minutes 60")
 def study(id: str,

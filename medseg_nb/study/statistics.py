@@ -6,32 +6,28 @@
 __all__ = ['STUDY_DESIGNS', 'TRAINING_SDS', 'PATIENT_SD', 'MODEL_PATIENT_SD', 'RESIDUAL_SD', 'SPLIT_DESIGNS', 'SPLIT_IMAGES',
            'IMAGE_SD', 'VARIANCE_SOURCES', 'MAX_DESIGN_CELLS', 'TYPICAL_LOGIT', 'PATIENT_DESIGNS', 'SIMULATED_SIZES',
            'BLOCK_REPETITIONS', 'TRAINING_DESIGNS', 'LOGIT_TRAINING_SDS', 'ACCEPTED_COVERAGE', 'MISS_TICKS',
-           'N_RESAMPLED_STUDIES', 'MIN_PAIRED_PATIENTS', 'N_POWER_STUDIES', 'TARGET_DIFFERENCES', 'SPREAD_COLUMNS',
-           'draws_of_mean', 'summarize_tests', 'simulate_scores', 'design_coverage', 'summarize_designs',
-           'part_by_fold', 'simulate_split_differences', 'split_coverage', 'summarize_split_designs', 'kendall_tau',
-           'summarize_stability', 'variance_shares', 'summarize_variance', 'true_mean', 'images_per_patient',
-           'simulate_patient_study', 'two_stage_weights', 'percentile_limits', 'limits_by_method', 'coverage_hits',
-           'hit_shares', 'simulate_in_blocks', 'summarize_coverage', 'simulate_training_study', 'training_limits',
-           'summarize_training_coverage', 'list_coverage_claims', 'plot_coverage', 'average_patients',
-           'summarize_resampled', 'comparison_power', 'patients_needed', 'detectable_difference', 'simulated_power',
-           'iterate_pair_spreads', 'summarize_power', 'plot_power']
+           'N_RESAMPLED_STUDIES', 'draws_of_mean', 'summarize_tests', 'simulate_scores', 'design_coverage',
+           'summarize_designs', 'part_by_fold', 'simulate_split_differences', 'split_coverage',
+           'summarize_split_designs', 'kendall_tau', 'summarize_stability', 'variance_shares', 'summarize_variance',
+           'true_mean', 'images_per_patient', 'simulate_patient_study', 'two_stage_weights', 'percentile_limits',
+           'limits_by_method', 'coverage_hits', 'hit_shares', 'simulate_in_blocks', 'summarize_coverage',
+           'simulate_training_study', 'training_limits', 'summarize_training_coverage', 'list_coverage_claims',
+           'plot_coverage', 'summarize_resampled']
 
 # %% ../../nbs/study/14_statistics.ipynb #d8cddf18
 import warnings
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, ndtr, ndtri, stdtrit
+from scipy.special import expit, ndtri
 
 from ..evaluation.claims import judge_claim
 from ..evaluation.comparisons import (CONTROL, compare_with_others, compare_models, effect_sizes, holm,
                                               load_network_rows, model_pairs, paired_differences, patient_matrix)
 from ..evaluation.intervals import (BOOTSTRAP_DRAWS, acceleration, bca_limits, bootstrap_means,
-                                            contrast_intervals, mean_intervals, round_six_digits, variance_components,
-                                            wilson_interval)
+                                            contrast_intervals, mean_intervals, round_six_digits, wilson_interval)
 from ..evaluation.ranks import iterate_comparable_networks, rank_models, summarize_ranks
 from ..kit.core import rng
 from ..kit.report import (BUDGET_COLUMNS, Estimate, Report, budget_label, choose_sentence, list_budgets,
@@ -369,12 +365,6 @@ def plot_coverage(coverage: pd.DataFrame):
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/study/14_statistics.ipynb #5e1a7c30
-def average_patients(rows: pd.DataFrame) -> pd.DataFrame:
-    "Mean Dice of each patient in each training, of which studies are drawn"
-    keys = ["dataset", "model", *BUDGET_COLUMNS, "fold", "seed", "patient"]
-    return rows.groupby(keys, sort=False, as_index=False).dice.mean().dropna()
-
 # %% ../../nbs/study/14_statistics.ipynb #5d37629b
 N_RESAMPLED_STUDIES = 1000
 
@@ -396,119 +386,3 @@ def summarize_resampled(rows: pd.DataFrame) -> pd.DataFrame:
             table.append(dict(dataset=dataset, model=best, stored=len(scores[best]),
                               n=n, **hit_shares(coverage_hits(method_limits, scores[best].mean()))))
     return pd.DataFrame(table)
-
-# %% ../../nbs/study/14_statistics.ipynb #25006c26
-MIN_PAIRED_PATIENTS = 6  # with fewer patients a paired comparison shows next to nothing
-_QUANTILES = (np.arange(400) + .5) / 400
-
-def comparison_power(n: int,              # patients
-                     difference: float,   # true mean difference
-                     sd: float,           # of a patient's mean difference
-                     # part of `sd` that differs between trainings; all if each patient is tested once
-                     interaction_sd: float = 0.,
-                     training_sd: float = 0.,    # standard deviation of trainings' differences
-                     trainings: int = 1,  # a side
-                    ) -> float:
-    "Power of a comparison at the level of 0.05"
-    from scipy.stats import chi2, nct
-    t, d = stdtrit(n - 1, .975), abs(difference)
-    if trainings == 1:
-        shift = d / sd * np.sqrt(n)
-        # below 1e-9 not defined everywhere in SciPy
-        return float(nct.sf(t, n - 1, shift) + (nct.cdf(-t, n - 1, shift) if shift < 5 else 0))
-    patient_variance, interaction_variance, training_variance = (
-        sd**2 / n, interaction_sd**2 / n, training_sd**2 / trainings)
-    squared_training_reach = (stdtrit(trainings - 1, .975)**2 * (interaction_variance + training_variance)
-                              * chi2.ppf(_QUANTILES, trainings - 1) / (trainings - 1))
-    reach, error = np.sqrt(np.maximum(t**2 * (patient_variance - interaction_variance) + squared_training_reach, t**2
-                                      * patient_variance)), np.sqrt(patient_variance + training_variance)
-    return float((ndtr((d - reach) / error) + ndtr((-d - reach) / error)).mean())
-
-def patients_needed(difference: float, sd: float,
-                    *more: float, power: float = .8) -> float:  # nan where no number of patients suffices
-    "Smallest number of patients for a mean paired difference; `more` as in `comparison_power`"
-    if not sd > 0 or comparison_power(10**6, difference, sd, *more) < power: return np.nan
-    return float(MIN_PAIRED_PATIENTS + bisect_left(range(MIN_PAIRED_PATIENTS, 10**6), power,
-                                                   key=lambda n: comparison_power(n, difference, sd, *more)))
-
-def detectable_difference(n: int, sd: float, *more: float, power: float = .8) -> float:  # nan below MIN_PAIRED_PATIENTS
-    "Smallest mean paired difference that n patients show; `more` as in `comparison_power`"
-    from scipy.optimize import brentq
-    if n < MIN_PAIRED_PATIENTS or not sd > 0: return np.nan
-    upper_bound = 60 * np.hypot(sd, more[1] if more else 0)
-    return float(brentq(lambda d: comparison_power(n, d, sd, *more) - power, 1e-9 * sd, upper_bound, xtol=1e-9))
-
-# %% ../../nbs/study/14_statistics.ipynb #2f08e31b
-N_POWER_STUDIES = 400
-
-def simulated_power(differences: np.ndarray,  # of stored patients × trainings, nan where there is none
-                    shift: float,             # wanted mean difference
-                    n: int,                   # patients of a study
-                    training_sd: float = 0.,         # standard deviation of trainings
-                   ) -> tuple[float, float, float]:  # power, low, high
-    "Share of studies drawn from stored differences whose interval excludes zero"
-    d, random, n_significant = np.asarray(differences, float), rng("power", n, N_POWER_STUDIES), 0
-    d = d - np.nanmean(d, 0)
-    for start in range(0, N_POWER_STUDIES, 100):
-        studies = (d[random.integers(0, len(d), (n, 100))] + shift + training_sd
-                   * random.normal(size=(1, 100, d.shape[1])))
-        _, low, high, _ = mean_intervals(studies, 400)
-        n_significant += int(((low > 0) | (high < 0)).sum())
-    return wilson_interval(n_significant, N_POWER_STUDIES)
-
-# %% ../../nbs/study/14_statistics.ipynb #8f43e157
-TARGET_DIFFERENCES = (.01, .02, .05)
-
-def iterate_pair_spreads(rows: pd.DataFrame) -> Iterator[dict]:
-    """For every pair of networks: dataset, model, against, n, trainings, difference, sd, rest, luck, detectable, and
-    the differences `d`"""
-    for dataset, group in rows.groupby("dataset", sort=False):
-        for model, against, a, b in model_pairs(group):
-            if against == CONTROL: continue
-            d = paired_differences(a, b, "dice").to_numpy()
-            n, k = d.shape
-            names = dict(dataset=dataset, model=model, against=against,
-                         n=n, trainings=k, difference=float(np.nanmean(d)))
-            if n < 2: yield names | dict.fromkeys(SPREAD_COLUMNS, np.nan) | dict(detectable=np.nan, d=d); continue
-            s = variance_components(d[:, None, None])
-            patients, shared, trainings = (float(np.sum(v)) for v in (s.patients, s.shared, s.trainings))
-            size = dict(zip(
-                SPREAD_COLUMNS, np.sqrt([n * patients, n * min(max(shared, 0), patients),
-                                         k * max(trainings - shared, 0)]).tolist()))
-            yield names | size | dict(detectable=detectable_difference(n, *size.values(), k), d=d)
-
-SPREAD_COLUMNS = ("sd", "rest", "luck")
-
-def summarize_power(rows: pd.DataFrame) -> pd.DataFrame:
-    "What the patients at hand can show, and how many are needed for a difference of Dice"
-    table = []
-    for _, group in pd.DataFrame(iterate_pair_spreads(rows)).groupby("dataset", sort=False):
-        group = group.sort_values("sd", kind="stable")
-        for k, spread in sorted({len(group) // 2: "middle", len(group) - 1: "largest", 0: "smallest"}.items()):
-            row = group.iloc[k]
-            required_patients = {f"n_{w:.2f}": patients_needed(w, *row[[*SPREAD_COLUMNS]], row.trainings)
-                                 for w in TARGET_DIFFERENCES}
-            target = next(((w, required_patients[f"n_{w:.2f}"]) for w in TARGET_DIFFERENCES[1:]
-                           if required_patients[f"n_{w:.2f}"] > 0), None)
-            power = simulated_power(row.d, target[0], int(target[1]), row.luck) if target else (np.nan,) * 3
-            record = (dict(dataset=row.dataset, spread=spread) | row.drop(["d", "difference"]).to_dict()
-                      | required_patients)
-            table.append(record | dict(zip(("simulated", "simulated_low", "simulated_high"), power)))
-    return pd.DataFrame(table)
-
-# %% ../../nbs/study/14_statistics.ipynb #8299198b
-def plot_power(power: pd.DataFrame):
-    """Smallest detectable difference by number of patients for the pair of middle spread, with the patients at hand
-    marked"""
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(5.2, 3))
-    for w in TARGET_DIFFERENCES: ax.axhline(w, color="0.6", ls=":", lw=.9)
-    for (name, group), marker in zip(power.groupby("dataset", sort=False), "os^Dv<>Pp" * 9):
-        row, n = group.iloc[len(group) // 2], np.unique(np.geomspace(MIN_PAIRED_PATIENTS, 5000, 40).astype(int))
-        line, = ax.plot(n, [detectable_difference(k, *row[[*SPREAD_COLUMNS]], row.trainings) for k in n], lw=1.2)
-        ax.plot(row.n, row.detectable, marker, color=line.get_color(), label=f"{name} ({row.n})")
-    ax.set(xscale="log", yscale="log", xlabel="patients", ylabel="smallest Dice difference")
-    ax.set_yticks(TARGET_DIFFERENCES + (.1, .2), [f"{w:.2f}" for w in TARGET_DIFFERENCES + (.1, .2)])
-    ax.minorticks_off()
-    ax.legend(frameon=False)
-    return fig

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE',
+           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE',
            'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width', 'measure_fingerprint',
            'choose_grid', 'choose_volume_grid', 'choose_settings', 'Rung', 'list_rungs', 'choose_rung',
            'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan', 'count_folds',
            'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe',
-           'lock_study']
+           'lock_study', 'list_curve_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from ..data.manifest import content_key, load_cases, load_manifest
 from ..data.splits import load_frozen_split, load_split
 from ..kit.core import InputError, ResourceError, progress, write
 from ..kit.report import display_text
-from .default_runs import list_models
+from .default_runs import default_run, list_models
 from .plan import PLAN_MARK, Runs, TrainingPlan, load_plan, planned_steps
 from .throughput import has_bf16, measure_throughput
-from .training import Config, load_run_rows, train_missing
+from .training import Config, load_run_rows, train_missing, training_cases
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #4134cfb8
 MAX_FINGERPRINT_CASES = 64
@@ -102,6 +102,8 @@ MIN_PATIENTS = 10    # below which a held-out part is too small for an interval
 NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "residual_unet", "fcn")}
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
 
+CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
+
 @dataclass(frozen=True)
 class Rung:
     "How much is trained"
@@ -111,7 +113,9 @@ class Rung:
     seeds: int = 1
 
     @property
-    def cost(self) -> int: return self.folds * self.networks * self.seconds * self.seeds  # seconds of one thread
+    def cost(self) -> int:  # seconds of one thread
+        curve = len(CURVE_SHARES) if self.folds > 1 else 0
+        return (self.folds * self.networks * self.seeds + curve) * self.seconds
 
 def list_rungs(folds: int,
                networks: int,
@@ -195,7 +199,8 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
            f"{len(runs.seeds)} seed{'s' * (len(runs.seeds) > 1)}, {plan.seconds:g} s each")
     if choice_seconds: yield (f"loss and augmentation: the best of {len(RECIPES)} for U-Net on validation patients, "
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
-    cost = plan.seconds * len(runs.models) * len(runs.folds) * len(runs.seeds) + choice_seconds
+    if len(runs.folds) > 1: yield "learning curve: U-Net on a quarter and on half of the training patients of one fold"
+    cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds)).cost + choice_seconds
     yield f"training takes about {cost / workers / 60:.0f} minutes on {workers} core{'s' * (workers > 1)} here"
 
 def write_plan(plan: TrainingPlan, place: Path,
@@ -268,3 +273,12 @@ def lock_study(place: Path) -> Iterator[None]:
                             "wait until it has ended; what it has finished is kept") from None
     try: yield
     finally: lock.release()
+
+# %% ../../nbs/library/6_training/09_study_plan.ipynb #833d608c
+def list_curve_runs(profile: str, dataset: str) -> list[Config]:  # fewest patients first; none with one fold
+    "U-Net on parts and on all of the training patients of the first fold"
+    runs = load_plan(profile).runs.get(dataset)
+    if runs is None or len(runs.folds) == 1: return []
+    cases, all_patients = load_cases(dataset), default_run(profile, dataset, "unet")
+    n = len({cases[i].patient for i in training_cases(all_patients)})
+    return [*(replace(all_patients, patients=max(1, round(share * n))) for share in CURVE_SHARES), all_patients]
