@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'Profile', 'Data', 'Plugins', 'Json', 'STUDY_SECTIONS',
            'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff', 'data_list',
-           'data_show', 'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_audit', 'train', 'models',
-           'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate', 'bench', 'claims_list',
-           'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
+           'data_show', 'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_edit', 'data_remove',
+           'data_audit', 'train', 'models', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate',
+           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -213,9 +213,10 @@ def data_list(as_json: Json = False):
 @data_app.command("show", epilog="Example: medseg data show skin_isic2017")
 def data_show(id: str, as_json: Json = False):
     "The facts of one data set."
+    import yaml
     from medseg_nb.data.manifest import load_manifest
-    facts = load_manifest(id).model_dump(exclude_defaults=True)
-    say(facts, as_json, [f"{k}: {v}" for k, v in facts.items()])
+    facts = load_manifest(id).model_dump(mode="json", exclude_defaults=True)
+    say(facts, as_json, [yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip()])
 
 @data_app.command("fetch", epilog="Example: medseg data fetch phantom_skin")
 def data_fetch(id: str):
@@ -257,6 +258,21 @@ def data_add(
     from medseg_nb.data.intake import add_dataset
     if code := add_dataset(folder, id, yes, settings or [], typer.confirm if sys.stdin.isatty() else None):
         raise typer.Exit(code)
+
+@data_app.command("edit", epilog="Example: medseg data edit my_scans --set 'labels={background: 0, tumour: 1}'")
+def data_edit(
+    id: str,
+    settings: Annotated[list[str], typer.Option("--set", help="KEY=VALUE of the manifest (YAML) for what it says")]):
+    "Declare what was guessed of your own data set; what does not fit changes nothing."
+    from medseg_nb.data.intake import edit_dataset
+    print(os.path.relpath(edit_dataset(id, settings)))
+
+@data_app.command("remove", epilog="Example: medseg data remove my_scans")
+def data_remove(id: str):
+    "Take your own data set out of the list; your files, trained runs and studies stay."
+    from medseg_nb.data.intake import remove_dataset
+    remove_dataset(id)
+    print(f"{id} is out of the list; your files, trained runs and studies are where they were")
 
 # %% ../nbs/library/99_cli.ipynb #01e1b242
 @data_app.command("audit", epilog="Example: medseg data audit skin_isic2017")

@@ -141,6 +141,7 @@ BASE = {  # calls that are sound but for what is put in; {n} is new in each; wha
     "new": ["workspaces/{n}"], "study": ["tiny", "--dry-run"], "models": [],
     "paper": ["--dry-run"], "run": ["nosuch"], "status": [], "diff": [], "doctor": [], "data list": [],
     **{f"data {name}": ["tiny"] for name in ("show", "fetch", "verify", "croissant", "audit")},
+    "data edit": ["nosuch", "--set", "modality=CT"], "data remove": ["nosuch"],
     "data add": ["sets/tiny", "--id", "fuzz{n}"], "train": ["--data", "tiny", "--model", "cnn"],
     "export": ["{key}", "--to", "nosuch", "--out", "exports/{n}"], "predict": ["{key}", "one.png", "--out", "masks"],
     "explain": ["{key}", "one.png", "--target", "class:x", "--out", "why"], "bench": ["nosuch"],

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GUESS_ORDER', 'MAX_ALIKE', 'group_by_folder', 'group_by_prefix', 'Fields', 'infer_column_type', 'infer_fields',
-           'match_table', 'Draft', 'CaseTable', 'draft_dataset', 'format_problems', 'write_draft', 'add_dataset']
+           'match_table', 'Draft', 'CaseTable', 'draft_dataset', 'format_problems', 'write_draft', 'add_dataset',
+           'edit_dataset', 'remove_dataset']
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #2f85b93d
 import contextlib
@@ -35,6 +36,7 @@ from .layouts import (SPLIT_FOLDER_NAMES, CaseFiles, Layout, list_file_entries, 
                                     file_stem, walk_files)
 from .splits import freeze_split
 from ..kit.execution import set_environment
+from ..kit.workspace import is_checkout
 from .survey import (Decision, CaseSummary, infer_mask_encoding, find_duplicate_images, read_case_image,
                                    summarize_case, find_deviating_images)
 
@@ -405,7 +407,8 @@ def _check_folder(place: Path) -> Path:
     if not folder_path.is_dir(): raise InputError(str(place), "is no folder", "name the folder that holds it")
     if root().is_relative_to(folder_path):
         raise InputError(str(place), "holds the project itself", "name the folder of the data set")
-    if folder_path.is_relative_to(root()) and not any(folder_path.is_relative_to(p) for p in private):
+    is_tracked = folder_path.is_relative_to(root()) and not any(folder_path.is_relative_to(p) for p in private)
+    if is_tracked and is_checkout(root()):  # a workspace may hold the files themselves
         raise InputError(str(place), "lies inside the repository, where patients have no place",
                          f"move it out, or below {folder('own').name}/")
     if (folder_path / CONVERTED_FOLDER).exists():
@@ -566,3 +569,41 @@ def add_dataset(place: Path, id: str, yes: bool, settings: list[str],
     else:
         print(f"{summary}\nwritten to {os.path.relpath(write_draft(draft))}; next: medseg study {id}")
     return 3 if draft.problems else 0
+
+# %% ../../nbs/library/2_data/10_intake.ipynb #d72569a8
+def _own_folder(id: str) -> Path:
+    "Folder of one of the user's own data sets"
+    choose(id, sorted(p.parent.name for p in (folder("own") / "data").glob("*/dataset.yaml")), "data set of one's own")
+    return folder("own") / "data" / id
+
+def _apply_settings(text: str, declared_keys: dict) -> str:
+    "Text of a manifest with declared keys, and without the guesses that they replace"
+    head = [line for line in text.splitlines() if line.startswith("#")
+            and not any(line.startswith(f"# guessed: {key}:") for key in declared_keys)]
+    facts = yaml.safe_load(text)
+    for key, value in declared_keys.items():
+        merged = isinstance(value, dict) and isinstance(facts.get(key), dict) and key not in ("labels", "split")
+        facts[key] = facts[key] | value if merged else value
+    return "\n".join(head) + "\n" + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+
+def edit_dataset(id: str, settings: list[str]) -> Path:  # the manifest
+    "Declare keys of an own manifest; its split is drawn anew where that changes it. What does not fit changes nothing"
+    home, declared_keys = _own_folder(id), _parse_settings(settings)
+    with tempfile.TemporaryDirectory(dir=folder("own"), prefix=".adding-") as t:
+        copy = Path(t) / "data" / id
+        shutil.copytree(home, copy)
+        before = (home / "dataset.yaml").read_text(encoding="utf-8")
+        write(copy / "dataset.yaml", _apply_settings(before, declared_keys))
+        (copy / "splits.json").unlink(missing_ok=True)
+        try:
+            with set_environment(MEDSEG_OWN=t):
+                _clear_caches()
+                for case in load_cases(id): case.image() is None or case.semantic_mask()
+                freeze_split(id)
+            replace_folder(copy, home)
+        finally: _clear_caches()
+    return home / "dataset.yaml"
+
+def remove_dataset(id: str) -> None:
+    "Take an own data set out of the list; files, trained runs and studies stay"
+    shutil.rmtree(_own_folder(id)); _clear_caches()
