@@ -83,7 +83,7 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     assert "next: medseg predict squares/best IMAGES" in done.stdout
     page = (report / "article.html").read_text(encoding="utf-8")
     assert "What follows was guessed" in page and "Where the networks fail" in page and "cases.svg" in page
-    assert "5 folds, 1 seed" in page and "Thresholds, clustering" in page
+    assert "5 folds, 1 seed" in page and "What more patients would bring" in page and "Thresholds, clustering" in page
     assert "phantom" not in page.lower() and "ISIC" not in page, "nothing of the kit's own data"
     assert "Patients are unknown here" not in page and "warning" not in done.stderr
     first = read_reports(whole)
@@ -92,7 +92,7 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     runs = json.loads(whole.call("models", "--json").stdout)
     best = next(r for r in runs if r["name"] == "squares/best")
     mine = [r["dice"] for r in runs if r["model"] == best["model"]]
-    assert len(runs) == 10 and len(mine) == 5 and np.mean(mine) >= np.mean([r["dice"] for r in runs])
+    assert len(runs) == 5 * 2 + 2 and 5 <= len(mine) <= 7, "folds of two networks, and parts of the patients"
     answer = whole.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
     assert answer.returncode == 0, answer.stderr
     made = {p.relative_to(whole.root / "answers").as_posix() for p in (whole.root / "answers").rglob("*.*")}
