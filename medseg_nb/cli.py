@@ -19,7 +19,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from . import __version__
+import medseg_nb
 from .kit.core import InputError, MedsegError, to_one_line, convert_os_error, to_json
 from .kit.workspace import enter_workspace, missing_package_error, require_extra, require_workspace
 
@@ -42,7 +42,7 @@ Plugins = Annotated[Optional[Path], typer.Option("--plugins",
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 
 def _print_version(wanted: bool) -> None:
-    if wanted: print(f"medseg_nb {__version__}"); raise typer.Exit()
+    if wanted: print(f"medseg_nb {medseg_nb.__version__}"); raise typer.Exit()
 
 @app.callback(invoke_without_command=True)
 def _options(context: typer.Context,

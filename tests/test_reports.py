@@ -16,6 +16,7 @@ from medseg_nb.study import (ablations, benchmark,
                              instances, leakage, outcomes,
                              peers, preparation, quality, reached, readers, realtime, registration, search,
                              statistics, synthesis, xai)
+from medseg_nb.evaluation import power
 from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
@@ -252,7 +253,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(preparation, "spread", "resampling", "cropping", "denoising", "bias", "gains"),
     **summaries(statistics, "tests", "ranks", "stability", "variance"),
     **summaries(synthesis, "scores", "gain", "copying", "heeded", "scarcity"),
-    **summaries(statistics, "resampled", "power", prepare=statistics.average_patients),
+    **summaries(statistics, "resampled", prepare=power.average_patients),
+    ("statistics", "power"): lambda rows: power.summarize_power(power.average_patients(rows)),
     **summaries(outcomes, "discrimination", "calibration", "survival", "differences", "subgroups", prepare=model_rows),
     ("outcomes", "importance"): lambda rows: outcomes.summarize_importance(rows[rows.field.notna()]),
     **summaries(outcomes, "transfer"),
