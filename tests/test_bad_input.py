@@ -246,7 +246,7 @@ def test_whole_set_passes(tiny_data):
 
 
 ONE = ["train", "--data", "phantom_skin", "--model", "unet"]
-WRONG = [[], ["data"], ["claims"], ["nosuch"], ["train"],
+WRONG = [["data"], ["claims"], ["nosuch"], ["train"],
          ["paper", "--nosuch"], ["run", "a", "--data", "tiny"], ["run", "a", "--limit", "soon"],
          ["run", "a", "--limit", "9" * 400 + "h"],
          ["run", "a", "--limit", "9" * 5000 + "h"], [*ONE, "--limit", "1h"], [*ONE, "-j", "2"],
@@ -258,6 +258,11 @@ def test_bad_call(fresh, words):
     done = fresh.call(*words)
     assert (done.returncode == 2 and done.stderr.startswith("error: ")
             and done.stderr.count("\n") == 1 and not done.stdout and not fresh.files())
+
+
+def test_the_command_alone_shows_help(fresh):
+    alone = fresh.call()
+    assert alone.returncode == 0 and alone.stdout == fresh.call("--help").stdout and "Commands:" in alone.stdout
 
 
 def test_section_refuses_a_spoilt_set(tiny_data):
