@@ -7,13 +7,14 @@ __all__ = ['SCORES', 'load_dataset', 'train', 'evaluate', 'compare', 'predict', 
 
 # %% ../nbs/library/98_api.ipynb #76cbebf2
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .data.manifest import Case, ensure_dataset, load_cases
-from .kit.core import InputError, choose
+from .kit.core import InputError
 from .kit.workspace import enter_workspace
 
 # %% ../nbs/library/98_api.ipynb #304a19b4
@@ -33,13 +34,12 @@ def train(dataset: str,
           **settings,         # fields of `training.training.Config`, such as size, width, batch, loss, augment
          ) -> str:            # key of the run
     "Train a network on all patients of a data set but those of a fold, who are then scored"
-    from medseg_nb.training.default_runs import list_models
+    from medseg_nb.training.default_runs import default_run
     from medseg_nb.training.study_plan import choose_settings, measure_fingerprint
-    from medseg_nb.training.training import Config, run_training
+    from medseg_nb.training.training import run_training
     load_dataset(dataset)
-    module = list_models("cpu")[choose(model, list_models("cpu"), "model")]
-    defaults = choose_settings(measure_fingerprint(dataset), "fp32")
-    config = Config(dataset, model, steps=steps, fold=fold, seed=seed, module=module, **defaults | settings)
+    settings = choose_settings(measure_fingerprint(dataset), "fp32") | settings
+    config = replace(default_run("cpu", dataset, model), steps=steps, fold=fold, seed=seed, **settings)
     run_training(config, weights=True)
     return config.key
 
@@ -77,10 +77,9 @@ def predict(run: str,                 # key or name of a run, name of an ensembl
     "What a model says of an image; research use only"
     from medseg_nb.deployment.segmenter import load_segmenter
     from medseg_nb.images.files import Image, read_image
-    if isinstance(image, np.ndarray): image, subject = Image(image, None, channels=image.shape[2:][0] if
-                                                             image.ndim > 2 else 0), "array"
-    else: image, subject = read_image(Path(image)), str(image)
-    return load_segmenter(run).label_map(image, subject)
+    if not isinstance(image, np.ndarray): return load_segmenter(run).label_map(read_image(Path(image)), str(image))
+    channels = image.shape[2] if image.ndim == 3 else 0
+    return load_segmenter(run).label_map(Image(image, None, channels=channels), "array")
 
 def explain(run: str, image: Path, target: str, out: Path) -> dict:  # facts, with the paths of picture and numbers
     "What in an image made a model answer as it did at a target: pixel:x,y or class:N"

@@ -75,12 +75,15 @@ def _deadline(limit: str | None) -> None:
     if not match: raise typer.BadParameter("write for example 90s, 30m or 2h", param_hint="--limit")
     os.environ["MEDSEG_DEADLINE"] = str(time.time() + int(match[1]) * dict(s=1, m=60, h=3600)[match[2]])
 
-def _bring(profile: str, data: str | None, only: list[str] | None,
-           jobs: int | None, executor: str = "local") -> dict[str, str]:
+def _prepare(jobs: int | None) -> None:
+    "Refuse to begin where results would be lost or packages are missing, and let trainings know how many may run"
     require_workspace()
     require_extra("study")
-    from medseg_nb.kit import execution as study
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
+
+def _bring(profile: str, data: str | None, only: list[str] | None,
+           jobs: int | None, executor: str = "local") -> dict[str, str]:
+    from medseg_nb.kit import execution as study
     if executor != "local": study.run_on_cluster(profile, executor, jobs, data)
     return study.run_all(profile, data, only, jobs or 1)
 
@@ -114,6 +117,7 @@ def paper(
     "Bring all sections up to date and rebuild article and supplement (PDF and HTML)."
     plug(plugins)
     if dry_run: return planned(profile, data, only)
+    _prepare(jobs)
     states = _bring(profile, data, only, jobs, executor)
     _write_papers(profile, states)
     if export:
@@ -133,14 +137,14 @@ def study(id: str,
           jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, and stop")] = False):
     "Plan and carry out a study of your data set; called again, it goes on where it was."
-    require_workspace()
-    require_extra("study")
+    workers = jobs or min(2, os.cpu_count())
+    _prepare(workers)
     from medseg_nb.kit.core import folder, manifest_folder
     from medseg_nb.training.study_plan import lock_study, prepare_study
     if not 0 < minutes < float("inf"): raise typer.BadParameter("give a number above 0", param_hint="--minutes")
     manifest_folder(id)  # known, or an error
-    workers, place = jobs or min(2, os.cpu_count()), folder("studies") / id
-    os.environ |= dict(MEDSEG_WORKERS=str(workers), MEDSEG_REPORTS=str(place))
+    place = folder("studies") / id
+    os.environ["MEDSEG_REPORTS"] = str(place)
     with lock_study(place):
         for line in prepare_study(id, minutes, workers, place / "plan.yaml"): print(line, flush=True)
         if not dry_run: _carry_out(id, place / "plan.yaml", workers)
@@ -169,6 +173,7 @@ def run(section: str, profile: Profile = "smoke", data: Data = None, plugins: Pl
     "Bring one section up to date."
     plug(plugins)
     _deadline(limit)
+    _prepare(None)
     states = _bring(profile, data, [section], None)
     print(f"{section}: {states[section]}")
     from medseg_nb.paper.executed import refresh_notebooks
@@ -195,7 +200,7 @@ def diff(
     as_json: Json = False):
     """Which numbers, tables and verdicts moved between two states of the reports, by how much and why; exit code 1 if
     any did."""
-    from medseg_nb.kit.drift import compare_reports, format_changes
+    from medseg_nb.kit.diff import compare_reports, format_changes
     changes = compare_reports(a, b or None, tolerance)
     say(changes, as_json, format_changes(changes))
     if any(m["counts"] for m in changes): raise typer.Exit(1)
@@ -289,7 +294,7 @@ def data_audit(id: str, as_json: Json = False):
 # %% ../nbs/library/99_cli.ipynb #5eadc4e6
 def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
     "Train what a plan still lacks; exit code 3 where something is left, such as a data set that is not on this machine"
-    from medseg_nb.training.plans import train_plan
+    from medseg_nb.training.convergence_runs import train_plan
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     _deadline(limit)
     if hasattr(os, "nice"): os.nice(19)
@@ -300,6 +305,9 @@ def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
           model: Annotated[Optional[str], typer.Option(help="name of a model")] = None, seed: int = 0,
+          fold: Annotated[int, typer.Option(min=0, help="held out, and scored")] = 0,
+          steps: Annotated[Optional[int], typer.Option(min=1, max=1_000_000,
+                                                         help="gradient steps; the profile's if left out")] = None,
           profile: Profile = "smoke", plugins: Plugins = None,
           missing: Annotated[bool, typer.Option("--missing",
                                                 help="train instead all runs of nbs/plans.yaml that are not stored, at "
@@ -327,8 +335,8 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
         raise InputError(data, "is a table without images", "choose a data set with images")
     ensure_dataset(data)
     def hybrid_config(): return next(c for c in hybrid_runs.list_runs(profile, [data]) if c.model == model)
-    config = replace(hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model),
-                     seed=seed)
+    config = hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model)
+    config = replace(config, seed=seed, fold=fold, steps=steps or config.steps)
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -39,6 +41,17 @@ def needs(program: str, of: str = "", path: str = "") -> str:
     if (of or program).lower() in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","):
         pytest.fail(f"{program} is not installed, and MEDSEG_REQUIRE asks for {of or program}")
     pytest.skip(f"{program} is not installed")
+
+
+def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
+    "Runs that are committed with the reports of a profile, by key"
+    return {p.stem: zipfile.Path(p) for p in sorted((reports / "runs").glob("*.zip"))}
+
+
+def read_table(path, **options) -> pd.DataFrame:
+    "A table in a folder or an archive"
+    compression = "xz" if path.suffix == ".xz" else None
+    with path.open("rb") as file: return pd.read_csv(file, compression=compression, **options)
 
 
 def cell(source: str, tag: str | None = None) -> dict:

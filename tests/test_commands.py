@@ -115,7 +115,7 @@ def test_phantom_that_was_changed_is_seen(trained, tmp_path):
 def test_train_leaves_a_whole_run(trained):
     assert re.fullmatch("[0-9a-f]{16}", trained.key)
     place = trained.runs / trained.key
-    config, rows = json.loads((place / "config.json").read_text()), pd.read_csv(place / "cases.csv.gz")
+    config, rows = json.loads((place / "config.json").read_text()), pd.read_csv(place / "cases.csv.xz")
     assert (config["model"], config["dataset"], config["precision"]) == ("unet", "phantom_skin", "fp32")
     split = json.loads((REPO / "data_manifests" / "phantom_skin" / "splits.json").read_text())["folds"][0]
     assert set(rows.patient) == set(split["test"]) and rows.dice.between(0, 1).all()
@@ -130,7 +130,7 @@ def test_train_again_trains_nothing(trained):
 
 def test_training_is_reproduced_to_the_byte(trained, fresh):
     assert fresh.call("train", "--data", "phantom_skin", "--model", "unet").stdout.strip() == trained.key
-    for name in ("weights.safetensors", "history.csv.gz", "cases.csv.gz", "config.json"):
+    for name in ("weights.safetensors", "history.csv.xz", "cases.csv.xz", "config.json"):
         assert (fresh.runs / trained.key / name).read_bytes() == (trained.runs / trained.key / name).read_bytes(), name
 
 
@@ -299,7 +299,7 @@ def test_number_edited_by_hand_moves_diff(committed, tolerance):
     assert done.returncode == 1 and (row["place"], row["what"], row["counts"]) == ("smoke/b", "value.mean", True)
 
 
-@pytest.mark.parametrize("name", ["a/cases.csv.gz", "a/values.csv", "a/curve.svg", "c/notebook.ipynb",
+@pytest.mark.parametrize("name", ["a/cases.csv.xz", "a/values.csv", "a/curve.svg", "c/notebook.ipynb",
                                   "supplement.html"])
 def test_file_edited_by_hand_moves_diff(committed, name):
     with open(committed.reports / "smoke" / name, "a", encoding="utf-8") as f: f.write(" ")
@@ -396,7 +396,7 @@ def test_two_processes_train_one_run(fresh):
     ours, theirs = (fresh.root / runs / alone.stdout.strip() for runs in ("runs", "two"))
     a, b = (load_file(place / "weights.safetensors") for place in (ours, theirs))
     assert a.keys() == b.keys() and all(np.allclose(a[k], b[k], atol=1e-5) for k in a)
-    assert (ours / "history.csv.gz").read_bytes() != (theirs / "history.csv.gz").read_bytes(), "each saw its part"
+    assert (ours / "history.csv.xz").read_bytes() != (theirs / "history.csv.xz").read_bytes(), "each saw its part"
 
 
 def test_own_data_and_an_added_model(fresh):
@@ -413,7 +413,7 @@ def test_own_data_and_an_added_model(fresh):
     # this benchmark is not the study's, so neither is the article
     (fresh.root / "nbs" / "paper" / "article.md").write_text(
         "---\ntitle: Own\nabstract: A test.\n---\n\n# Results\n\n{{ results }}\n")
-    def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv.gz")}
+    def trained(): return {p.parent.name: p.stat().st_mtime_ns for p in fresh.runs.glob("*/cases.csv.xz")}
     for model in ("cnn", "fcn", "unet"):
         assert fresh.call("train", "--data", "tiny", "--model", model, "--profile", "own").returncode == 0
     first = trained()
@@ -421,6 +421,6 @@ def test_own_data_and_an_added_model(fresh):
     done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
     assert done.returncode == 0, done.stderr
     assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
-    assert (set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.gz").model)
+    assert (set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.xz").model)
             == {"cnn", "fcn", "unet", "mine"})
     assert "own profile" in (fresh.reports / "own" / "supplement.html").read_text(encoding="utf-8")

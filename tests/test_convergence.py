@@ -1,7 +1,7 @@
 ("Trainings to convergence: a plan is trained run by run, may be killed at any moment, and refuses what cannot be "
  "judged.")
-import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPO, Project
+from conftest import REPO, Project, read_table, stored_runs
 
-from medseg_nb.training import convergence, plans
+from medseg_nb.training import convergence, convergence_runs
 from medseg_nb.kit.core import InputError
 from medseg_nb.training.training import Config, run_training
 
-REPORTED = {"config.json", "curve.csv", "cases.csv.gz", "measured.json", "scored.json"}
+REPORTED = {"config.json", "curve.csv", "cases.csv.xz", "measured.json", "scored.json"}
 
 
 def files_of(config: Config) -> set[str]:
     "What is published of a run"
-    return REPORTED | ({convergence.PREDICTIONS_FILE} if plans.is_pictured(config) else set())
+    return REPORTED | ({convergence.PREDICTIONS_FILE} if convergence_runs.is_pictured(config) else set())
 
 
 def add_plan(project: Project, **changes) -> None:
@@ -38,8 +38,9 @@ def add_plan(project: Project, **changes) -> None:
 
 def published(project: Project) -> dict[str, bytes]:
     "Files of all published runs, but what they cost"
-    return {k: v for k, v in project.files().items() if k.startswith("reports/cpu/runs/")
-            and not k.endswith("measured.json")}
+    places = stored_runs(project.reports / "cpu")
+    return {f"{k}/{p.name}": p.read_bytes() for k, place in places.items() for p in place.iterdir()
+            if p.name != "measured.json"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
@@ -58,22 +59,22 @@ def test_a_killed_plan_ends_with_the_same_rows(fresh, tmp_path):
         done = project.medseg("train", "--missing", "--profile", "cpu", "-j", "2")
         assert done.returncode == 0, done.stderr
     assert published(fresh) == published(other)
-    places = {p: json.loads((p / "config.json").read_text()) for p in (fresh.reports / "cpu" / "runs").iterdir()}
-    assert len(places) == 4 and all({f.name for f in p.iterdir()} == files_of(Config(**c)) for p, c in places.items())
+    places = [(p, json.loads((p / "config.json").read_text())) for p in stored_runs(fresh.reports / "cpu").values()]
+    assert len(places) == 4 and all({f.name for f in p.iterdir()} == files_of(Config(**c)) for p, c in places)
     def score(place):
         rows = read(place); return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
-    def read(place): return pd.read_csv(place / "cases.csv.gz", dtype=dict(patient=str))
-    tried = {c["rate"]: score(p) for p, c in places.items() if c["unit"] == "validation"}
+    def read(place): return read_table(place / "cases.csv.xz", dtype=dict(patient=str))
+    tried = {c["rate"]: score(p) for p, c in places if c["unit"] == "validation"}
     best = max(sorted(tried), key=tried.get)
     assert (set(tried) == {.001, .02}
-            and {(c["rate"], c["seed"]) for c in places.values() if c["unit"] == "patient"} == {(best, 0), (best, 1)})
+            and {(c["rate"], c["seed"]) for _, c in places if c["unit"] == "patient"} == {(best, 0), (best, 1)})
     again = fresh.medseg("train", "--missing", "--profile", "cpu")
     assert again.returncode == 0 and "done" not in again.stderr, "nothing is missing any more"
 
 
 def read_dice(place) -> float:
     "Mean patient Dice of a published run on its last track"
-    rows = pd.read_csv(place / "cases.csv.gz", dtype=dict(patient=str)).query("track == 'reached'")
+    rows = read_table(place / "cases.csv.xz", dtype=dict(patient=str)).query("track == 'reached'")
     return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
 
 
@@ -93,15 +94,15 @@ def test_a_stage_trains_what_the_search_chose(tmp_path, monkeypatch):
     trained = []
     def train_here(runs):
         for config in runs: trained.append((config.model, config.unit)); run_training(config); yield config
-    monkeypatch.setattr(plans, "train_missing", train_here)
-    assert plans.train_plan("cpu") == []
+    monkeypatch.setattr(convergence_runs, "train_missing", train_here)
+    assert convergence_runs.train_plan("cpu") == []
     published = {json.loads((p / "config.json").read_text())["model"]: round(read_dice(p), 3)
-                 for p in (tmp_path / "reports" / "cpu" / "runs").iterdir()
+                 for p in stored_runs(tmp_path / "reports" / "cpu").values()
                  if json.loads((p / "config.json").read_text())["unit"] == "validation"}
     assert sorted(trained[:-1]) == [(name, "validation") for name in sorted(throughput)] and len(published) == 4
     (hybrid, unit), best = trained[-1], max(published[d] for d in designs[1:])
     assert unit == "patient" and hybrid in designs[1:] and published[hybrid] == best
-    assert plans.train_plan("cpu") == [] and len(trained) == 5, "nothing is missing any more"
+    assert convergence_runs.train_plan("cpu") == [] and len(trained) == 5, "nothing is missing any more"
 
 
 def test_a_plan_is_refused_in_one_line(fresh):
@@ -154,7 +155,7 @@ def test_what_cannot_choose_or_judge_is_refused(monkeypatch):
 
 def test_validation_patients_are_inside_the_training_side_of_every_frozen_fold():
     "No patient of a planned fold's test side is trained on or chosen with, on any set of the plan that is here"
-    plan, _ = plans.available_plan(plans.load_convergence_plan("cpu"))
+    plan, _ = convergence_runs.available_plan(convergence_runs.load_convergence_plan("cpu"))
     for dataset, repeats in {d: r for s in plan.stages for d, r in s.sets.items()}.items():
         frozen = json.loads((REPO / "data_manifests" / dataset / "splits.json").read_text(encoding="utf-8"))["folds"]
         for k in repeats.folds:
@@ -166,20 +167,20 @@ def test_validation_patients_are_inside_the_training_side_of_every_frozen_fold()
 
 def test_published_runs_are_those_of_the_plan():
     "Every committed run of this kind has its files, belongs to the plan, was scored by the code of today, and is small"
-    plan, found = plans.load_convergence_plan("cpu"), {}
-    for place in (REPO / "reports" / "cpu" / "runs").iterdir():
+    plan, found = convergence_runs.load_convergence_plan("cpu"), {}
+    for key, place in stored_runs(REPO / "reports" / "cpu").items():
         facts = json.loads((place / "config.json").read_text())
-        if facts["task"] == plans.TASK: found[place.name] = (place, Config(**facts))
+        if facts["task"] == convergence_runs.TASK: found[key] = (place, Config(**facts))
     for key, (place, config) in found.items():
         assert (config.key == key and REPORTED <= {p.name for p in place.iterdir()} <= files_of(config)
-                and sum(p.stat().st_size for p in place.iterdir()) < 120_000)
-        rows = plans.load_rows(config)
+                and (REPO / "reports" / "cpu" / "runs" / f"{key}.zip").stat().st_size < 120_000)
+        rows = convergence_runs.load_rows(config)
         assert (rows.dice.dropna().between(0, 1).all()
-                and gzip.decompress((place / "cases.csv.gz").read_bytes()).decode().count("\n") == len(rows) + 1)
+                and lzma.decompress((place / "cases.csv.xz").read_bytes()).decode().count("\n") == len(rows) + 1)
         budgets = ({s for s in convergence.BUDGETS if s <= convergence.CEILINGS[len(config.shape)]}
                    if config.unit == "patient" else set())
         assert (set(rows[rows.track == "budget"].budget) == budgets
                 and set(rows.track) == {"reached"} | ({"budget"} if budgets else set()))
     if not found: pytest.skip("no run of nbs/plans.yaml is committed yet")
-    planned = {c.key for _, c in plans.all_runs(plan)}
+    planned = {c.key for _, c in convergence_runs.all_runs(plan)}
     assert set(found) <= planned

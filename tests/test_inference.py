@@ -44,9 +44,9 @@ def test_a_control_is_the_same_in_every_section():
 
 def test_a_control_of_stored_rows_is_the_same_in_two_sections():
     place = REPO / "reports" / "cpu"
-    if not (place / "leakage" / "cases.csv.gz").is_file(): pytest.skip("reports/cpu is not there yet")
+    if not (place / "leakage" / "cases.csv.xz").is_file(): pytest.skip("reports/cpu is not there yet")
     text = dict(case=str, patient=str, site=str, region=str)
-    rows, leaking = (pd.read_csv(place / name / "cases.csv.gz", dtype=text, low_memory=False)
+    rows, leaking = (pd.read_csv(place / name / "cases.csv.xz", dtype=text, low_memory=False)
                      for name in ("benchmark", "leakage"))
     here = dict(dataset="lgg_kaggle3m", model="unet")
     rows, leaking = (t[(t.dataset == here["dataset"]) & (t.model == here["model"])] for t in (rows, leaking))

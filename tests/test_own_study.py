@@ -1,7 +1,11 @@
 "A study of a data set of one's own: from a folder of images to a plan, a report and a model that has a name"
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -117,6 +121,27 @@ def test_a_set_that_changed_and_a_second_call_are_refused(whole):
     changed = whole.medseg(*study)
     assert changed.returncode == 2 and "the manifest says" in changed.stderr and "Traceback" not in changed.stderr
     assert (place / "plan.yaml").read_bytes() == plan
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
+@pytest.mark.stress  # minutes of trainings between kills
+def test_a_study_interrupted_five_times_ends_with_equal_bytes(whole, tmp_path):
+    "A plan that was killed while it trained, scored and reported gives the report of one that was left alone"
+    add_squares(whole)
+    study = ("study", "squares", "--minutes", "10", "-j", "2")
+    assert whole.medseg(*study, "--dry-run").returncode == 0
+    shorten_plan(whole, "squares")
+    other = whole.copy(tmp_path / "other" / "project")
+    for seconds in (9, 16, 23, 30, 40):
+        process = other.start(*study)
+        try: process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    for project in (whole, other):
+        done = project.medseg(*study)
+        assert done.returncode == 0, done.stderr
+    first, second = read_reports(whole), read_reports(other)
+    assert first.keys() == second.keys() and not [k for k in first if first[k] != second[k]]
 
 
 def test_volumes_have_a_study_of_their_own(whole):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import REPO
+from conftest import REPO, read_table, stored_runs
 from medseg_nb.training import default_runs
 from medseg_nb.kit.core import sha256
 
@@ -26,8 +26,8 @@ def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv", d
 def ours(dataset: str) -> pd.DataFrame:
     "Rows of the benchmark's U-Net on the same fold; a peer is not asked how sure it was"
     [config] = [c for c in default_runs.default_seed_runs("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
-    return pd.read_csv(REPO / "reports" / "cpu" / "runs" / config.key / "cases.csv.gz",
-                       dtype=TEXT).drop(columns=["calibration_error", "brier"])
+    rows = read_table(stored_runs(REPO / "reports" / "cpu")[config.key] / "cases.csv.xz", dtype=TEXT)
+    return rows.drop(columns=["calibration_error", "brier"])
 
 
 def test_each_folder_is_whole():

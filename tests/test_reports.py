@@ -1,6 +1,7 @@
 "What is committed under reports/ is whole, and each of its numbers can be traced to the rows it was computed from."
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import REPO
+from conftest import REPO, read_table, stored_runs
 from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, benchmark,
                              combinations, errors, fusion, generalization, hospital, hybrid,
@@ -25,7 +26,7 @@ from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
 from medseg_nb.training.plan import training_track
-from medseg_nb.training.plans import TASK
+from medseg_nb.training.convergence_runs import TASK
 from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS, format_table_cells, check_claim,
                                   check_table, number_key, name_budgets, collect_budgets)
 from medseg_nb.training.training import Config
@@ -113,14 +114,13 @@ def section_sets(place: Path, known: dict[str, bool], reads: dict[str, list[str]
         return (set().union(*map(ids, value.values() if isinstance(value, dict) else value))
                 if isinstance(value, (dict, list)) else set())
     found = ids(load(place / "provenance.json")["parts"]["parameters"])
-    if (place / "cases.csv.gz").is_file():
-        rows = pd.read_csv(place / "cases.csv.gz", dtype=str)
+    if (place / "cases.csv.xz").is_file():
+        rows = pd.read_csv(place / "cases.csv.xz", dtype=str)
         found |= {d for c in ("dataset", "source", "target")
                   if c in rows for d in ids(rows[c].dropna().unique().tolist())}
-        configs = [p / "config.json"
-                   for p in ((place.parent / "runs" / k) for k in (rows.run.dropna().unique() if "run" in rows else ()))
-                   if p.is_dir()]
-        found = found.union(*(run_sets(load(c)) for c in configs))
+        runs = stored_runs(place.parent)
+        keys = set(rows.run.dropna()) & runs.keys() if "run" in rows else ()
+        found = found.union(*(run_sets(load(runs[k] / "config.json")) for k in keys))
     return found.union(*(section_sets(place.parent / u, known, reads)
                          for u in reads[place.name] if (place.parent / u / "provenance.json").is_file()))
 
@@ -210,8 +210,8 @@ def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
     "Trainings whose last six of 24 checks have a mean Dice more than .002 above that of the six before"
     rising = {}
     for run in rows.run.unique():
-        place = REPO / "reports" / "cpu" / "runs" / run
-        curve = pd.read_csv(place / "curve.csv").query("weights == 'average'")
+        place = zipfile.Path(REPO / "reports" / "cpu" / "runs" / f"{run}.zip")
+        curve = read_table(place / "curve.csv").query("weights == 'average'")
         steps, dice = load(place / "config.json")["steps"], curve.dice.to_numpy()
         rising[run] = curve.step.max() >= steps - round(.2 * steps) and dice[-6:].mean() - dice[-12:-6].mean() > .002
     return rising
@@ -274,7 +274,7 @@ def test_tables_are_recomputed_from_cases(reports):
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
             if facts["source"] != "cases.csv": continue
-            stored, rows = pd.read_csv(place / f"{name}.csv"), pd.read_csv(place / "cases.csv.gz", dtype=TEXT)
+            stored, rows = pd.read_csv(place / f"{name}.csv"), pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
             # a table that is not known here must be added
             again = RECOMPUTE[place.name, name](rows).reset_index(drop=True)
             again = name_budgets(again, rows) if "budget_s" in set(stored) - set(again) else again
@@ -309,7 +309,7 @@ def test_every_number_can_be_quoted(reports):
 
 
 def test_recomputing_sees_an_edited_number(reports):
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     stored, k = summarize_scores(rows), rows.dice.first_valid_index()
     rows.loc[k, "dice"] += .01
     assert not close(stored.dice[0], summarize_scores(rows).dice[0], 1e-6)
@@ -317,7 +317,7 @@ def test_recomputing_sees_an_edited_number(reports):
 
 def test_means_are_over_patients(reports):
     "An oracle of its own: the mean of patients' mean Dice, each training weighing the same"
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     for r in pd.read_csv(reports / "benchmark" / "scores.csv").itertuples():
         mine = rows[(rows.dataset == r.dataset) & (rows.model == r.model)]
         assert (r.dice == pytest.approx(mine.groupby(["fold", "seed", "patient"]).dice.mean().mean(), abs=1e-6)
@@ -439,7 +439,8 @@ def test_committed_runs_belong_to_the_grid(reports):
     planned = {name: study.list_run_configs(name, study.section_parameters(name, reports.name))
                for name, s in study.sections().items() if reports.name in s.profiles}
     grids = {name: {c.key: c for c in configs if c.task != TASK} for name, configs in planned.items()}
-    found = {p.name: load(p / "config.json") for p in (reports / "runs").iterdir()}
+    runs = stored_runs(reports)
+    found = {k: load(p / "config.json") for k, p in runs.items()}
     # those of nbs/plans.yaml: see test_convergence.py
     found = {k: c for k, c in found.items() if c["task"] != TASK}
     there = {name: reports / name / "provenance.json" for name in grids}
@@ -448,9 +449,8 @@ def test_committed_runs_belong_to_the_grid(reports):
     assert ({k for name in today for k in grids[name]} <= set(found)
             and (len(today) < len(grids) or set(found) == {k for runs in grids.values() for k in runs}))
     none([k for runs in grids.values() for k in runs if k in found and Config(**found[k]) != runs[k]])
-    files = {"config.json", "history.csv.gz", "cases.csv.gz", "scored.json"}
-    none([k for k in found if not files <= {p.name for p in (reports / "runs" / k).iterdir()} <= files
-          | {"measured.json"}])
+    files = {"config.json", "history.csv.xz", "cases.csv.xz", "scored.json"}
+    none([k for k in found if not files <= {p.name for p in runs[k].iterdir()} <= files | {"measured.json"}])
 
 
 def test_every_network_takes_what_the_search_chose():
@@ -487,7 +487,7 @@ def benchmark_configs() -> list[Config]:
 
 
 def stored_seconds(config: Config) -> float:
-    return load(REPO / "reports" / "cpu" / "runs" / config.key / "measured.json")["train_cpu_seconds"]
+    return load(stored_runs(REPO / "reports" / "cpu")[config.key] / "measured.json")["train_cpu_seconds"]
 
 
 def test_networks_had_the_cost_that_was_planned():
@@ -510,12 +510,12 @@ def test_another_budget_is_seen():
 def test_rows_name_the_budget_of_their_run(reports):
     "Every row of a trained run that a section stores says what the run's steps stand for"
     configs, faults = {}, []
-    for path in (reports / "runs").glob("*/config.json"):
-        config = Config(**load(path))  # a training to convergence has copies of several budgets
-        if config.task != TASK: configs[path.parent.name] = training_track(config)
+    for key, place in stored_runs(reports).items():
+        config = Config(**load(place / "config.json"))  # a training to convergence has copies of several budgets
+        if config.task != TASK: configs[key] = training_track(config)
     for place in sections(reports):
-        rows = (pd.read_csv(place / "cases.csv.gz", dtype=TEXT)
-                if (place / "cases.csv.gz").is_file() else pd.DataFrame(dict(run=[])))
+        rows = (pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
+                if (place / "cases.csv.xz").is_file() else pd.DataFrame(dict(run=[])))
         for run, mine in rows[rows.run.isin(configs)].groupby("run") if "run" in rows else ():
             told = mine.reindex(columns=BUDGET_COLUMNS).drop_duplicates().to_dict("records")
             if len(told) != 1 or not close(told[0]["budget_s"],
@@ -532,9 +532,9 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
     "The gate of the report layer, over what is committed"
     faults = []
     for place in sections(reports):
-        if not (place / "cases.csv.gz").is_file(): continue
+        if not (place / "cases.csv.xz").is_file(): continue
         stored, budgets = load(place / "results.json"), collect_budgets(
-            pd.read_csv(place / "cases.csv.gz", dtype=TEXT, low_memory=False))
+            pd.read_csv(place / "cases.csv.xz", dtype=TEXT, low_memory=False))
         checks = [(check_table, (budgets, name, pd.read_csv(place / f"{name}.csv"), facts["source"]))
                   for name, facts in stored["tables"].items() if (place.name, name) not in UNTRAINED]
         for check, given in [*checks, *((check_claim, (budgets, c)) for c in stored["claims"])]:
@@ -544,17 +544,17 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
 
 
 def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     # whose runs are not committed
     trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby("run") if reports.name != "smoke" else ()
     for run, mine in trained:
-        stored = pd.read_csv(reports / "runs" / run / "cases.csv.gz", dtype=TEXT)
+        stored = read_table(stored_runs(reports)[run] / "cases.csv.xz", dtype=TEXT)
         pd.testing.assert_frame_equal(mine[stored.columns].reset_index(drop=True), stored, check_dtype=False)
 
 
 def test_no_patient_is_trained_and_tested(reports):
     "The patients of a run's rows are the test side of its frozen fold"
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.gz", dtype=TEXT)
+    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     for (dataset, fold), mine in rows.groupby(["dataset", "fold"]):
         split = load(REPO / "data_manifests" / dataset / "splits.json")["folds"][fold]
         assert set(mine.patient) == set(split["test"]) and not set(mine.patient) & set(split["train"]), dataset
@@ -611,7 +611,7 @@ def test_each_number_of_the_tables_stands_in_the_paper(reports):
 def test_real_sets_are_in_the_cpu_table():
     place = REPO / "reports" / "cpu"
     if not (place / "supplement.html").is_file(): pytest.skip("reports/cpu is not there yet")
-    rows = pd.read_csv(place / "benchmark" / "cases.csv.gz", dtype=TEXT)
+    rows = pd.read_csv(place / "benchmark" / "cases.csv.xz", dtype=TEXT)
     assert set(rows.dataset) == {"lgg_kaggle3m", "skin_isic2017", "lidc_nodule_patches"}
     trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby(["dataset", "model"]).run.nunique()
     assert trained.index.get_level_values("model").nunique() > 10 and trained.ge(3).all(), (

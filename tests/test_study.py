@@ -50,7 +50,7 @@ def test_first_call_executes_all(built):
     assert executed(built.first) == ["a", "b", "c"]
     assert {"reports/smoke/article.pdf", "reports/smoke/article.html", "reports/smoke/supplement.pdf",
             "reports/smoke/supplement.html",
-            "reports/smoke/a/cases.csv.gz", "reports/smoke/a/curve.svg"} <= set(built.files())
+            "reports/smoke/a/cases.csv.xz", "reports/smoke/a/curve.svg"} <= set(built.files())
 
 
 def test_second_call_executes_nothing_and_changes_no_byte(project):

@@ -195,11 +195,11 @@ def seg_of_mask(model: Segmenter,
 def segment_as_seg(model: Segmenter,
                    path: Path,          # folder of a series, or a slice with its place
                    replaces: str = "",  # UID of the SEG that this one replaces
-                  ) -> tuple:           # a dataset, and the label map on the image's own grid
+                  ) -> tuple:           # a dataset, the label map on the image's own grid, and the image
     "SEG of a series or slice"
     image, heads = read_with_headers(path)
     mask = model.label_map(image, str(path))
-    return seg_of_mask(model, mask, heads, replaces), mask
+    return seg_of_mask(model, mask, heads, replaces), mask, image
 
 # %% ../../nbs/library/9_deployment/08_dicom.ipynb #4215c640
 _ALLOWED = """SOPClassUID Modality InstanceNumber SeriesNumber Laterality PatientPosition PatientOrientation \
@@ -426,7 +426,7 @@ def _answer_series(queue: SeriesQueue, model: Segmenter,
     message = (f"the node ended {MAX_ATTEMPTS} times while it answered; to try again, take its answer.json away and "
                f"start the " "node anew")
     fault = "" if queue.count_attempt(folder, content) else f"{folder}: {message}"
-    try: seg, _ = (None, None) if fault else segment_as_seg(model, folder / "slices", replaces)
+    try: seg = None if fault else segment_as_seg(model, folder / "slices", replaces)[0]
     except MedsegError as e: fault = str(e)
     except Exception as e: fault = f"failed ({describe_error(e)})"
     if queue.content_digest(folder) != content: return None

@@ -313,8 +313,8 @@ def current_sources() -> Sources: return _cached_sources(source_stamps())
 
 # %% ../../nbs/library/0_kit/01_keys.ipynb #3eafccd2
 # What finds and orders; no number depends on it
-BOOKKEEPING = ("medseg_nb.kit.keys", "medseg_nb.kit.core.manifest_folder", "medseg_nb.kit.core.manifest_folders",
-               "medseg_nb.data.manifest.GENERATOR_BOOKKEEPING",
+BOOKKEEPING = ("medseg_nb.kit.keys", "medseg_nb.kit.storage", "medseg_nb.kit.core.manifest_folder",
+               "medseg_nb.kit.core.manifest_folders", "medseg_nb.data.manifest.GENERATOR_BOOKKEEPING",
                "medseg_nb.data.manifest.data_key", "medseg_nb.data.manifest.content_key",
                "medseg_nb.training.training.read_failure_reason", "medseg_nb.training.training.train_missing")
 

@@ -8,6 +8,7 @@ __all__ = ['RGB', 'ERROR_COLORS', 'TINT', 'CasePicture', 'to_display', 'widest_s
            'attribute_pictures']
 
 # %% ../../nbs/library/7_methods/14_case_pictures.ipynb #1cd001e8
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..data.manifest import load_cases, load_manifest
 from ..evaluation.metrics import entropy
 from ..kit.core import InputError
 from ..kit.report import display_text
-from .answers import load_trained_network
+from .mask_errors import load_trained_network
 from ..preparation.preprocess import load_prepared_cases, network_input
 from ..training.convergence import (PREDICTIONS_FILE, UNCERTAINTY_LEVELS, load_run_arrays, rank_cases)
 from ..training.inference import probabilities
@@ -82,7 +83,8 @@ def load_case_pictures(config: Config) -> list[CasePicture]:  # best, median, wo
     "Cases of a training to convergence, from what is stored beside its rows"
     if not has_case_pictures(config):
         raise InputError(config.key, "has no stored answers for pictures", "train it anew: medseg train --missing")
-    with np.load(find_stored_run(config) / PREDICTIONS_FILE, allow_pickle=False) as stored:
+    packed = (find_stored_run(config) / PREDICTIONS_FILE).read_bytes()
+    with np.load(io.BytesIO(packed), allow_pickle=False) as stored:
         columns = zip(("best", "median", "worst"), *(stored[k] for k in ("case", "dice", "label_map")),
                       stored["uncertainty"] / UNCERTAINTY_LEVELS)
         return [case_picture(config, rank, str(case), *rest) for rank, case, *rest in columns]

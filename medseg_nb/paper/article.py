@@ -11,6 +11,7 @@ __all__ = ['MAX_FLOATS', 'MAX_PAGES', 'Bound', 'bound_row', 'significant', 'temp
 import html
 import re
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import pandas as pd
 
@@ -22,7 +23,8 @@ from .floats import (MARKS, Label, find_section, format_number_span, number_floa
 from .prose import (PaperSection, check_name, check_typed, escape_markdown, is_block_float,
                                    find_placeholders, lacks_result, replace_placeholders)
 from .words import count_noun, display_name, find_faults, format_as
-from ..training.plan import PLAN_MARK, own_plan_file
+from ..training.plan import own_plan_file
+from ..training.study_plan import read_plan
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #622f4093
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ _BLOCK = re.compile(r"^(?P<brace>\{\w+:(?:table|figure):\w+(?:\|[^{}]*)?\})[ \t]
 
 def find_blocks(text: str) -> list[re.Match]:
     "The floats that the article places, in order"
-    return [m for b in _BLOCK.finditer(text) for m in find_placeholders(b["brace"])]
+    return [*chain.from_iterable(find_placeholders(block["brace"]) for block in _BLOCK.finditer(text))]
 
 def fill_inline(text: str, reader: PaperSection, sections: dict[str, PaperSection], labels: dict[tuple, Label]) -> str:
     "Numbers and links of the article"
@@ -173,7 +175,7 @@ def list_guesses(sections: list[PaperSection]) -> list[str]:
     "What was guessed when a data set of one's own was added, as the head of its manifest says"
     datasets = next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
     manifests = [folder("own") / "data" / d / "dataset.yaml" for d in datasets]
-    lines = [line for p in manifests if p.is_file() for line in p.read_text(encoding="utf-8").splitlines()]
+    lines = "\n".join(p.read_text(encoding="utf-8") for p in manifests if p.is_file()).splitlines()
     guesses = [re.match(r"# guessed: ([^:]+): (.*) \((.*)\); ", line) for line in lines]
     notes = [escape_markdown(line.removeprefix("# note: ")) for line in lines if line.startswith("# note: ")]
     return [f"{m[1]}: `{m[2].replace('`', '')}` ({escape_markdown(m[3])})" for m in guesses if m] + notes
@@ -181,8 +183,7 @@ def list_guesses(sections: list[PaperSection]) -> list[str]:
 def list_plan_lines() -> list[str]:  # none where no study of one's own is planned
     "What a study of one's own trains, as its plan says in words"
     place = own_plan_file()
-    lines = place.read_text(encoding="utf-8").splitlines() if place and place.is_file() else []
-    return [escape_markdown(line.removeprefix(PLAN_MARK)) for line in lines if line.startswith(PLAN_MARK)]
+    return [escape_markdown(line) for line in read_plan(place)[1]] if place and place.is_file() else []
 
 def article(sections: list[PaperSection], profile: str, captions: dict[str, str]) -> str:
     "The article as one Markdown document"

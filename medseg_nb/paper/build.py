@@ -9,6 +9,7 @@ __all__ = ['DOCUMENTS', 'MAX_BYTES', 'list_sources', 'write_ledger', 'set_pdf', 
 # %% ../../nbs/library/8_paper/07_build.ipynb #86985e49
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from ..kit.core import PROFILES, InputError, choose, digest, folder, write
@@ -78,7 +79,8 @@ def digest_inputs(order: list[str],        # sections
                  ) -> str:
     "Digest of all that a paper is made of: prose, results, templates, and what sets it"
     report_folders = [folder("reports") / profile / name for name in order]
-    results = [p for place in report_folders for p in place.glob("*") if p.suffix in (".json", ".csv", ".svg")]
+    stored = chain.from_iterable(place.glob("*") for place in report_folders)
+    results = [p for p in stored if p.suffix in (".json", ".csv", ".svg")]
     templates = [folder("nbs") / "names.yaml", *(p for p in (folder("nbs") / "paper").rglob("*") if p.is_file())]
     files = [*map(notebook_path, order), folder("nbs") / "study.yaml", *sorted(results), *sorted(templates)]
     code = closure([("medseg_nb.paper.build", "build")]).key

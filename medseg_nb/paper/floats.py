@@ -12,6 +12,7 @@ __all__ = ['MARKS', 'CAPTION_LINE', 'MAX_LINES', 'PAGE_WIDTH', 'MAIN_PACKAGES', 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a96de150
 import re
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,8 @@ def list_floats(section: PaperSection) -> list[tuple[str, str]]:  # (kind, name)
         is_repeated = block_floats.count((kind, name)) > 1
         if is_repeated:
             raise InputError(section.notebook, f"places the {kind} `{name}` twice", "name it within a sentence instead")
-    return block_floats + [f for kind in ("table", "figure")
-                           for name in section.names(kind) if (f := (kind, name)) not in block_floats]
+    floats = [*product(["table"], section.names("table")), *product(["figure"], section.names("figure"))]
+    return block_floats + [f for f in floats if f not in block_floats]
 
 def number_floats(floats: Iterable[tuple[str, str, str]],  # (section, kind, name) in the order of the text
                   letter: str = "",                        # in front of the number
@@ -57,7 +58,9 @@ def number_floats(floats: Iterable[tuple[str, str, str]],  # (section, kind, nam
     return labels
 
 def number_supplement(sections: Iterable[PaperSection], page: str = "") -> dict[tuple[str, str, str], Label]:
-    return number_floats(((s.name, *f) for s in sections if s.results for f in list_floats(s)), "S", page)
+    floats = []
+    for section in sections: floats += [(section.name, *f) for f in list_floats(section)] if section.results else []
+    return number_floats(floats, "S", page)
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #f6768fb0
 MARKS = dict(smoke="smoke profile: phantoms only; shows that the machinery works",

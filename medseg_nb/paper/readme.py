@@ -252,8 +252,11 @@ def fill_checklists(profile: str | None) -> str:
 def cited_parts(source: str  # such as "Outline, 1.5 and 4.4" or "Owen 2024, V; Outline, 5.7"
                ) -> set[tuple[str, str]]:  # document and part
     "Parts of the source documents that a claim is taken from"
-    documents = [text.strip().partition(", ") for text in source.split(";")]
-    return {(name, part.strip()) for name, _, parts in documents for part in parts.split(" and ") if part}
+    cited = set()
+    for text in source.split(";"):
+        name, _, parts = text.strip().partition(", ")
+        cited |= {(name, part.strip()) for part in parts.split(" and ") if part}
+    return cited
 
 def count_verdicts(claims: pd.DataFrame, document: str, parts: Sequence[str]) -> str:
     "How the claims of some parts of a document were judged"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'STEPS', 'STEP_TITLES', 'list_steps', 'draw_overview', 'decided_claims',
-           'describe_claim', 'draw_claims', 'save_svg', 'draw_article_figures']
+           'describe_claim', 'draw_claims', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import re
@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..kit.core import write
-from ..kit.report import set_theme
+from ..kit.report import set_theme, write_drawing
 from .prose import PaperSection
 from .words import display_name, format_number
 
@@ -86,16 +85,6 @@ def draw_claims(decided: pd.DataFrame):
     return fig
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #85a25dd3
-def save_svg(fig, path: Path) -> None:
-    "Store a drawing with equal bytes for equal content"
-    import io
-
-    import matplotlib.pyplot as plt
-    data = io.BytesIO()
-    fig.savefig(data, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(fig)
-    write(path, data.getvalue())
-
 def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str, str]:  # caption by name
     "Write the article's own drawings, and remove those of an article before"
     set_theme()
@@ -103,13 +92,13 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
     captions = {}
     present = {s.name: s for s in sections if s.results}
     if list_steps(sections):
-        save_svg(draw_overview(sections), place / "overview.svg")
+        write_drawing(place / "overview.svg", draw_overview(sections))
         captions["overview"] = ("The study in one line: each box is a step, and names the sections of it that have "
                                 "results here.")
     judged = present["claims"].tables.get("judged") if "claims" in present else None
     if judged is not None and len(decided := decided_claims(judged)):
         whose = "source documents" if (decided.claims_of == "sources").all() else "kit"
-        save_svg(draw_claims(decided), place / "decided.svg")
+        write_drawing(place / "decided.svg", draw_claims(decided))
         captions["decided"] = (f"Claimed differences of the {whose} that were decided on the data that they name: "
                                "measured difference with its 95 % interval over patients and trainings, and the "
                                "number of patients. A difference above zero supports the claim.")

@@ -12,6 +12,7 @@ import re
 import subprocess
 
 from ..kit.core import InputError, folder
+from ..kit.storage import shrink_pdf
 from .floats import MARKS
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #a2b9262a
@@ -57,7 +58,7 @@ def typeset_pdf(text: str,      # Markdown
     try:
         compiler = typst.Compiler(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
         pages = len(json.loads(compiler.query("<use>")))  # the footer stands on each page
-        return source, compiler.compile(), pages
+        return source, shrink_pdf(compiler.compile()), pages
     except typst.TypstError as e:
         raise InputError("paper", f"Typst says: {e}", "mend the prose or the template in nbs/paper") from None
 

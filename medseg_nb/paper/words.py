@@ -115,5 +115,8 @@ FAULTS = {r"\d(?:\.\d+)?e[+-]?\d+": "a number in the notation of programs",
 def find_faults(text: str) -> list[str]:
     "What a finished text must not hold, each with the words around it"
     text = " ".join(text.split())
-    return [f"{why}: “…{text[max(0, m.start() - 30):m.end() + 20]}…”"
-            for pattern, why in FAULTS.items() for m in re.finditer(pattern, text)]
+    faults = []
+    for pattern, why in FAULTS.items():
+        places = [text[max(0, m.start() - 30):m.end() + 20] for m in re.finditer(pattern, text)]
+        faults += [f"{why}: “…{words}…”" for words in places]
+    return faults

@@ -24,7 +24,7 @@ from ..methods.baselines import BASELINES
 from ..training import default_runs
 from ..training.default_runs import list_runs
 from ..training.plan import load_plan, own_plan_file, planned_steps, training_track
-from ..training.training import HISTORY_FILE, Config, find_stored_run
+from ..training.training import Config, load_history
 
 # %% ../../nbs/study/06_benchmark.ipynb #d0e2c81c
 def reason_not_applicable(dataset: str) -> str:  # empty where it fits
@@ -195,7 +195,7 @@ def load_loss_histories(configs: Sequence[Config]) -> pd.DataFrame:
     "Training loss of each model's first run, as means over equal shares of its steps"
     records = []
     for c in {(c.dataset, c.model): c for c in reversed(configs)}.values():
-        losses = pd.read_csv(find_stored_run(c) / HISTORY_FILE).loss.to_numpy()
+        losses = load_history(c).loss.to_numpy()
         parts = enumerate(np.array_split(losses, CURVE_POINTS))
         records += [dict(dataset=c.dataset, model=name_with_budget(c.model, **training_track(c)),
                          share=(k + 1) / CURVE_POINTS, loss=part.mean()) for k, part in parts if len(part)]

@@ -21,7 +21,7 @@ import pandas as pd
 
 from ..training import default_runs
 from ..training.plan import section_plan
-from ..methods.answers import (RANDOM_GROUP, ARTIFACT_LEVELS, score_under_artifacts, count_errors_by_band,
+from ..methods.mask_errors import (RANDOM_GROUP, ARTIFACT_LEVELS, score_under_artifacts, count_errors_by_band,
                                        tabulate_patient_fields, measure_mask_appearance, is_in_group,
                                        tabulate_reference_lesions, spacing_of)
 from ..methods.case_pictures import (CasePicture, attribute_pictures, plot_case_pictures,

@@ -19,6 +19,7 @@ __all__ = ['FUSION_MODULE', 'POSTOPERATIVE_FIELDS', 'FIELD_DROPOUT', 'N_EXPLAINE
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -394,10 +395,11 @@ def summarize_comparisons(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for dataset, group in select_condition(rows[rows.variant != "chance"], "known").groupby("dataset", sort=False):
         rows_by_variant = dict(iter(group.groupby("variant", sort=False)))
-        opponents = {v: [IMAGE_ONLY, f"{v}, shuffled", v.removesuffix(", postoperative")] for v in rows_by_variant if v
-                     != IMAGE_ONLY}
-        pairs = [(v, w, *match_trainings(rows_by_variant[v], rows_by_variant[w])) for v, others in opponents.items()
-                 for w in others if w in rows_by_variant and w != v]
+        pairs = []
+        for variant in (v for v in rows_by_variant if v != IMAGE_ONLY):
+            opponents = [IMAGE_ONLY, f"{variant}, shuffled", variant.removesuffix(", postoperative")]
+            pairs += [(variant, w, *match_trainings(rows_by_variant[variant], rows_by_variant[w]))
+                      for w in opponents if w in rows_by_variant and w != variant]
         if seed_pair := seed_control_pair(rows_by_variant[IMAGE_ONLY]): pairs.append((IMAGE_ONLY, CONTROL, *seed_pair))
         records += [dict(dataset=dataset, variant=v, against=w, **compare_models(a, b, "dice")) for v, w, a, b in pairs]
     table = pd.DataFrame(records)
@@ -411,8 +413,9 @@ def summarize_ambiguity(rows: pd.DataFrame) -> pd.DataFrame:
     for dataset, group in select_condition(rows, "known").groupby("dataset", sort=False):
         rows_by_variant = dict(iter(group.groupby("variant", sort=False)))
         uncertainty = patient_matrix(rows_by_variant[IMAGE_ONLY], "doubt").mean(axis=1)
-        for v, control in ((v, w) for v in rows_by_variant if v in FUSION_NETWORKS
-                           for w in (IMAGE_ONLY, f"{v}, shuffled") if w in rows_by_variant):
+        pairs = [*chain.from_iterable(product([v], (IMAGE_ONLY, f"{v}, shuffled")) for v in rows_by_variant
+                                      if v in FUSION_NETWORKS)]
+        for v, control in (pair for pair in pairs if rows_by_variant.keys() >= {*pair}):
             gain = paired_differences(*match_trainings(rows_by_variant[v], rows_by_variant[control]), "dice")
             patient_uncertainty = uncertainty.reindex(gain.index)
             is_ambiguous = (patient_uncertainty > patient_uncertainty.median()).to_numpy()

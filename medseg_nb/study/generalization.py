@@ -18,6 +18,7 @@ __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATAS
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -207,12 +208,10 @@ def collect_domain_pair_rows(profile: str, source: str, target: str) -> pd.DataF
     runs = list_source_runs(profile, source)
     check_sets(source, target)
     target_rows = {c: score_on_target(c, target) for c in runs}
-    parts = [
-        rows.assign(part=part, method=name)
-        for name, group in [("unet", runs), ("unet, no augmentation", list_unaugmented_runs(profile, source))]
-        for c in group
-        for part, rows in [
-            ("home", stored_rows(c)), ("away", target_rows.get(c) if c in target_rows else score_on_target(c, target))]]
+    parts, unaugmented = [], list_unaugmented_runs(profile, source)
+    for name, c in [*product(["unet"], runs), *product(["unet, no augmentation"], unaugmented)]:
+        away = target_rows[c] if c in target_rows else score_on_target(c, target)
+        parts += [rows.assign(part=part, method=name) for part, rows in (("home", stored_rows(c)), ("away", away))]
     parts += [score_domain_baselines(c, fold_indices(source, c.fold)[1], target)
               for c in {c.fold: c for c in runs}.values()]
     parts += [adapted_rows(c, target).assign(part="adapted", method="unet") for c in runs]
@@ -268,8 +267,8 @@ def collect_appearance_rows(profile: str, datasets: Sequence[str]) -> pd.DataFra
         for k in range(len(list_folds(d, "site"))):
             target = appearance.patient.isin({load_cases(d)[i].patient for i in fold_indices(d, k, "site")[1]})
             sets.append((*site_pair_names(d, k), appearance[~target], appearance[target]))
-    for c in (c for s, _ in list_domain_pairs(datasets) if s in SCANNER_SHIFT_DATASETS
-              for c in list_source_runs(profile, s)[:1]):
+    sources = [s for s, _ in list_domain_pairs(datasets) if s in SCANNER_SHIFT_DATASETS]
+    for c in chain.from_iterable(list_source_runs(profile, s)[:1] for s in sources):
         train, test = ([load_cases(c.dataset)[i].patient for i in side] for side in fold_indices(c.dataset, c.fold))
         appearance, masks = patient_appearance(c.dataset, c.shape), load_prepared_set(c.dataset, c.shape, "none")[1]
         for level in SCANNER_SHIFT_LEVELS:

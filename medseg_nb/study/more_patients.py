@@ -6,6 +6,8 @@
 __all__ = ['list_runs', 'reason_not_applicable', 'summarize_curve', 'compare_half', 'plot_curve']
 
 # %% ../../nbs/study/26_more_patients.ipynb #c6daa37d
+from itertools import chain
+
 import pandas as pd
 
 from ..evaluation.comparisons import compare_models
@@ -16,7 +18,7 @@ from ..training.training import Config
 
 # %% ../../nbs/study/26_more_patients.ipynb #6ee39f1c
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
-    return [c for d in datasets for c in list_curve_runs(profile, d)]
+    return [*chain.from_iterable(list_curve_runs(profile, d) for d in datasets)]
 
 def reason_not_applicable(dataset: str) -> str:  # empty where it fits
     "Why a user's data set is left out"

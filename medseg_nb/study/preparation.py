@@ -18,6 +18,7 @@ __all__ = ['NORMALIZATIONS', 'FILTER_RADII_MM', 'NOISE_SD', 'STEP_MEASURES', 'ST
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -252,9 +253,10 @@ def measure_preparation(patients: list[SimulatedHead], sets: list[str]) -> pd.Da
     head_steps, slice_steps = ((measure_head_normalization, measure_head_resampling, measure_head_cropping,
                                 measure_head_denoising, measure_head_bias),
                                (measure_slice_normalization, measure_slice_cropping, measure_slice_denoising))
-    head_rows = [r for step in head_steps for h in patients for r in step(h)]
-    return pd.DataFrame(head_rows + [r for name in sets for c in select_middle_slices(name)
-                                     for step in slice_steps for r in step(c)])
+    rows = [*chain.from_iterable(step(head) for step, head in product(head_steps, patients))]
+    for name in sets:
+        rows += chain.from_iterable(step(case) for case, step in product(select_middle_slices(name), slice_steps))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/study/02_preparation.ipynb #7e464476
 def fit_first_fold_encoder(dataset: str) -> tuple[Encoder, list[Case], list[Case]]:

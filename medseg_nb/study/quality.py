@@ -403,9 +403,11 @@ def plot_predicted_dice(rows: pd.DataFrame):
         for name, marker in ((PRIMARY_ESTIMATOR, "o"), ("together", "x")):
             opacity = max(.3, min(.8, 60 / len(dataset_rows)))
             ax.plot(dataset_rows[f"predicted_{name}"], dataset_rows.dice, marker,
-                    ms=3, mew=.7 * (marker == "x"), alpha=opacity, color=ESTIMATOR_COLORS[name], label=name)
+                    ms=3, mew=.7 * (marker == "x"), alpha=opacity, color=ESTIMATOR_COLORS[name], label=name,
+                    rasterized=True)
         ax.set(xlabel="predicted Dice", xlim=(-.02, 1.02), ylim=(-.02, 1.02))
     axes[0][0].set_ylabel("true Dice")
+    fig.set_dpi(200)  # of the points, which are thousands and so drawn as one picture
     return _add_legend(fig, axes)
 
 def plot_risk_coverage(rows: pd.DataFrame):

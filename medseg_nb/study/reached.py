@@ -11,6 +11,7 @@ __all__ = ['ROW_NAMES', 'EXPECTED', 'BUDGET_LABEL', 'plan_stages', 'list_planned
 
 # %% ../../nbs/study/07_reached.ipynb #4b7b80c9
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -26,8 +27,9 @@ from ..methods.case_pictures import (attribute_pictures, has_case_pictures, load
                                              plot_case_pictures)
 from ..training.convergence import CEILINGS
 from ..training.plan import PRETRAINED, RANDOM_START, ConvergencePlan, PlanStage
-from ..training.plans import (best_rate, find_failure_reason, load_convergence_plan, load_curve, load_rows,
-                                      main_runs, rate_runs, resolve_designs, still_rises, validation_score)
+from ..training.convergence_runs import (best_rate, find_failure_reason, load_convergence_plan, load_curve,
+                                                 load_rows, main_runs, rate_runs, resolve_designs, still_rises,
+                                                 validation_score)
 from ..training.training import COST_FILE, Config, find_stored_run
 
 # %% ../../nbs/study/07_reached.ipynb #dd58fcba
@@ -50,13 +52,15 @@ def is_complete(configs: Sequence[Config]) -> bool:
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Trainings of the networks whose trainings are all there"
-    return [c for d in datasets for runs in list_planned_runs(profile, d).values() if is_complete(runs) for c in runs]
+    groups = chain.from_iterable(list_planned_runs(profile, d).values() for d in datasets)
+    return [*chain.from_iterable(filter(is_complete, groups))]
 
 def list_missing(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
     "Networks whose trainings are not all there: how many are, of how many, and why"
     plan, records = load_convergence_plan(profile), []
     for dataset in datasets:
-        repeats = {n: len(s.sets[dataset].pairs()) for s in plan_stages(plan, dataset) for n in s.networks}
+        repeats = {}
+        for s in plan_stages(plan, dataset): repeats |= dict.fromkeys(s.networks, len(s.sets[dataset].pairs()))
         for network, configs in list_planned_runs(profile, dataset).items():
             if is_complete(configs): continue
             diverged = sum(bool(find_failure_reason(c)) for c in configs)
@@ -114,7 +118,7 @@ def summarize_differences(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for dataset, group in rows.groupby("dataset", sort=False):
         start_of = dict(zip(group.model, group.start))
-        pairs = [r for _, of_start in group.groupby("start", sort=False) for r in compare_group(of_start)]
+        pairs = [*chain.from_iterable(compare_group(rows) for _, rows in group.groupby("start", sort=False))]
         for r in pairs + compare_starts(group):
             against_start = start_of.get(r["against"], start_of[r["model"]])
             budget = float(group.budget_s.iloc[0])

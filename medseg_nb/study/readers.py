@@ -20,7 +20,7 @@ __all__ = ['ROLES', 'CONSENSUS_METHODS', 'MARGINS', 'N_FAULTS', 'REPAIR_LIMIT_PX
 
 # %% ../../nbs/study/21_readers.ipynb #902ede89
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, groupby, product
 
 import numpy as np
 import pandas as pd
@@ -350,8 +350,8 @@ def tabulate_annotations() -> list[dict]:
     "One row a nodule with two to four readings: what each reader rated and drew"
     rows = []
     for patient, groups in progress(group_nodules().items(), "measure the readings"):
-        scans = {s: slice_step([r for g in groups for r in g if r.scan == s])
-                 for s in {r.scan for g in groups for r in g}}
+        readings = sorted(chain.from_iterable(groups), key=lambda r: r.scan)
+        scans = {scan: slice_step([*same]) for scan, same in groupby(readings, key=lambda r: r.scan)}
         for n, group in enumerate(groups):
             if not 2 <= len(group) <= 4: continue
             sizes = np.array([measure_reading(r, scans[r.scan]) for r in group])
@@ -535,8 +535,10 @@ def plot_size_agreement(rows: pd.DataFrame, table: pd.DataFrame):
     the readers"""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
-    panels = [(d, p, c) for d, p in rows[rows.part == "size"].groupby("dataset", sort=False)
-              for c in p if str(c).startswith("size_") and p[c].notna().any()]
+    panels = []
+    for dataset, part in rows[rows.part == "size"].groupby("dataset", sort=False):
+        columns = [c for c in part if str(c).startswith("size_") and part[c].notna().any()]
+        panels += [(dataset, part, c) for c in columns]
     fig, axes = plt.subplots(1, max(1, len(panels)), constrained_layout=True,
                              figsize=(1 + 2.1 * max(1, len(panels)), 2.6), sharey=True, squeeze=False)
     limits = table[(table.scale == "ratio") & table.dataset.isin([d for d, *_ in panels])].set_index(["dataset", "who"])

@@ -17,6 +17,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -471,10 +472,11 @@ def run_trials(dataset: str,
                seed: int) -> list[dict]:
     "All rows of a data set; nothing is moved only in planes"
     n_axes = load_cases(dataset)[0].image().ndim
-    plan = [(s, k) for s, kinds in PAIR_SCENARIOS.items() for k in kinds if n_axes == 2 or s != "aligned already"]
-    has_one_channel = len(set(select_contrast_channels(dataset))) == 1
-    return [run_trial(c, s, k, seed) for c in select_lesion_cases(dataset, patients[str(n_axes)])
-            for s, k in plan if not (has_one_channel and s == "modality")]
+    omitted = {"aligned already"} if n_axes > 2 else set()
+    if len(set(select_contrast_channels(dataset))) == 1: omitted.add("modality")
+    plan = [*chain.from_iterable(product([s], kinds) for s, kinds in PAIR_SCENARIOS.items() if s not in omitted)]
+    cases = select_lesion_cases(dataset, patients[str(n_axes)])
+    return [run_trial(case, *trial, seed) for case, trial in product(cases, plan)]
 
 # %% ../../nbs/study/03_registration.ipynb #6ac919cc
 RECOVERY_SCORES = ["before", "after", "largest_after", "dice_before", "dice_after"]

@@ -6,13 +6,12 @@
 __all__ = ['STUDY_DESIGNS', 'TRAINING_SDS', 'PATIENT_SD', 'MODEL_PATIENT_SD', 'RESIDUAL_SD', 'SPLIT_DESIGNS', 'SPLIT_IMAGES',
            'IMAGE_SD', 'VARIANCE_SOURCES', 'MAX_DESIGN_CELLS', 'TYPICAL_LOGIT', 'PATIENT_DESIGNS', 'SIMULATED_SIZES',
            'BLOCK_REPETITIONS', 'TRAINING_DESIGNS', 'LOGIT_TRAINING_SDS', 'ACCEPTED_COVERAGE', 'MISS_TICKS',
-           'N_RESAMPLED_STUDIES', 'draws_of_mean', 'summarize_tests', 'simulate_scores', 'design_coverage',
-           'summarize_designs', 'part_by_fold', 'simulate_split_differences', 'split_coverage',
-           'summarize_split_designs', 'kendall_tau', 'summarize_stability', 'variance_shares', 'summarize_variance',
-           'true_mean', 'images_per_patient', 'simulate_patient_study', 'two_stage_weights', 'percentile_limits',
-           'limits_by_method', 'coverage_hits', 'hit_shares', 'simulate_in_blocks', 'summarize_coverage',
-           'simulate_training_study', 'training_limits', 'summarize_training_coverage', 'list_coverage_claims',
-           'plot_coverage', 'summarize_resampled']
+           'N_RESAMPLED_STUDIES', 'summarize_tests', 'simulate_scores', 'design_coverage', 'summarize_designs',
+           'part_by_fold', 'simulate_split_differences', 'split_coverage', 'summarize_split_designs', 'kendall_tau',
+           'summarize_stability', 'variance_shares', 'summarize_variance', 'true_mean', 'images_per_patient',
+           'simulate_patient_study', 'two_stage_weights', 'percentile_limits', 'limits_by_method', 'coverage_hits',
+           'hit_shares', 'simulate_in_blocks', 'summarize_coverage', 'simulate_training_study', 'training_limits',
+           'summarize_training_coverage', 'list_coverage_claims', 'plot_coverage', 'summarize_resampled']
 
 # %% ../../nbs/study/14_statistics.ipynb #d8cddf18
 import warnings
@@ -32,13 +31,6 @@ from ..evaluation.ranks import iterate_comparable_networks, rank_models, summari
 from ..kit.core import rng
 from ..kit.report import (BUDGET_COLUMNS, Estimate, Report, budget_label, choose_sentence, list_budgets,
                                   name_budgets)
-
-# %% ../../nbs/study/14_statistics.ipynb #abb44800
-def draws_of_mean(matrix: np.ndarray,  # patients × trainings, nan where there is none
-                  draws: int = BOOTSTRAP_DRAWS,
-                 ) -> np.ndarray:      # (draws,)
-    "Bootstrap draws of one mean"
-    return bootstrap_means(np.asarray(matrix, float)[:, None], draws)[:, 0]
 
 # %% ../../nbs/study/14_statistics.ipynb #b43623a3
 def summarize_tests(rows: pd.DataFrame) -> pd.DataFrame:
@@ -136,8 +128,8 @@ def split_coverage(folds: int, seeds: int, n: int, training_sd: float, studies: 
 
 def summarize_split_designs(studies: int) -> pd.DataFrame:
     "Coverage of comparisons of two splits, for trainings that differ by more and less"
-    table = pd.DataFrame([split_coverage(*design, training_sd, studies) for design in SPLIT_DESIGNS
-                          for training_sd in TRAINING_SDS])
+    table = pd.DataFrame([split_coverage(*design, training_sd, studies)
+                          for design, training_sd in product(SPLIT_DESIGNS, TRAINING_SDS)])
     return table.assign(holds=np.where(table.difference >= .93, "yes", "no"))
 
 # %% ../../nbs/study/14_statistics.ipynb #9a7f3bd5

@@ -18,7 +18,7 @@ __all__ = ['MIN_FEATURE_IMAGES', 'REDUCED_SIDE', 'N_NEXT_PATIENTS', 'NEAR_QUANTI
 # %% ../../nbs/study/15_synthesis.ipynb #b06fbce3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations, product
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def random_filters(channels: int, width: int = 32):
         weights = rng("random filters", channels, width, k).normal(
             0, np.sqrt(2 / c.weight[0].numel()), tuple(c.weight.shape))
         c.weight = nn.Parameter(torch.from_numpy(weights.astype(np.float32)), requires_grad=False)
-    return nn.Sequential(*[m for c in convolutions for m in (c, nn.ReLU(), nn.AvgPool2d(2))]).eval()
+    return nn.Sequential(*chain.from_iterable((c, nn.ReLU(), nn.AvgPool2d(2)) for c in convolutions)).eval()
 
 # %% ../../nbs/study/15_synthesis.ipynb #30a4a489
 MIN_FEATURE_IMAGES = 5  # images on either side: with fewer, a covariance is noise
@@ -114,7 +114,7 @@ def mask_residuals(images: np.ndarray,  # (case, channel, row, column), sides a 
 
 def _flip_and_rotate(a: np.ndarray) -> np.ndarray:  # (8, case, value)
     "Small images turned and mirrored in all eight ways"
-    return np.stack([np.rot90(x, k, (-2, -1)).reshape(len(a), -1) for x in (a, a[..., ::-1]) for k in range(4)])
+    return np.stack([np.rot90(x, k, (-2, -1)).reshape(len(a), -1) for x, k in product((a, a[..., ::-1]), range(4))])
 
 def nearest_patient_distances(a: np.ndarray,   # (case, channel, 16, 16), as `mask_residuals` gives them
                               b: np.ndarray,   # the same of training cases
@@ -224,8 +224,8 @@ def list_segmentation_runs(profile: str, dataset: str) -> list[Config]:
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section, generators first"
-    return [*(c for d in datasets for c in list_generators(profile, d).values()),
-            *(c for d in datasets for c in list_segmentation_runs(profile, d))]
+    generators = chain.from_iterable(list_generators(profile, d).values() for d in datasets)
+    return [*generators, *chain.from_iterable(list_segmentation_runs(profile, d) for d in datasets)]
 
 def setting_name(config: Config) -> str: return f"{config.patients or 'all'} patients"
 
@@ -326,8 +326,11 @@ def feature_spaces(profile: str, dataset: str) -> dict[str, Callable]:  # by mod
 
 def distances_with_limits(*sets) -> dict:  # what `generated_distance_interval` takes
     "Fréchet and kernel distance, with their limits"
-    return {f"{n}{s}": v for n, d in (("fid", fid), ("kid", kid))
-            for s, v in zip(("", "_low", "_high"), generated_distance_interval(d, *sets))}
+    limits = {}
+    for name, distance in (("fid", fid), ("kid", kid)):
+        keys = (name, f"{name}_low", f"{name}_high")
+        limits |= dict(zip(keys, generated_distance_interval(distance, *sets)))
+    return limits
 
 def summarize_quality(image_groups: list[RepeatedImages], dataset: str,
                       extractors: dict[str, Callable]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -132,8 +133,8 @@ def score_deletion_insertion(query: AttributionQuery, map: np.ndarray) -> dict: 
     counts = [0, *(2**k for k in range(2 * BLOCKS_PER_SIDE.bit_length() - 1))]
     probabilities = []
     for other in (blank_image(query.image), ndimage.gaussian_filter(query.image, (0, *(n / 8 for n in query.shape)))):
-        edited_images = [np.where(block_ranks < k, *pair) for pair in ((other, query.image), (query.image, other))
-                         for k in counts]
+        pairs = (other, query.image), (query.image, other)
+        edited_images = [np.where(block_ranks < k, *pair) for pair, k in product(pairs, counts)]
         probabilities.append(mean_target_probability(query, edited_images).reshape(2, -1))
     deletion, insertion = np.mean(probabilities, 0).mean(1)
     return dict(deletion=deletion, insertion=insertion, gap=insertion - deletion)
@@ -254,7 +255,8 @@ def explain_run(config: Config, max_patients: int,
     def explain_position(k, i): return explain_case(k, i, images[i].astype(np.float32))
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(explain_position, *zip(*enumerate(select_explained_cases(config, max_patients)))))
-    return pd.DataFrame([r for rows, _ in results for r in rows]), [example for _, example in results if example]
+    rows, examples = zip(*results)
+    return pd.DataFrame([*chain.from_iterable(rows)]), [*filter(None, examples)]
 
 def _case_columns(config: Config, i: int) -> dict:
     case = load_cases(config.dataset)[i]

@@ -201,7 +201,8 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
     if len(runs.folds) > 1: yield "learning curve: U-Net on a quarter and on half of the training patients of one fold"
     cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds)).cost + choice_seconds
-    yield f"training takes about {cost / workers / 60:.0f} minutes on {workers} core{'s' * (workers > 1)} here"
+    minutes, cores = cost / workers / 60, f"{workers} core{'s' * (workers > 1)}"
+    yield f"training takes about {minutes:.0f} minutes on {cores} here, with the report {minutes / TRAINING_SHARE:.0f}"
 
 def write_plan(plan: TrainingPlan, place: Path,
                head: str = "#",             # what the plan is of, in one line
