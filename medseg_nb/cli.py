@@ -129,7 +129,8 @@ def paper(
         readme.refresh({r["section"]: r["state"] for r in study.list_section_states(pages_profile)})
 
 # %% ../nbs/library/99_cli.ipynb #f7e167b5
-STUDY_SECTIONS = ["data", "benchmark", "errors", "more_patients"]  # what a study of a data set of one's own consists of
+# what a study of a data set of one's own consists of, as far as it fits the set
+STUDY_SECTIONS = ["data", "benchmark", "errors", "instances", "more_patients"]
 
 @app.command(epilog="Example: medseg study my_scans --minutes 60")
 def study(id: str,
@@ -156,12 +157,14 @@ def _carry_out(id: str, plan: Path, workers: int) -> None:
     for line in choose_recipe(id, plan): print(line, flush=True)
     os.environ[OWN_PLAN] = str(plan)
     _write_papers("own", _bring("own", id, STUDY_SECTIONS, workers))
-    from medseg_nb.evaluation.comparisons import find_best_runs
+    from medseg_nb.kit.report import display_text
+    from medseg_nb.methods.instances import find_best_network
     from medseg_nb.training.training import name_run
-    network, keys = find_best_runs("own", id)
+    score, network, keys = find_best_network("own", id)
     name_run(f"{id}/best", keys[0])
-    print(f"{network} has the highest mean Dice; next: medseg predict {id}/best IMAGES --out masks/")
-    if len(keys) == 1: return
+    print(f"{display_text(network)} has the highest mean {dict(dice='Dice', pq='PQ')[score]}; "
+          f"next: medseg predict {id}/best IMAGES --out masks/")
+    if len(keys) == 1 or score == "pq": return  # the mean of several fields is no field
     name_run(f"{id}/ensemble", "+".join(keys))
     print(f"{id}/ensemble is the mean of its {len(keys)} trainings; nobody is left to score it on")
 

@@ -6,7 +6,7 @@
 __all__ = ['DIFFERENCE_WITH_LIMITS', 'CONTROL', 'patient_matrix', 'effect_sizes', 'paired_differences', 'compare_models',
            'relative_change', 'contrast_splits', 'patient_weights', 'compare_splits', 'holm', 'seed_control_pair',
            'select_shared_seeds', 'model_pairs', 'compare_with_others', 'is_above_zero', 'is_below_zero',
-           'bootstrap_tasks', 'load_benchmark_rows', 'find_best_runs', 'load_network_rows']
+           'bootstrap_tasks', 'load_benchmark_rows', 'best_runs', 'load_network_rows']
 
 # %% ../../nbs/library/4_evaluation/06_comparisons.ipynb #c106a735
 from collections.abc import Iterator, Sequence
@@ -214,11 +214,12 @@ def load_benchmark_rows(profile: str, datasets: Sequence[str] = ()) -> pd.DataFr
         raise InputError(str(report_dir / ROWS_FILE), f"holds no rows of {missing[0]}", remedy)
     return rows[rows.dataset.isin(list(datasets))] if datasets else rows
 
-def find_best_runs(profile: str, dataset: str) -> tuple[str, list[str]]:  # network, keys
-    "The network of the benchmark with the highest mean patient Dice on a data set, and its trainings by fold and seed"
-    rows = load_benchmark_rows(profile, [dataset]).query("run != model")
-    means = rows.groupby(["model", "patient"], sort=False).dice.mean().groupby("model", sort=False).mean()
-    best_rows = rows[rows.model == means.idxmax()]
+def best_runs(rows: pd.DataFrame,  # of trained networks
+              by: str,             # column of the networks' names
+              score: str) -> tuple[str, list[str]]:  # network, keys
+    "The network with the highest mean patient score, and its trainings by fold and seed"
+    means = rows.groupby([by, "patient"], sort=False)[score].mean().groupby(by, sort=False).mean()
+    best_rows = rows[rows[by] == means.idxmax()]
     return means.idxmax(), [*best_rows.sort_values(["fold", "seed"], kind="stable").run.unique()]
 
 def load_network_rows(profile: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ __all__ = ['FIELD_CHANNELS', 'HEADS', 'FIELD_SCALES', 'WINDOW_SIZE', 'GROUPING_S
            'group_with_method', 'tuning_cases', 'load_instances', 'load_arrays', 'tuning_ids', 'minimum_area',
            'choose_settings', 'decode_outputs', 'decode_in_batches', 'load_instance_network', 'tune_settings',
            'applicable_methods', 'segment', 'reference_ids', 'score_instances', 'load_test_cases', 'evaluate',
-           'disc_lattice', 'training_lattice', 'otsu_watershed', 'list_unet_runs', 'list_runs']
+           'disc_lattice', 'training_lattice', 'otsu_watershed', 'list_unet_runs', 'list_runs', 'find_best_network']
 
 # %% ../../nbs/library/7_methods/05_instances.ipynb #860915d0
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,12 @@ from torch.nn import functional as F
 
 from ..data.manifest import Case, load_cases, load_frozen_split, load_manifest
 from ..data.splits import fold_indices
+from ..evaluation.comparisons import best_runs, load_benchmark_rows
 from ..evaluation.matching import instance_scores, match_instances
 from ..evaluation.metrics import confusion_matrix, dice, detection_outcome
-from ..kit.core import InputError, choose
+from ..kit.core import InputError, choose, folder
 from ..kit.keys import register, resolve
+from ..kit.report import ROWS_FILE, read_rows
 from .classical import fit_otsu, otsu
 from ..networks.losses import dice_cross_entropy
 from ..preparation.preprocess import load_prepared_cases, resize
@@ -455,3 +457,12 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
                           steps=plan.field_steps or c.steps) for name in FIELD_CHANNELS]
         runs += [c, *fields] + ([replace(fields[-1], seed=1)] if plan.control else [])
     return runs
+
+# %% ../../nbs/library/7_methods/05_instances.ipynb #c3e10cc8
+def find_best_network(profile: str, dataset: str) -> tuple[str, str, list[str]]:  # score, network, keys of trainings
+    "The network with the highest mean score on held-out patients of a data set"
+    place = folder("reports") / profile / "instances"
+    if not (place / ROWS_FILE).is_file():
+        return "dice", *best_runs(load_benchmark_rows(profile, [dataset]).query("run != model"), "model", "dice")
+    rows = read_rows(place)
+    return "pq", *best_runs(rows[(rows.dataset == dataset) & rows.method.isin(FIELD_CHANNELS)], "method", "pq")

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE',
-           'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width', 'measure_fingerprint',
-           'choose_grid', 'choose_volume_grid', 'choose_settings', 'Rung', 'list_rungs', 'choose_rung',
-           'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan', 'count_folds',
-           'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe',
-           'lock_study', 'list_curve_runs']
+           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'N_FIELDS', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES',
+           'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
+           'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
+           'list_rungs', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan',
+           'count_folds', 'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study',
+           'choose_recipe', 'lock_study', 'list_curve_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
@@ -43,6 +43,7 @@ class Fingerprint:
     size: tuple[int, ...]  # median of rows, columns (and slices)
     channels: int
     classes: int           # labels without the background
+    instances: bool        # whether masks tell objects of a label apart
     lesion_width: float    # 0 to 1: tenth percentile of a label's width in a case, as a share of the longer side
     empty_share: float     # 0 to 1: cases without any label
 
@@ -66,6 +67,7 @@ def measure_fingerprint(dataset: str) -> Fingerprint:
     if not widths: raise InputError(dataset, "shows no label in any case that was read", "see medseg data show")
     return Fingerprint(len({c.patient for c in cases}), len(cases), tuple(int(n) for n in np.median(sizes, 0)),
                        len(load_manifest(dataset).image.channels), len(labels),
+                       load_manifest(dataset).task == "instance",
                        round(float(np.quantile(widths, .1)), 4), round(n_empty / len(positions), 3))
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #89d89668
@@ -103,6 +105,11 @@ NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "resi
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
+N_FIELDS = 2  # networks of each fold that tell objects apart: a field of centres, and one of distances
+
+def has_objects(fingerprint: Fingerprint) -> bool:
+    "Whether objects of one label are to be told apart on pictures"
+    return fingerprint.instances and fingerprint.classes == 1 and len(fingerprint.size) == 2
 
 @dataclass(frozen=True)
 class Rung:
@@ -111,22 +118,25 @@ class Rung:
     networks: int
     seconds: int  # of one thread, each run
     seeds: int = 1
+    fields: int = 0  # further networks of each fold
 
     @property
     def cost(self) -> int:  # seconds of one thread
         curve = len(CURVE_SHARES) if self.folds > 1 else 0
-        return (self.folds * self.networks * self.seeds + curve) * self.seconds
+        return (self.folds * (self.networks * self.seeds + self.fields) + curve) * self.seconds
 
 def list_rungs(folds: int,
                networks: int,
                seconds: Sequence[int],  # of a run, rising
+               fields: int = 0,         # further networks of each fold
               ) -> list[Rung]:
     "From the least that says something, two networks on one fold: folds, networks, time, seeds"
     shortest, *longer = seconds
     rungs = [Rung(k, 2, shortest) for k in dict.fromkeys((1, folds))]
     rungs += [Rung(folds, n, shortest) for n in range(3, networks + 1)]
     rungs += [Rung(folds, networks, s) for s in longer]
-    return rungs + [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
+    rungs += [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
+    return [replace(r, fields=fields) for r in rungs]
 
 def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: str,
                 spent: float = 0,  # seconds of one thread that go into choices before
@@ -171,9 +181,13 @@ def study_plan(dataset: str, fingerprint: Fingerprint, rung: Rung, throughput: d
                precision: str) -> TrainingPlan:
     "What is trained on a data set"
     networks = NETWORKS[len(fingerprint.size)][:rung.networks]
+    plan = load_plan("own")
+    if has_objects(fingerprint):
+        instances = plan.sections.instances.model_copy(update=dict(folds=[*range(rung.folds)]))
+        plan = plan.model_copy(update=dict(sections=plan.sections.model_copy(update=dict(instances=instances))))
     # by which a run of volumes is known to have its budget
     if len(fingerprint.size) == 3: throughput = throughput | {f"{name}_3d": v for name, v in throughput.items()}
-    return load_plan("own").model_copy(update=dict(
+    return plan.model_copy(update=dict(
         settings=choose_settings(fingerprint, precision), seconds=rung.seconds, seconds_of={}, throughput=throughput,
         runs={dataset: Runs(folds=[*range(rung.folds)], seeds=[*range(rung.seeds)], models=networks)}))
 
@@ -200,7 +214,9 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
     if choice_seconds: yield (f"loss and augmentation: the best of {len(RECIPES)} for U-Net on validation patients, "
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
     if len(runs.folds) > 1: yield "learning curve: U-Net on a quarter and on half of the training patients of one fold"
-    cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds)).cost + choice_seconds
+    fields = N_FIELDS * has_objects(fingerprint)
+    if fields: yield "objects: in each fold two further U-Nets tell them apart, by a field of centres and of distances"
+    cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), fields).cost + choice_seconds
     minutes, cores = cost / workers / 60, f"{workers} core{'s' * (workers > 1)}"
     yield f"training takes about {minutes:.0f} minutes on {cores} here, with the report {minutes / TRAINING_SHARE:.0f}"
 
@@ -233,7 +249,8 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> li
     fingerprint, head = (measure_fingerprint(dataset),
                          f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once")
     axes = len(fingerprint.size)
-    rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS[axes]), RUN_SECONDS[axes])
+    rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS[axes]), RUN_SECONDS[axes],
+                       N_FIELDS * has_objects(fingerprint))
     choice_seconds = recipe_seconds(minutes, workers, axes)
     rung = choose_rung(rungs, minutes, workers, dataset, choice_seconds)
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
