@@ -62,6 +62,29 @@ def add_volumes(project: Project) -> None:
     assert added.returncode == 0, added.stderr
 
 
+def add_cells(project: Project) -> None:
+    "Discs, two of which touch in each of thirty pictures, as COCO"
+    place, draws = project.root.parent / "cells", np.random.default_rng(0)
+    (place / "images").mkdir(parents=True)
+    y, x = np.mgrid[:64, :64]
+    images, annotations = [], []
+    for k in range(30):
+        first = draws.integers(12, 40, 2)
+        picture = draws.normal(40, 9, (64, 64))
+        for row, column in (first, first + (0, 13), (54, int(draws.integers(8, 56)))):
+            picture += 90 * ((y - row)**2 + (x - column)**2 < 42)
+            angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+            outline = np.stack([column + .5 + 6.5 * np.cos(angles), row + .5 + 6.5 * np.sin(angles)], 1)
+            annotations.append(dict(id=len(annotations) + 1, image_id=k + 1, category_id=1, iscrowd=0,
+                                    segmentation=[outline.ravel().tolist()], bbox=[0, 0, 13, 13], area=132))
+        images.append(dict(id=k + 1, file_name=f"c{k:02}.png", height=64, width=64))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"c{k:02}.png")
+    (place / "cells.json").write_text(json.dumps(dict(
+        images=images, annotations=annotations, categories=[dict(id=1, name="cell")])))
+    added = project.medseg("data", "add", str(place), "--id", "cells", "--yes")
+    assert added.returncode == 0 and "task: instance" in added.stdout, added.stdout + added.stderr
+
+
 def shorten_plan(project: Project, id: str) -> None:
     "Each training of the plan takes a second"
     path = project.root / "studies" / id / "plan.yaml"
@@ -121,6 +144,23 @@ def test_a_set_that_changed_and_a_second_call_are_refused(whole):
     changed = whole.medseg(*study)
     assert changed.returncode == 2 and "the manifest says" in changed.stderr and "Traceback" not in changed.stderr
     assert (place / "plan.yaml").read_bytes() == plan
+
+
+@pytest.mark.stress  # ten trainings, and five sections
+def test_objects_are_told_apart(whole):
+    add_cells(whole)
+    study = ("study", "cells", "--minutes", "10", "-j", "2")
+    dry = whole.medseg(*study, "--dry-run")
+    assert dry.returncode == 0 and "two further U-Nets tell them apart" in dry.stdout, dry.stderr
+    shorten_plan(whole, "cells")
+    done = whole.medseg(*study)
+    assert done.returncode == 0 and "field has the highest mean PQ" in done.stdout, done.stdout + done.stderr
+    assert "cells/ensemble" not in done.stdout
+    page = (whole.root / "studies" / "cells" / "own" / "article.html").read_text(encoding="utf-8")
+    assert "Objects told apart" in page and "phantom" not in page.lower()
+    answer = whole.medseg("predict", "cells/best", "../cells/images/c00.png", "--out", "answers")
+    assert answer.returncode == 0, answer.stderr
+    assert "objects" in (whole.root / "answers" / "predict.csv").read_text().splitlines()[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")

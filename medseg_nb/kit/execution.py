@@ -59,7 +59,8 @@ class Section(BaseModel, extra="forbid", frozen=True):
     article: bool = True             # has a paragraph in the article; without one it stands in the supplement alone
 
     def budget_for(self, profile: str) -> dict:
-        return self.budget.get("smoke" if profile == "own" else profile, {})  # a user's set has smoke's budgets
+        if profile != "own": return self.budget.get(profile, {})
+        return {k: v for k, v in self.budget.get("smoke", {}).items() if k == "gib"}  # minutes follow from a user's set
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #2935ab2d
 @functools.lru_cache(maxsize=4)
@@ -708,10 +709,9 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     todo = [r["section"] for r in list_section_states(profile, data) if r["state"] in ("stale", "absent")
             and r["section"] in section_names]
     minutes = sum(entries[n].budget_for(profile).get("minutes", 0) for n in todo)
-    if todo:
-        print(
-            f"{len(todo)} of {len(section_names)} sections to execute ({', '.join(todo)}); budget {minutes:g} minutes",
-            file=sys.stderr)
+    budget = f"; budget {minutes:g} minutes" if minutes else ""
+    message = f"{len(todo)} of {len(section_names)} sections to execute ({', '.join(todo)}){budget}"
+    if todo: print(message, file=sys.stderr)
     is_parallel = jobs > 1 and len(todo) > 1
     results = (run_in_parallel(section_names, profile, data, jobs) if is_parallel
                else run_sequentially(section_names, profile, data))
