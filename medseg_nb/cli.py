@@ -162,7 +162,7 @@ def _carry_out(id: str, plan: Path, workers: int) -> None:
     from medseg_nb.training.training import name_run
     score, network, keys = find_best_network("own", id)
     name_run(f"{id}/best", keys[0])
-    print(f"{display_text(network)} has the highest mean {dict(dice='Dice', pq='PQ')[score]}; "
+    print(f"{display_text(network)} has the highest mean {dict(dice='Dice', pq='PQ')[score]} of the networks; "
           f"next: medseg predict {id}/best IMAGES --out masks/")
     if len(keys) == 1 or score == "pq": return  # the mean of several fields is no field
     name_run(f"{id}/ensemble", "+".join(keys))
@@ -308,7 +308,7 @@ def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
           model: Annotated[Optional[str], typer.Option(help="name of a model")] = None, seed: int = 0,
-          fold: Annotated[int, typer.Option(min=0, help="held out, and scored")] = 0,
+          fold: Annotated[Optional[int], typer.Option(min=0, help="held out, and scored; the first if left out")] = None,
           steps: Annotated[Optional[int], typer.Option(min=1, max=1_000_000,
                                                          help="gradient steps; the profile's if left out")] = None,
           profile: Profile = "smoke", plugins: Plugins = None,
@@ -322,6 +322,9 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     "Train one run with the profile's settings and print its key; or train what is missing."
     plug(plugins)
     require_workspace()
+    for name, value in (("--fold", fold), ("--steps", steps)):
+        if missing and value is not None:
+            raise typer.BadParameter("is of one run; nbs/plans.yaml says it for those that are missing", param_hint=name)
     if missing: return _train_plan(profile, jobs, limit)
     for name, value in (("-j", jobs), ("--limit", limit)):
         if value is not None:
@@ -339,7 +342,7 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     ensure_dataset(data)
     def hybrid_config(): return next(c for c in hybrid_runs.list_runs(profile, [data]) if c.model == model)
     config = hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model)
-    config = replace(config, seed=seed, fold=fold, steps=steps or config.steps)
+    config = replace(config, seed=seed, fold=fold or 0, steps=steps or config.steps)
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)
 

@@ -44,8 +44,9 @@ def needs(program: str, of: str = "", path: str = "") -> str:
 
 
 def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
-    "Runs that are committed with the reports of a profile, by key"
-    return {p.stem: zipfile.Path(p) for p in sorted((reports / "runs").glob("*.zip"))}
+    "Runs that are committed with the reports of a profile, by key; no file stays open"
+    files = sorted((reports / "runs").glob("*.zip"))
+    return {p.stem: zipfile.Path(io.BytesIO(p.read_bytes())) for p in files}
 
 
 def read_table(path, **options) -> pd.DataFrame:

@@ -307,7 +307,7 @@ def test_validator_finds_no_error_in_what_is_written(tmp_path):
     folder = slices(tmp_path / "ct", change=lambda k: full)
     image, heads = read_series(folder)
     mask = (image.array > 150).astype(np.int32)
-    one, single = segment_as_seg(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
+    one, single, _ = segment_as_seg(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
     assert single.any()
     written = dict(slice_=one, classes=to_seg(mask, heads, {1: "bright"}, "abc"),
                    instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True),

@@ -7,8 +7,10 @@ __all__ = ['NO_RUNS', 'ReportSnapshot', 'git_blob_hash', 'load_snapshot', 'compa
 
 # %% ../../nbs/library/0_kit/05_diff.ipynb #cbd1b49e
 import hashlib
+import io
 import json
 import subprocess
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -33,6 +35,17 @@ class ReportSnapshot:
 def git_blob_hash(data: bytes) -> str: return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 # %% ../../nbs/library/0_kit/05_diff.ipynb #9410d69b
+def _read_compared_members(archive: bytes) -> dict[str, bytes]:  # of a committed run
+    with zipfile.ZipFile(io.BytesIO(archive)) as members:
+        return {name: members.read(name) for name in members.namelist() if _is_compared(name)}
+
+def _is_moved(path: str, a: ReportSnapshot, b: ReportSnapshot) -> bool:
+    "Whether a file differs in what counts"
+    if a.files.get(path) == b.files.get(path): return False
+    if not path.endswith(".zip") or not path in a.files.keys() & b.files.keys(): return True
+    try: return _read_compared_members(a.read(path)) != _read_compared_members(b.read(path))
+    except zipfile.BadZipFile: return True
+
 def _is_compared(path: str) -> bool:
     "Whether a file is held against a change; measurements and records are not"
     name = path.rpartition("/")[2]
@@ -105,7 +118,7 @@ def _compare_section(place: str, a: ReportSnapshot, b: ReportSnapshot, tolerance
             != new.get(k)]
     names = {p for p in {*a.files, *b.files} if p.rpartition("/")[0] == place and _is_compared(p)}
     return rows + [dict(place=place, what=p.rpartition("/")[2], before=None, after=None, why=reasons,
-                        counts=not is_tolerant) for p in sorted(names) if a.files.get(p) != b.files.get(p)
+                        counts=not is_tolerant) for p in sorted(names) if _is_moved(p, a, b)
                    and (not p.endswith("results.json") or not rows)]
 
 # %% ../../nbs/library/0_kit/05_diff.ipynb #c8ea8e1f

@@ -10,6 +10,7 @@ __all__ = ['PACKED_SUFFIX', 'ARCHIVE_TIME', 'pack_table', 'unpack_table', 'write
 import io
 import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,16 +38,21 @@ def write_archive(path: Path,                  # ends with .zip
     "Store small files as one"
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, content in sorted(files.items()): archive.writestr(zipfile.ZipInfo(name, ARCHIVE_TIME), content,
-                                                                     zipfile.ZIP_DEFLATED, 9)
+        for name, content in sorted(files.items()):
+            member = zipfile.ZipInfo(name, ARCHIVE_TIME)
+            member.create_system = 3  # whatever system this is
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED, 9)
     return write(path, data.getvalue())
 
 def open_archive(path: Path) -> zipfile.Path | None:  # None where there is none
     "An archive as a folder: `place / name` has `read_text`, `read_bytes` and `is_file`"
-    try: return zipfile.Path(io.BytesIO(path.read_bytes()))
+    try:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive: is_whole = archive.testzip() is None
     except FileNotFoundError: return None
-    except zipfile.BadZipFile:
-        raise InputError(str(path), "is no archive", f"fetch it again: git checkout -- {path.name}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError): is_whole = False
+    if not is_whole: raise InputError(str(path), "is damaged", f"fetch it again: git checkout -- {path}")
+    return zipfile.Path(content)
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #c862870d
 def shrink_svg(drawing: str) -> str:

@@ -195,10 +195,10 @@ def load_loss_histories(configs: Sequence[Config]) -> pd.DataFrame:
     "Training loss of each model's first run, as means over equal shares of its steps"
     records = []
     for c in {(c.dataset, c.model): c for c in reversed(configs)}.values():
-        losses = load_history(c).loss.to_numpy()
-        parts = enumerate(np.array_split(losses, CURVE_POINTS))
-        records += [dict(dataset=c.dataset, model=name_with_budget(c.model, **training_track(c)),
-                         share=(k + 1) / CURVE_POINTS, loss=part.mean()) for k, part in parts if len(part)]
+        history, name = load_history(c), name_with_budget(c.model, **training_track(c))
+        point = np.ceil((history.step + 1) / c.steps * CURVE_POINTS).astype(int)
+        records += [dict(dataset=c.dataset, model=name, share=k / CURVE_POINTS, loss=loss)
+                    for k, loss in history.loss.groupby(point).mean().items()]
     return pd.DataFrame(records[::-1])
 
 def training_settings(c: Config) -> dict:

@@ -127,7 +127,7 @@ def find_failure_reason(config: Config) -> str:  # empty where it did not
     "Why a training diverged, as it was noted where it was trained or beside the reports"
     marks = (archive / "failed.json" for archive in open_archives(config))
     mark = next((m for m in marks if m.is_file()), None)
-    return json.loads(mark.read_text())["why"] if mark else read_failure_reason(config)
+    return json.loads(mark.read_bytes())["why"] if mark else read_failure_reason(config)
 
 def is_finished(config: Config) -> bool: return bool(find_stored_run(config) or find_failure_reason(config))
 
@@ -187,7 +187,7 @@ def publish_convergence_run(config: Config, profile: str) -> None:
     if source is None:
         facts = {"config.json": asdict(config), "failed.json": dict(why=find_failure_reason(config))}
         write_archive(path, {name: to_json(v).encode() for name, v in facts.items()})
-    if not isinstance(source, Path): return
+    if source is None or path.is_file() and not isinstance(source, Path): return
     if is_pictured(config) and not (source / PREDICTIONS_FILE).is_file(): store_case_predictions(config)
     names = ("config.json", "curve.csv", COST_FILE, "scored.json", PREDICTIONS_FILE)
     files = {name: (source / name).read_bytes() for name in names if (source / name).is_file()}

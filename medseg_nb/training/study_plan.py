@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'N_FIELDS', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES',
+           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES',
            'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
            'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
            'list_rungs', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan',
@@ -105,7 +105,7 @@ NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "resi
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
-N_FIELDS = 2  # networks of each fold that tell objects apart: a field of centres, and one of distances
+N_OBJECT_RUNS = 3  # of each fold at most, to tell objects apart: a mask on a fine grid, a field of centres, one of distances
 
 def has_objects(fingerprint: Fingerprint) -> bool:
     "Whether objects of one label are to be told apart on pictures"
@@ -118,17 +118,17 @@ class Rung:
     networks: int
     seconds: int  # of one thread, each run
     seeds: int = 1
-    fields: int = 0  # further networks of each fold
+    object_runs: int = 0  # further networks of each fold
 
     @property
     def cost(self) -> int:  # seconds of one thread
         curve = len(CURVE_SHARES) if self.folds > 1 else 0
-        return (self.folds * (self.networks * self.seeds + self.fields) + curve) * self.seconds
+        return (self.folds * (self.networks * self.seeds + self.object_runs) + curve) * self.seconds
 
 def list_rungs(folds: int,
                networks: int,
                seconds: Sequence[int],  # of a run, rising
-               fields: int = 0,         # further networks of each fold
+               object_runs: int = 0,    # further networks of each fold
               ) -> list[Rung]:
     "From the least that says something, two networks on one fold: folds, networks, time, seeds"
     shortest, *longer = seconds
@@ -136,7 +136,7 @@ def list_rungs(folds: int,
     rungs += [Rung(folds, n, shortest) for n in range(3, networks + 1)]
     rungs += [Rung(folds, networks, s) for s in longer]
     rungs += [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
-    return [replace(r, fields=fields) for r in rungs]
+    return [replace(r, object_runs=object_runs) for r in rungs]
 
 def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: str,
                 spent: float = 0,  # seconds of one thread that go into choices before
@@ -214,9 +214,10 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
     if choice_seconds: yield (f"loss and augmentation: the best of {len(RECIPES)} for U-Net on validation patients, "
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
     if len(runs.folds) > 1: yield "learning curve: U-Net on a quarter and on half of the training patients of one fold"
-    fields = N_FIELDS * has_objects(fingerprint)
-    if fields: yield "objects: in each fold two further U-Nets tell them apart, by a field of centres and of distances"
-    cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), fields).cost + choice_seconds
+    object_runs = N_OBJECT_RUNS * has_objects(fingerprint)
+    if object_runs: yield (f"objects: in each fold up to {object_runs} further U-Nets tell them apart, by a mask, a field "
+                           "of centres and one of distances")
+    cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), object_runs).cost + choice_seconds
     minutes, cores = cost / workers / 60, f"{workers} core{'s' * (workers > 1)}"
     yield f"training takes about {minutes:.0f} minutes on {cores} here, with the report {minutes / TRAINING_SHARE:.0f}"
 
@@ -250,7 +251,7 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> li
                          f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once")
     axes = len(fingerprint.size)
     rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS[axes]), RUN_SECONDS[axes],
-                       N_FIELDS * has_objects(fingerprint))
+                       N_OBJECT_RUNS * has_objects(fingerprint))
     choice_seconds = recipe_seconds(minutes, workers, axes)
     rung = choose_rung(rungs, minutes, workers, dataset, choice_seconds)
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
