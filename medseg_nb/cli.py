@@ -308,7 +308,7 @@ def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
           model: Annotated[Optional[str], typer.Option(help="name of a model")] = None, seed: int = 0,
-          fold: Annotated[Optional[int], typer.Option(min=0, help="held out, and scored; the first if left out")] = None,
+          fold: Annotated[Optional[int], typer.Option(min=0, help="held out, and scored; else the first")] = None,
           steps: Annotated[Optional[int], typer.Option(min=1, max=1_000_000,
                                                          help="gradient steps; the profile's if left out")] = None,
           profile: Profile = "smoke", plugins: Plugins = None,
@@ -324,7 +324,7 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     require_workspace()
     for name, value in (("--fold", fold), ("--steps", steps)):
         if missing and value is not None:
-            raise typer.BadParameter("is of one run; nbs/plans.yaml says it for those that are missing", param_hint=name)
+            raise typer.BadParameter("is of one run; nbs/plans.yaml says it for missing ones", param_hint=name)
     if missing: return _train_plan(profile, jobs, limit)
     for name, value in (("-j", jobs), ("--limit", limit)):
         if value is not None:

@@ -105,7 +105,8 @@ NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "resi
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
-N_OBJECT_RUNS = 3  # of each fold at most, to tell objects apart: a mask on a fine grid, a field of centres, one of distances
+# of each fold at most, to tell objects apart: a mask on a fine grid, a field of centres, one of distances
+N_OBJECT_RUNS = 3
 
 def has_objects(fingerprint: Fingerprint) -> bool:
     "Whether objects of one label are to be told apart on pictures"
@@ -215,8 +216,8 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
     if len(runs.folds) > 1: yield "learning curve: U-Net on a quarter and on half of the training patients of one fold"
     object_runs = N_OBJECT_RUNS * has_objects(fingerprint)
-    if object_runs: yield (f"objects: in each fold up to {object_runs} further U-Nets tell them apart, by a mask, a field "
-                           "of centres and one of distances")
+    if object_runs: yield (f"objects: in each fold up to {object_runs} further U-Nets tell them apart, by a mask, a "
+                           "field of centres and one of distances")
     cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), object_runs).cost + choice_seconds
     minutes, cores = cost / workers / 60, f"{workers} core{'s' * (workers > 1)}"
     yield f"training takes about {minutes:.0f} minutes on {cores} here, with the report {minutes / TRAINING_SHARE:.0f}"
