@@ -350,8 +350,9 @@ RunFolder = Path | zipfile.Path  # in `runs/`, or an archive beside the reports,
 
 def _is_scored(config: Config, place: RunFolder) -> bool:
     "Whether a folder holds rows that today's code has scored"
-    try: return json.loads((place / "scored.json").read_text())["key"] == scoring_key(config)
+    try: key = json.loads((place / "scored.json").read_text())["key"]
     except (FileNotFoundError, ValueError, KeyError, TypeError): return False
+    return key == scoring_key(config) and (place / ROWS_FILE).is_file()
 
 def archive_path(key: str, profile: str) -> Path: return folder("reports") / profile / "runs" / f"{key}.zip"
 
@@ -360,8 +361,8 @@ def open_archives(config: Config) -> Iterator[RunFolder]:
     return filter(None, (open_archive(archive_path(config.key, p)) for p in PROFILES))
 
 def find_stored_run(config: Config) -> RunFolder | None:
-    "Where a run's rows are: in `runs/`, or committed with the reports"
-    return next((p for p in chain([folder("runs") / config.key], open_archives(config)) if _is_scored(config, p)), None)
+    "Where a run's rows are: committed with the reports, which is the record of a run, or in `runs/`"
+    return next((p for p in chain(open_archives(config), [folder("runs") / config.key]) if _is_scored(config, p)), None)
 
 def read_failure_reason(config: Config) -> str:  # empty where it did not
     "Why a run is marked as failed"
