@@ -130,7 +130,7 @@ def paper(
 
 # %% ../nbs/library/99_cli.ipynb #f7e167b5
 # what a study of a data set of one's own consists of, as far as it fits the set
-STUDY_SECTIONS = ["data", "benchmark", "errors", "instances", "more_patients"]
+STUDY_SECTIONS = ["data", "benchmark", "errors", "instances", "more_patients", "other_hospitals"]
 
 @app.command(epilog="Example: medseg study my_scans --minutes 60")
 def study(id: str,

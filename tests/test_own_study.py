@@ -39,10 +39,13 @@ def draw_squares(place: Path) -> None:
             Image.fromarray(picture).save(place / "images" / f"p{k:02}_{i}.png")
 
 
-def add_squares(project: Project) -> None:
-    "Rectangles, added as a user would"
+def add_squares(project: Project, hospitals: int = 0) -> None:
+    "Rectangles, added as a user would, perhaps with a table of hospitals"
     place = project.root.parent / "squares"
     draw_squares(place)
+    if hospitals:
+        rows = [f"p{k:02},hospital {k % hospitals}" for k in range(PATIENTS)]
+        (place / "patients.csv").write_text("\n".join(["patient,hospital", *rows]))
     added = project.medseg("data", "add", str(place), "--id", "squares", "--yes")
     assert added.returncode == 0 and "next: medseg study squares" in added.stdout, added.stderr
 
@@ -98,12 +101,13 @@ def read_reports(project: Project) -> dict[str, bytes]:
 
 
 def test_a_study_goes_from_a_folder_to_a_named_model(whole):
-    add_squares(whole)
-    study = ("study", "squares", "--minutes", "10", "-j", "2")
+    add_squares(whole, hospitals=3)
+    study = ("study", "squares", "--minutes", "13", "-j", "2")
     dry = whole.medseg(*study, "--dry-run")
     report = whole.root / "studies" / "squares" / "own"
     assert dry.returncode == 0 and not report.exists(), dry.stderr
     assert f"{PATIENTS} patients, {2 * PATIENTS} cases" in dry.stdout and "5 folds, 1 seed, 60 s each" in dry.stdout
+    assert "other hospitals: U-Net without each of 3" in dry.stdout
     shorten_plan(whole, "squares")
     done = whole.medseg(*study)
     assert done.returncode == 0, done.stderr
@@ -112,6 +116,7 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     assert "What follows was guessed" in page and "Where the networks fail" in page and "cases.svg" in page
     assert "5 folds, 1 seed" in page and "What more patients would bring" in page and "Thresholds, clustering" in page
     assert "phantom" not in page.lower() and "ISIC" not in page, "nothing of the kit's own data"
+    assert "At another hospital" in page and "hospital 2" in page and "says nothing about another hospital" not in page
     assert "Patients are unknown here" not in page and "warning" not in done.stderr
     first = read_reports(whole)
     again = whole.medseg(*study)
@@ -119,7 +124,7 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     runs = json.loads(whole.call("models", "--json").stdout)
     best = next(r for r in runs if r["name"] == "squares/best")
     mine = [r["dice"] for r in runs if r["model"] == best["model"]]
-    assert len(runs) == 5 * 2 + 2 and 5 <= len(mine) <= 7, "folds of two networks, and parts of the patients"
+    assert len(runs) == 5 * 2 + 2 + 3 and 5 <= len(mine) <= 10, "folds of two networks, parts, hospitals"
     answer = whole.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
     assert answer.returncode == 0, answer.stderr
     made = {p.relative_to(whole.root / "answers").as_posix() for p in (whole.root / "answers").rglob("*.*")}

@@ -104,6 +104,8 @@ def infer_fields(table: pd.DataFrame, but: set[str]) -> Fields:
     return result
 
 _PATIENT_COLUMN = re.compile(r"patient|subject|person|participant|\bmrn\b|\bpid\b", re.I)
+_SITE_COLUMN = re.compile(r"hospital|clinic(?!al)|institut|(?<![a-z])(site|cent(er|re))(?![a-z])", re.I)
+_PLACE_IN_BODY = re.compile(r"anatom|body|lesion|tumou?r|nodule", re.I)
 
 def _find_id_cell(case: CaseFiles, cells: set[str]) -> str:  # "" where there is none
     """The cell of an id column that names a case: its id, a file of it, its patient or folder, or the longest beginning
@@ -314,6 +316,23 @@ def _add_fields(draft: Draft, table: pd.DataFrame, but: set, cells: list[dict | 
     if inferred_fields.missing:
         draft.add_guess("missing", ", ".join(inferred_fields.missing), "words among the cells", "edit `missing`")
         draft.facts["missing"] = inferred_fields.missing
+    if site_column := _find_site_column(draft.rows, inferred_fields):
+        sites = sorted({row[site_column] for row in draft.rows})
+        draft.facts["site"] = site_column
+        draft.add_guess("site", f"{', '.join(sites[:3])}{' …' * (len(sites) > 3)} ({len(sites)} hospitals)",
+                        f"column {site_column}", "remove `site` if these are no hospitals")
+
+def _find_site_column(rows: list[dict], fields: Fields) -> str | None:
+    "A column that says for every case at which hospital its patient was seen"
+    no_value = {*MISSING_VALUES, *(word.lower() for word in fields.missing)}
+    for c in fields.columns:
+        is_named = _SITE_COLUMN.search(c["column"]) and not _PLACE_IN_BODY.search(c["column"])
+        if not is_named or c["type"] == "boolean": continue
+        seen_at = {(row.get("patient", row["case"]), row[c["column"]]) for row in rows}
+        sites, patients = {site for _, site in seen_at}, {patient for patient, _ in seen_at}
+        is_known = not {s.strip().lower() for s in sites} & no_value
+        if len(sites) > 1 and len(seen_at) == len(patients) and is_known: return c["column"]
+    return None
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #e4b3b121
 def _read_cases(draft: Draft, layout: Layout, declared_encoding: Encoding | None) -> tuple[

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES', 'RECIPE_POLICIES', 'RECIPES',
-           'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
+           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES', 'RECIPE_POLICIES',
+           'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
            'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
            'list_rungs', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan',
-           'count_folds', 'describe_plan', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study',
-           'choose_recipe', 'lock_study', 'list_curve_runs']
+           'list_tested_sites', 'count_folds', 'describe_plan', 'write_plan', 'read_plan', 'known_throughput',
+           'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs', 'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
@@ -24,7 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..data.manifest import content_key, load_cases, load_manifest
-from ..data.splits import load_frozen_split, load_split
+from ..data.splits import list_folds, load_frozen_split, load_split
 from ..kit.core import InputError, ResourceError, progress, write
 from ..kit.report import display_text
 from .default_runs import default_run, list_models
@@ -105,6 +105,7 @@ NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "resi
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
+MAX_SITES = 6  # hospitals that U-Net learns without, one at a time: those with most patients
 # of each fold at most, to tell objects apart: a mask on a fine grid, a field of centres, one of distances
 N_OBJECT_RUNS = 3
 
@@ -120,16 +121,18 @@ class Rung:
     seconds: int  # of one thread, each run
     seeds: int = 1
     object_runs: int = 0  # further networks of each fold
+    site_runs: int = 0    # hospitals that are left out, once all folds are trained
 
     @property
     def cost(self) -> int:  # seconds of one thread
-        curve = len(CURVE_SHARES) if self.folds > 1 else 0
-        return (self.folds * (self.networks * self.seeds + self.object_runs) + curve) * self.seconds
+        more = len(CURVE_SHARES) + self.site_runs if self.folds > 1 else 0
+        return (self.folds * (self.networks * self.seeds + self.object_runs) + more) * self.seconds
 
 def list_rungs(folds: int,
                networks: int,
                seconds: Sequence[int],  # of a run, rising
                object_runs: int = 0,    # further networks of each fold
+               site_runs: int = 0,      # hospitals that are left out
               ) -> list[Rung]:
     "From the least that says something, two networks on one fold: folds, networks, time, seeds"
     shortest, *longer = seconds
@@ -137,7 +140,7 @@ def list_rungs(folds: int,
     rungs += [Rung(folds, n, shortest) for n in range(3, networks + 1)]
     rungs += [Rung(folds, networks, s) for s in longer]
     rungs += [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
-    return [replace(r, object_runs=object_runs) for r in rungs]
+    return [replace(r, object_runs=object_runs, site_runs=site_runs) for r in rungs]
 
 def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: str,
                 spent: float = 0,  # seconds of one thread that go into choices before
@@ -192,6 +195,12 @@ def study_plan(dataset: str, fingerprint: Fingerprint, rung: Rung, throughput: d
         settings=choose_settings(fingerprint, precision), seconds=rung.seconds, seconds_of={}, throughput=throughput,
         runs={dataset: Runs(folds=[*range(rung.folds)], seeds=[*range(rung.seeds)], models=networks)}))
 
+def list_tested_sites(dataset: str) -> list[int]:  # folds of the unit `site`, most patients first; none without sites
+    "Hospitals with patients enough to test a network on that has learned from the others"
+    if not load_manifest(dataset).site: return []
+    patients = [len(fold["test"]) for fold in list_folds(dataset, "site")]
+    return sorted(range(len(patients)), key=lambda k: -patients[k])[:MAX_SITES]
+
 def count_folds(dataset: str, fingerprint: Fingerprint) -> int:
     "Folds of a data set that has patients enough"
     if fingerprint.patients < MIN_PATIENTS:
@@ -215,10 +224,13 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
     if choice_seconds: yield (f"loss and augmentation: the best of {len(RECIPES)} for U-Net on validation patients, "
                               f"{RUN_SECONDS[3 if depth else 2][0]} s each")
     if len(runs.folds) > 1: yield "learning curve: U-Net on a quarter and on half of the training patients of one fold"
+    site_runs = len(list_tested_sites(dataset))
+    if site_runs and len(runs.folds) > 1: yield f"other hospitals: U-Net without each of {site_runs}, tested there"
     object_runs = N_OBJECT_RUNS * has_objects(fingerprint)
     if object_runs: yield (f"objects: in each fold up to {object_runs} further U-Nets tell them apart, by a mask, a "
                            "field of centres and one of distances")
-    cost = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), object_runs).cost + choice_seconds
+    rung = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), object_runs, site_runs)
+    cost = rung.cost + choice_seconds
     minutes, cores = cost / workers / 60, f"{workers} core{'s' * (workers > 1)}"
     yield f"training takes about {minutes:.0f} minutes on {cores} here, with the report {minutes / TRAINING_SHARE:.0f}"
 
@@ -252,7 +264,7 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> li
                          f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once")
     axes = len(fingerprint.size)
     rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS[axes]), RUN_SECONDS[axes],
-                       N_OBJECT_RUNS * has_objects(fingerprint))
+                       N_OBJECT_RUNS * has_objects(fingerprint), len(list_tested_sites(dataset)))
     choice_seconds = recipe_seconds(minutes, workers, axes)
     rung = choose_rung(rungs, minutes, workers, dataset, choice_seconds)
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
@@ -302,3 +314,9 @@ def list_curve_runs(profile: str, dataset: str) -> list[Config]:  # fewest patie
     cases, all_patients = load_cases(dataset), default_run(profile, dataset, "unet")
     n = len({cases[i].patient for i in training_cases(all_patients)})
     return [*(replace(all_patients, patients=max(1, round(share * n))) for share in CURVE_SHARES), all_patients]
+
+def list_site_runs(profile: str, dataset: str) -> list[Config]:  # none with one fold
+    "U-Net on all hospitals but one, for each that can be tested"
+    runs = load_plan(profile).runs.get(dataset)
+    if runs is None or len(runs.folds) == 1: return []
+    return [replace(default_run(profile, dataset, "unet"), unit="site", fold=k) for k in list_tested_sites(dataset)]
