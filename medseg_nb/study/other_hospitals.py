@@ -43,7 +43,7 @@ def summarize_drops(rows: pd.DataFrame) -> pd.DataFrame:
     "Dice at a hospital that was left out minus Dice at the same one among the others, by hospital and together"
     records = []
     for dataset, group in rows.groupby("dataset", sort=False):
-        for site in [*dict.fromkeys(group.site), *[ALL_SITES] * (group.site.nunique() > 1)]:
+        for site in [*sorted(set(group.site)), *[ALL_SITES] * (group.site.nunique() > 1)]:
             site_rows = group if site == ALL_SITES else group[group.site == site]
             home, away = (site_rows[site_rows.split == name] for name in ("among", "left out"))
             records.append(dict(dataset=dataset, site=site, **compare_splits(away, home, "dice")))
@@ -52,7 +52,7 @@ def summarize_drops(rows: pd.DataFrame) -> pd.DataFrame:
 def plot_sites(scores: pd.DataFrame):
     "Mean Dice with interval of each hospital, left out and among the others"
     import matplotlib.pyplot as plt
-    sites = list(dict.fromkeys(scores.site))
+    sites = sorted(set(scores.site))
     fig, ax = plt.subplots(figsize=(3.8, .8 + .35 * len(sites)))
     for shift, (name, r) in zip((-.12, .12), scores.groupby("split", sort=False)):
         places = [sites.index(s) + shift for s in r.site]
