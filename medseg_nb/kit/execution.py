@@ -426,18 +426,17 @@ def measure_resources() -> Iterator[dict]:  # filled at the end: seconds, peak_g
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #6f1eab42
 def execute_notebook(nb: dict, executed: Path, parameter_values: dict) -> None:
-    "Execute a notebook with papermill; where a kernel dies before the first cell, another is started, three in all"
+    """Execute a notebook with papermill; its kernel listens on sockets in a private folder, for kernels that start at
+    the same time may be given the same port (Windows has no such sockets, so they have ports there)"""
     import nbformat
     import papermill
-    for attempts_left in (2, 1, 0):
-        try:
-            papermill.execute_notebook(nbformat.from_dict(nb), executed, parameter_values,
-                                       kernel_name="python3", progress_bar=False, cwd=root(), stderr_file=sys.stderr,
-                                       extra_arguments=["--log-level=CRITICAL"])
-            return
-        except RuntimeError as e:
-            if not attempts_left or "died before replying" not in str(e): raise
-            print("the kernel did not start; trying another", file=sys.stderr)
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix="kernel-") as place:
+        transport = "tcp" if os.name == "nt" else "ipc"
+        connection = Config(KernelManager=dict(transport=transport, connection_file=f"{place}/connection.json"))
+        papermill.execute_notebook(nbformat.from_dict(nb), executed, parameter_values, kernel_name="python3",
+                                   progress_bar=False, cwd=root(), stderr_file=sys.stderr, config=connection,
+                                   start_timeout=300, extra_arguments=["--log-level=CRITICAL"])
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #cc7ece6c
 def execute_section(section: str, parameter_values: dict, stage: Path) -> dict:  # what was measured
