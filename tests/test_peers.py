@@ -20,7 +20,7 @@ PLACES = [p.parent for name in SETTINGS for p in sorted((REPO / "reports" / "pee
 def place(request) -> Path: return request.param
 
 def facts(place: Path) -> dict: return json.loads((place / "peer.json").read_text(encoding="utf-8"))
-def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv", dtype=TEXT)
+def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
 
 
 def ours(dataset: str) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def ours(dataset: str) -> pd.DataFrame:
 
 def test_each_folder_is_whole():
     found = {p.parent for name in SETTINGS for p in (REPO / "reports" / "peers" / name).glob("*/*")}
-    assert found == set(PLACES) and all({f.name for f in p.iterdir()} == {"cases.csv", "peer.json"} for p in found)
+    assert found == set(PLACES) and all({f.name for f in p.iterdir()} == {"cases.csv.xz", "peer.json"} for p in found)
 
 
 def test_rows_have_the_columns_and_the_test_cases_of_the_kits_runs(place):
@@ -67,7 +67,7 @@ def test_cost_follows_from_the_settings(place):
 
 def test_versions_hash_and_no_place(place):
     f = facts(place)
-    assert (f["cases_sha256"] == sha256(place / "cases.csv")
+    assert (f["cases_sha256"] == sha256(place / "cases.csv.xz")
             and (f["peer"], f["dataset"]) == (place.parent.name, place.name))
     for name, version in (p.split("==") for p in SETTINGS[f["peer"]]["packages"]):
         assert f["about"]["versions"][name].split("+")[0] == version

@@ -22,7 +22,8 @@ from ..evaluation.claims import judge_claim
 from ..kit.core import InputError, folder, sha256
 from ..data.manifest import load_frozen_split
 from ..training.plan import RANDOM_START
-from ..kit.report import BUDGET_AXIS_LABEL, BUDGET_COLUMNS, Report, name_budgets, name_with_budget
+from ..kit.report import (BUDGET_AXIS_LABEL, BUDGET_COLUMNS, ROWS_FILE, Report, name_budgets, name_with_budget,
+                                  read_rows)
 from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.comparisons import CONTROL, seed_control_pair, load_benchmark_rows, compare_models
 from ..training.training import Config, fit_runs
@@ -32,7 +33,7 @@ def load_peer_records(datasets: Sequence[str]) -> list[dict]:  # what stands in 
     "Settings, costs and levels of every peer on these data sets"
     peer_records = []
     for path in sorted((folder("reports") / "peers").glob("*/*/peer.json")):
-        facts, table = json.loads(path.read_text(encoding="utf-8")), path.with_name("cases.csv")
+        facts, table = json.loads(path.read_text(encoding="utf-8")), path.with_name(ROWS_FILE)
         if facts["dataset"] not in datasets: continue
         remedy = f"write it again: python tests/peers/run.py {facts['peer']} --data {facts['dataset']} --score"
         if sha256(table) != facts["cases_sha256"]:
@@ -46,8 +47,7 @@ def load_peer_rows(datasets: Sequence[str]) -> pd.DataFrame:
     "Per-case rows of the peers at each of their budgets; their weights begin at random"
     tables = []
     for facts in load_peer_records(datasets):
-        rows = pd.read_csv(folder("reports") / "peers" / facts["peer"] / facts["dataset"] / "cases.csv",
-                           dtype=dict(case=str, patient=str, site=str))
+        rows = read_rows(folder("reports") / "peers" / facts["peer"] / facts["dataset"])
         tables.append(rows.assign(budget_s=rows.steps.map({v["steps"]: float(v["seconds"]) for v in facts["levels"]}),
                                   start=RANDOM_START, run=facts["peer"]))
     return pd.concat(tables, ignore_index=True)

@@ -21,7 +21,7 @@ from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json
 from medseg_nb.data.manifest import load_cases, load_frozen_split, load_manifest
 from medseg_nb.training.inference import argmax_label_map
 from medseg_nb.preparation.preprocess import load_prepared_cases
-from medseg_nb.kit.report import to_csv
+from medseg_nb.kit.report import write_rows
 from medseg_nb.data.splits import fold_indices
 from medseg_nb.evaluation.intervals import summarize_patient_scores
 from medseg_nb.training.training import Config, score_predictions, train
@@ -97,7 +97,7 @@ def publish(peer: str, dataset: str, settings: dict, place: Path) -> None:
         levels.append(dict(steps=steps, share=share, seconds=share * settings["seconds"],
                            measured_cpu_seconds=round(seconds, 1)))
     reached = folder("reports") / "peers" / peer / dataset
-    table = write(reached / "cases.csv", to_csv(pd.concat(found)))
+    table = write_rows(reached, pd.concat(found))
     facts = dict(peer=peer, dataset=dataset, fold=FOLD,
                  size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels, about=told,
                  machine=machine_class(), content=load_frozen_split(dataset)["content"],
