@@ -232,7 +232,7 @@ def sides(reports: Path, section: str, name: str, row: dict) -> tuple[pd.DataFra
 @pytest.mark.parametrize(("section", "name"), DIFFERENCES, ids=[f"{a}.{b}" for a, b in DIFFERENCES])
 def test_differences_are_within_patients_and_trainings(reports, section, name):
     "Also of the A/A rows: a model minus itself with another seed"
-    faults, (_, way, value, _) = [], DIFFERENCES[section, name]
+    faults, (_, _, value, _) = [], DIFFERENCES[section, name]
     for row in table(reports, section, name).to_dict("records"):
         if isinstance(row.get("collapsed"), str):  # nothing is compared with a training that collapsed
             if not math.isnan(row["difference"]): faults.append(f"{row} compares a collapsed training")

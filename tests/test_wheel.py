@@ -11,18 +11,22 @@ from conftest import PLAIN, REPO
 from test_own_study import PATIENTS, draw_squares
 
 PARTS = ("medseg_nb", "nbs", "data_manifests", "reports/peers/agreement")
-FILES = ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE")
+FILES = ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "requirements.lock", "README.md", "LICENSE",
+         "CHANGELOG.md", "CITATION.cff")
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    "A folder with what a wheel puts beside other packages"
+    "A folder with what a wheel puts beside other packages; the wheel is built from the source distribution"
     place = tmp_path_factory.mktemp("wheel")
     leave_out = shutil.ignore_patterns("__pycache__")
     for name in PARTS: shutil.copytree(REPO / name, place / "source" / name, ignore=leave_out)
     for name in FILES: shutil.copyfile(REPO / name, place / "source" / name)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place,
-                    place / "source"], check=True)
+    build = f"import setuptools.build_meta as backend; backend.build_sdist({str(place)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=place / "source", check=True, capture_output=True)
+    source, = place.glob("*.tar.gz")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place, source],
+                   check=True)
     wheel, = place.glob("*.whl")
     assert wheel.stat().st_size < 40e6
     with zipfile.ZipFile(wheel) as z: z.extractall(place / "site")

@@ -504,7 +504,7 @@ def plot_reader_agreement(agreement: pd.DataFrame, tests: pd.DataFrame):
     import matplotlib.pyplot as plt
     names = list(dict.fromkeys(agreement.dataset))
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, .9 + .5 * len(names)), sharey=True)
-    kinds, models = ["reader", "others' STAPLE"], list(dict.fromkeys(tests.model))
+    models = list(dict.fromkeys(tests.model))
     for k, name in enumerate(names):
         for position, (pair_name, r) in enumerate(
             agreement[(agreement.dataset == name) & ~agreement.who.str.endswith("of all")].set_index("who").iterrows()):

@@ -336,7 +336,7 @@ def random_registration(kind: str,                      # one of TRANSFORM_KINDS
                        ) -> Registration:
     "A random transform to be found again"
     n, to_point, step = image.ndim, index_to_point(image), min(image.spacing or (1.,))
-    matrix, origin = np.eye(n + 1), to_point[:n, n]
+    matrix = np.eye(n + 1)
     if kind in ("rigid", "affine"):
         matrix[:n, :n] = _rotation_matrix(n, np.deg2rad(random.uniform(-MAX_ANGLE_DEG, MAX_ANGLE_DEG, 3)))
         if kind == "affine": matrix[:n, :n] @= np.eye(n) + random.uniform(-MAX_STRETCH, MAX_STRETCH, (n, n))
