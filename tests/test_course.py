@@ -160,8 +160,9 @@ def test_a_wrong_answer_fails_and_the_hidden_one_does_not(path, monkeypatch, cap
 def test_every_image_is_attributed_with_its_license():
     rows = list(csv.DictReader((IMAGES / "table.csv").open(encoding="utf-8")))
     files = {p.relative_to(IMAGES).as_posix() for p in IMAGES.rglob("*") if p.is_file()}
-    listed = [row[kind] for row in rows for kind in ("image", "mask")]
-    assert sorted(listed) == sorted(files - {"table.csv", "ATTRIBUTION.md"}), "each file once, and no other"
+    parts = [(row[kind], row["part"]) for row in rows for kind in ("image", "mask")]
+    assert len(set(parts)) == len(parts), "each part of a file once"
+    assert {name for name, _ in parts} == files - {"table.csv", "ATTRIBUTION.md"}, "each file, and no other"
     text = (IMAGES / "ATTRIBUTION.md").read_text(encoding="utf-8")
     for row in rows:
         line = next(x for x in text.splitlines() if x.startswith(f"| `{row['image'].partition('/')[0]}/`"))

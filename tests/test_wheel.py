@@ -25,8 +25,8 @@ def installed(tmp_path_factory) -> Path:
     build = f"import setuptools.build_meta as backend; backend.build_sdist({str(place)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=place / "source", check=True, capture_output=True)
     source, = place.glob("*.tar.gz")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place, source],
-                   check=True)
+    make_wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place]
+    subprocess.run([*make_wheel, source], check=True)
     wheel, = place.glob("*.whl")
     assert wheel.stat().st_size < 40e6
     with zipfile.ZipFile(wheel) as z: z.extractall(place / "site")
