@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['RGB', 'ERROR_COLORS', 'TINT', 'CasePicture', 'to_display', 'widest_slice', 'case_picture', 'has_case_pictures',
-           'load_case_pictures', 'predict_case_pictures', 'error_masks', 'tint_errors', 'plot_case_pictures',
-           'attribute_pictures']
+           'load_case_pictures', 'predict_case_pictures', 'error_masks', 'tint_errors', 'wrap_label',
+           'plot_case_pictures', 'attribute_pictures']
 
 # %% ../../nbs/library/7_methods/14_case_pictures.ipynb #1cd001e8
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -119,6 +121,10 @@ def tint_errors(picture: CasePicture) -> np.ndarray:  # (row, column, 3), 0 to 1
         tinted[mask] = (1 - TINT) * tinted[mask] + TINT * np.array(to_rgb(ERROR_COLORS[name]))
     return tinted
 
+def wrap_label(text: str) -> str:
+    "Lines short enough to stand beside a picture"
+    return "\n".join(chain.from_iterable(wrap(line, 15) for line in text.split("\n")))
+
 def plot_case_pictures(rows: dict[str, list[CasePicture]]  # by what stands beside a row: best, median, worst
                       ):
     "Each case as it is, with the network's errors, and with its uncertainty"
@@ -126,7 +132,7 @@ def plot_case_pictures(rows: dict[str, list[CasePicture]]  # by what stands besi
     from matplotlib.patches import Patch
     fig, axes = plt.subplots(len(rows), 9, figsize=(7., .5 + .84 * len(rows)), squeeze=False, layout="constrained")
     for row, (label, pictures) in zip(axes, rows.items()):
-        row[0].set_ylabel(label, fontsize=6)
+        row[0].set_ylabel(wrap_label(label), fontsize=6)
         for k, p in enumerate(pictures):
             image_ax, error_ax, uncertainty_ax = row[3 * k:3 * k + 3]
             image_ax.imshow(p.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

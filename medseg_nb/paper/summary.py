@@ -43,7 +43,7 @@ def draw_overview(sections: list[PaperSection]):
     for k, (title, names) in enumerate(steps):
         ax.add_patch(FancyBboxPatch((k + .06, .02), .8, .96, boxstyle="round,pad=0.01", fc=PAPER, ec=SUPPORTED, lw=.8))
         ax.text(k + .46, .91, title, ha="center", va="center", fontsize=7, weight="bold", color=SUPPORTED)
-        lines = "\n".join("\n".join(textwrap.wrap(n, 17)) for n in names)
+        lines = "\n".join("\n".join(textwrap.wrap(n, 15)) for n in names)
         ax.text(k + .46, .82, lines, ha="center", va="top", fontsize=6, color=INK, linespacing=1.3)
         if k: ax.annotate("", (k + .055, .5), (k - .125, .5), arrowprops=dict(arrowstyle="-|>", color=INK, lw=.8))
     ax.set(xlim=(0, len(steps) - .08), ylim=(0, 1)); ax.axis("off")
@@ -71,13 +71,14 @@ def draw_claims(decided: pd.DataFrame):
         color = SUPPORTED if row.verdict == "supported" else REFUTED
         ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
         ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4)
-        interval = " to ".join(f"{v:.2f}".replace("-", "−") for v in (row.measured_low, row.measured_high))
-        ax.text(1.01, y, f"{row.measured:.2f} [{interval}], n = {format_number(int(row.n))}".replace("-", "−"),
+        interval = " to ".join(f"{v:.3f}".replace("-", "−") for v in (row.measured_low, row.measured_high))
+        ax.text(1.01, y, f"{row.measured:.3f} [{interval}], n = {format_number(int(row.n))}".replace("-", "−"),
                 fontsize=6.3,
                 va="center", transform=ax.get_yaxis_transform())
     ax.axvline(0, color=INK, lw=.7, ls=":")
     ax.set_yticks(range(len(decided)), [describe_claim(r) for r in decided.itertuples()], fontsize=6.3)
-    ax.set(xlabel="difference in the claimed score (the dotted line is no difference)", ylim=(len(decided) - .4, -.6))
+    ax.set(xlabel="difference beyond what is claimed, in Dice or AUC (against readers: with the margin added)",
+           ylim=(len(decided) - .4, -.6))
     ax.xaxis.label.set_size(7.5); ax.tick_params(axis="x", labelsize=7)
     handles = [plt.Line2D([], [], color=c, marker=m, lw=1.4, ms=4) for c, m in ((SUPPORTED, "o"), (REFUTED, "s"))]
     ax.legend(handles, ["supported", "refuted"], fontsize=7, frameon=False, ncols=2, loc="lower left",
@@ -99,7 +100,7 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
     if judged is not None and len(decided := decided_claims(judged)):
         whose = "source documents" if (decided.claims_of == "sources").all() else "kit"
         write_drawing(place / "decided.svg", draw_claims(decided))
-        captions["decided"] = (f"Claimed differences of the {whose} that were decided on the data that they name: "
+        captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval: "
                                "measured difference with its 95 % interval over patients and trainings, and the "
                                "number of patients. A difference above zero supports the claim.")
     return captions
