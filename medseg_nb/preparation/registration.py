@@ -9,7 +9,7 @@ __all__ = ['TRANSFORM_KINDS', 'MIN_SIDE', 'START_MODES', 'MAX_SAMPLES', 'SPLINE_
            'Registration', 'invert_registration', 'registration_to_dict', 'registration_from_dict',
            'apply_registration', 'channel', 'center_point', 'register_images', 'random_registration', 'segment_body',
            'registration_error', 'simulate_follow_up', 'downsample_by_two', 'select_contrast_channels', 'simulate_pair',
-           'try_to_register', 'run_trial', 'checkerboard']
+           'try_to_register', 'run_trial', 'select_lesion_cases', 'checkerboard', 'plot_registration']
 
 # %% ../../nbs/library/3_preparation/03_registration.ipynb #2f1ab0bc
 import contextlib
@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..kit.core import InputError, choose, rng
-from ..data.manifest import Case, load_manifest
+from ..data.manifest import Case, load_cases, load_manifest
 from ..data.phantoms import smooth_field
 from ..images.files import Image
 
@@ -442,8 +442,41 @@ def run_trial(case: Case, scenario: str, kind: str, seed: int) -> dict:
         row[f"dice_{name}"] = _dice(apply_registration(r, mask, fixed, labels=True) > 0, true_mask)
     return row
 
+# %% ../../nbs/library/3_preparation/03_registration.ipynb #5802867c
+def select_lesion_cases(dataset: str, count: int) -> list[Case]:
+    """One case with a lesion of each of so many patients, spread over the data set; two channels that are copies are
+    passed over"""
+    def channels_differ(c):
+        image, (a, b) = c.image(), select_contrast_channels(dataset); return a == b or (
+            image.array[..., a] != image.array[..., b]).any()
+    by_patient = {}
+    for c in load_cases(dataset): by_patient.setdefault(c.patient, []).append(c)
+    selected_cases, groups = [], list(by_patient.values())
+    for group in [groups[i] for i in rng("registration", dataset).permutation(len(groups))]:
+        if len(selected_cases) == count: break
+        largest_lesion_case = max(group, key=lambda c: int((c.semantic_mask() > 0).sum()))
+        if (largest_lesion_case.semantic_mask() > 0).any() and channels_differ(largest_lesion_case):
+            selected_cases.append(largest_lesion_case)
+    return sorted(selected_cases, key=lambda c: c.id)
+
 # %% ../../nbs/library/3_preparation/03_registration.ipynb #e4589ef5
 def checkerboard(a: np.ndarray, b: np.ndarray, size: int = 8) -> np.ndarray:
     "Fields of one image and of the other, each from 0 to 1"
     a, b = ((x - x.min()) / np.ptp(x) for x in (a.astype(float), b.astype(float)))
     return np.where((np.indices(a.shape) // size).sum(0) % 2, a, b)
+
+# %% ../../nbs/library/3_preparation/03_registration.ipynb #10e4e7d9
+def plot_registration(axes, case: Case, scenario: str, kind: str, seed: int) -> None:
+    "Fixed and moving image, and their checkerboard before and after; the mask in truth and as it is carried over"
+    fixed, moving, mask, truth = simulate_pair(case, scenario, kind, seed)
+    (estimate, _), identity = try_to_register(fixed, moving, kind), random_registration("still", fixed, rng(0))
+    true_mask = apply_registration(truth, mask, fixed, labels=True) > 0
+    boards = [checkerboard(fixed.array, apply_registration(r, moving, fixed)) for r in (identity, estimate)]
+    for ax, shown in zip(axes, [checkerboard(i.array, i.array) for i in (fixed, moving)] + boards):
+        ax.imshow(np.round(31 * shown), interpolation="none")
+        ax.set(xticks=[], yticks=[])
+    axes[1].contour(mask.array > 0, [.5], colors=["C1"], linewidths=.9)
+    for ax, r in zip(axes[2:], (identity, estimate)):
+        ax.contour(true_mask, [.5], colors=["C2"], linewidths=.9)
+        ax.contour(apply_registration(r, mask, fixed, labels=True) > 0, [.5], colors=["C1"], linewidths=.9)
+    axes[0].set_ylabel(f"{scenario}\n{kind}")

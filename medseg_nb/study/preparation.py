@@ -6,9 +6,9 @@
 __all__ = ['HEAD_STEPS', 'STEP_MEASURES', 'STEP_BASELINES', 'RECOVERY_SCORES', 'make_preparation_row', 'select_middle_slices',
            'add_noise', 'measure_slice', 'measure_preparation', 'summarize_spread', 'summarize_step',
            'summarize_resampling', 'summarize_cropping', 'summarize_denoising', 'summarize_bias', 'summarize_gains',
-           'select_lesion_cases', 'run_trials', 'summarize_recovery', 'has_early_fields', 'reason_not_applicable',
-           'plot_slice', 'plot_normalizations', 'plot_windows', 'plot_resampling', 'plot_cropping', 'plot_denoising',
-           'plot_bias', 'plot_encoded_fields', 'plot_registration', 'plot_errors']
+           'run_trials', 'summarize_recovery', 'has_early_fields', 'reason_not_applicable', 'plot_slice',
+           'plot_normalizations', 'plot_windows', 'plot_resampling', 'plot_cropping', 'plot_denoising', 'plot_bias',
+           'plot_encoded_fields', 'plot_errors']
 
 # %% ../../nbs/study/02_preparation.ipynb #452c620c
 from itertools import chain, product
@@ -27,9 +27,8 @@ from ..preparation.effects import (
     measure_head_resampling, measure_slice_normalization, normalize_with, site_share)
 from ..preparation.fields import describe_encoded_fields, fit_first_fold_encoder
 from ..preparation.preprocess import crop, foreground, n4, regrid, resample, roi, uncrop
-from ..preparation.registration import (
-    PAIR_SCENARIOS, apply_registration, channel, checkerboard, random_registration, run_trial,
-    select_contrast_channels, simulate_pair, try_to_register)
+from ..preparation.registration import (PAIR_SCENARIOS, channel, run_trial,
+                                                select_contrast_channels, select_lesion_cases)
 from ..images.files import Image
 
 # %% ../../nbs/study/02_preparation.ipynb #a7e09732
@@ -111,22 +110,6 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/study/02_preparation.ipynb #5f66f27d
-def select_lesion_cases(dataset: str, count: int) -> list[Case]:
-    """One case with a lesion of each of so many patients, spread over the data set; two channels that are copies are
-    passed over"""
-    def channels_differ(c):
-        image, (a, b) = c.image(), select_contrast_channels(dataset); return a == b or (
-            image.array[..., a] != image.array[..., b]).any()
-    by_patient = {}
-    for c in load_cases(dataset): by_patient.setdefault(c.patient, []).append(c)
-    selected_cases, groups = [], list(by_patient.values())
-    for group in [groups[i] for i in rng("registration", dataset).permutation(len(groups))]:
-        if len(selected_cases) == count: break
-        largest_lesion_case = max(group, key=lambda c: int((c.semantic_mask() > 0).sum()))
-        if (largest_lesion_case.semantic_mask() > 0).any() and channels_differ(largest_lesion_case):
-            selected_cases.append(largest_lesion_case)
-    return sorted(selected_cases, key=lambda c: c.id)
-
 def run_trials(dataset: str,
                patients: dict[str, int],  # by number of axes
                seed: int) -> list[dict]:
@@ -301,22 +284,6 @@ def plot_encoded_fields(dataset: str):
         ax.set_xticklabels(values.columns, rotation=90, fontsize=7)
     axes[0].set_ylabel("patients (training above the line)")
     return fig
-
-# %% ../../nbs/study/02_preparation.ipynb #e4589ef5
-def plot_registration(axes, case: Case, scenario: str, kind: str, seed: int) -> None:
-    "Fixed and moving image, and their checkerboard before and after; the mask in truth and as it is carried over"
-    fixed, moving, mask, truth = simulate_pair(case, scenario, kind, seed)
-    (estimate, _), identity = try_to_register(fixed, moving, kind), random_registration("still", fixed, rng(0))
-    true_mask = apply_registration(truth, mask, fixed, labels=True) > 0
-    boards = [checkerboard(fixed.array, apply_registration(r, moving, fixed)) for r in (identity, estimate)]
-    for ax, shown in zip(axes, [checkerboard(i.array, i.array) for i in (fixed, moving)] + boards):
-        ax.imshow(np.round(31 * shown), interpolation="none")
-        ax.set(xticks=[], yticks=[])
-    axes[1].contour(mask.array > 0, [.5], colors=["C1"], linewidths=.9)
-    for ax, r in zip(axes[2:], (identity, estimate)):
-        ax.contour(true_mask, [.5], colors=["C2"], linewidths=.9)
-        ax.contour(apply_registration(r, mask, fixed, labels=True) > 0, [.5], colors=["C1"], linewidths=.9)
-    axes[0].set_ylabel(f"{scenario}\n{kind}")
 
 # %% ../../nbs/study/02_preparation.ipynb #05b27eb1
 def plot_errors(trials: pd.DataFrame):
