@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'TRANSFERS', 'N_FIELD_PERMUTATIONS',
            'OutcomeStudy', 'load_study_cases', 'slice_features', 'list_outcome_studies', 'list_runs', 'image_features',
-           'explain_largest_masks', 'select_extreme_patients', 'candidate_models', 'traditional_model_name',
-           'predict_risks', 'auc_contributions', 'nested_auc', 'summarize_discrimination', 'summarize_calibration',
-           'summarize_survival', 'auc_gain', 'summarize_differences', 'predict_transferred_risks',
-           'transfer_auc_change', 'summarize_transfer', 'summarize_subgroups', 'simulate_cohort',
-           'cross_validate_importance', 'summarize_importance', 'list_outcome_claims', 'plot_outcome_scores',
-           'plot_mask_explanations']
+           'explain_largest_masks', 'select_extreme_patients', 'candidate_models', 'predict_risks', 'auc_contributions',
+           'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'auc_gain',
+           'summarize_differences', 'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer',
+           'summarize_subgroups', 'simulate_cohort', 'cross_validate_importance', 'summarize_importance',
+           'list_outcome_claims', 'plot_outcome_scores', 'plot_mask_explanations']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Iterator, Sequence
@@ -191,8 +190,6 @@ def candidate_models(study: OutcomeStudy, features: pd.DataFrame | None) -> dict
         candidates["postoperative"] = (cox if study.endpoint.time else logistic,
                                        Inputs((*study.fields, *study.late), known="any"))
     return candidates
-
-def traditional_model_name(study: OutcomeStudy) -> str: return "cox" if study.endpoint.time else "logistic"
 
 def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Per-patient rows of all studies: risk by model, event, time, and the share of events among those whom the model
