@@ -126,7 +126,7 @@ def has_plain_width(low: float, value: float, high: float, matrix: np.ndarray) -
 WHICH = {  # tables of means, by the rows that they are of
     "": """ablations.scores benchmark.scores benchmark.surfaces benchmark.classes peers.scores preparation.bias
            preparation.cropping preparation.denoising preparation.resampling readers.consensus readers.performance
-           readers.region readers.repair realtime.variants registration.recovery""",
+           readers.region readers.repair realtime.variants preparation.recovery""",
     "part == 'volume'": "ablations.volume_scores",
     "~control": "combinations.scores hybrid.scores",
     "kind == 'agreement'": "data.agreement",

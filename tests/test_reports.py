@@ -15,7 +15,7 @@ from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, benchmark,
                              combinations, errors, fusion, generalization, hospital, hybrid,
                              instances, leakage, outcomes,
-                             peers, preparation, quality, reached, readers, realtime, registration, search,
+                             peers, preparation, quality, reached, readers, realtime, search,
                              statistics, synthesis, xai)
 from medseg_nb.evaluation import power
 from medseg_nb.deployment import speed
@@ -247,10 +247,9 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("data", "agreement"): summarize_agreement,
     ("data", "copies"): summarize_copies,
     ("data", "otsu"): thresholds,
-    **summaries(registration, "recovery"),
     **summaries(readers, "consensus", "performance", "region", "repair", "differences", "left_out",
                 prepare=of_parts("consensus", "performance", "region", "repair", "left out")),
-    **summaries(preparation, "spread", "resampling", "cropping", "denoising", "bias", "gains"),
+    **summaries(preparation, "spread", "resampling", "cropping", "denoising", "bias", "gains", "recovery"),
     **summaries(statistics, "tests", "ranks", "stability", "variance"),
     **summaries(synthesis, "scores", "gain", "copying", "heeded", "scarcity"),
     **summaries(statistics, "resampled", prepare=power.average_patients),

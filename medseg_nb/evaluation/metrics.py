@@ -6,13 +6,12 @@
 __all__ = ['OVERLAP_SCORES', 'TOLERANCE', 'CALIBRATION_BINS', 'METRICS', 'HD95', 'ASSD', 'NSD', 'DISTANCE_OPTIONS',
            'confusion_matrix', 'dice', 'iou', 'accuracy', 'sensitivity', 'specificity', 'precision',
            'volume_difference', 'detection_outcome', 'region_confusion_matrix', 'volume_unit', 'score',
-           'score_against_readers', 'reader_agreement', 'calibration_error', 'brier', 'entropy', 'Metric',
-           'metric_definitions']
+           'reader_agreement', 'calibration_error', 'brier', 'entropy', 'Metric', 'metric_definitions']
 
 # %% ../../nbs/library/4_evaluation/02_metrics.ipynb #f6385f93
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -97,16 +96,6 @@ def score(pred: np.ndarray,                  # label map, integers
     return rows
 
 # %% ../../nbs/library/4_evaluation/02_metrics.ipynb #a9be8997
-def score_against_readers(pred: np.ndarray,                  # label map
-                          readers: Sequence[np.ndarray],     # their label maps
-                          regions: dict[str, list[int]],
-                          spacing: tuple[float, ...] | None,
-                         ) -> list[dict]:                    # one row a region
-    "Scores against each reader, averaged over the readers for whom a score is defined"
-    rows = chain.from_iterable(score(pred, truth, regions, spacing) for truth in readers)
-    scores = pd.DataFrame(rows).drop(columns="outcome")
-    return scores.groupby("region", sort=False).mean().assign(readers=len(readers)).reset_index().to_dict("records")
-
 def reader_agreement(readers: Sequence[np.ndarray],     # label maps
                      regions: dict[str, list[int]],
                      spacing: tuple[float, ...] | None,

@@ -20,7 +20,7 @@ from .words import display_name, format_number
 # %% ../../nbs/library/8_paper/05_summary.ipynb #5f26fee6
 # blue and vermilion of the color-blind palette
 SUPPORTED, REFUTED, INK, PAPER = "#0072b2", "#d55e00", "#222222", "#eef3f8"
-STEPS = [("data", "data preparation registration"),
+STEPS = [("data", "data preparation"),
          ("networks", "search benchmark reached ablations peers leakage"),
          ("ideas", "hybrid instances synthesis fusion combinations"),
          ("trust", "metrics statistics errors quality xai"),
