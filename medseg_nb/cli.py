@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'Profile', 'Data', 'Plugins', 'Json', 'STUDY_SECTIONS',
            'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff', 'data_list',
-           'data_show', 'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_edit', 'data_remove',
-           'data_audit', 'train', 'models', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate',
-           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
+           'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add', 'data_edit',
+           'data_remove', 'data_audit', 'train', 'models', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page',
+           'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused',
+           'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -226,25 +227,40 @@ def data_show(id: str, as_json: Json = False):
     facts = load_manifest(id).model_dump(mode="json", exclude_defaults=True)
     say(facts, as_json, [yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip()])
 
-@data_app.command("fetch", epilog="Example: medseg data fetch phantom_skin")
+@data_app.command("fetch", epilog="Example: medseg data fetch nuclei_dsb2018")
 def data_fetch(id: str):
-    "Bring a data set to this machine, or say where to ask for it."
-    from medseg_nb.data.manifest import fetch_dataset
-    print(fetch_dataset(id))
+    "Bring a data set to this machine, where it has a public address, or say what to ask for and where."
+    from medseg_nb.data.convert import fetch_and_convert
+    print(fetch_and_convert(id))
+
+@data_app.command("convert", epilog="Example: medseg data convert retina_drive --from DRIVE.zip")
+def data_convert(id: str,
+                 downloads: Annotated[
+                     Optional[list[Path]],
+                     typer.Option("--from", help="what was downloaded, a folder or an archive (repeatable); left out, "
+                                  "the command says what is needed")] = None):
+    "Make the files of a set of the kit from the download of its home."
+    from medseg_nb.data.convert import convert_dataset
+    print(f"{convert_dataset(id, downloads or [])}; next: medseg data verify {id}")
 
 @data_app.command("verify", epilog="Example: medseg data verify lgg_kaggle3m")
 def data_verify(id: str):
     """Hold every file of a data set against its manifest, read every case, and compare with what was read when its
     split was frozen."""
     from medseg_nb.kit.core import progress
-    from medseg_nb.data.manifest import load_cases, verify_files
+    from medseg_nb.data.manifest import load_cases, load_manifest, verify_files
     from medseg_nb.images.files import check_pair
     from medseg_nb.data.splits import check_content, load_split
-    files, set_cases = verify_files(id), load_cases(id)
-    load_split(id)
-    for c in progress(set_cases, f"read {id}"):
-        if c.images: check_pair(c.image(), c.semantic_mask().shape, str(c.mask_path))
-    check_content(id)
+    try:
+        files, set_cases = verify_files(id), load_cases(id)
+        load_split(id)
+        for c in progress(set_cases, f"read {id}"):
+            if c.images: check_pair(c.image(), c.semantic_mask().shape, str(c.mask_path))
+        check_content(id)
+    except InputError as e:
+        if load_manifest(id).root is None: raise
+        raise InputError(e.subject, e.fault, f"bring the file back, or add the folder anew: medseg data remove {id}, "
+                         "then medseg data add") from None  # nobody can fetch a set of one's own
     print(f"{id}: {files} files and {len(set_cases)} cases are as the manifest says")
 
 @data_app.command("croissant", epilog="Example: medseg data croissant phantom_skin")
