@@ -1,8 +1,11 @@
 "Downloads in the layout of their homes become the sets of the manifests: equal bytes, and refusals that name the cause"
 import csv
-import io
+import functools
+import hashlib
+import http.server
 import os
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from medseg_nb.data import convert
@@ -19,7 +23,6 @@ from medseg_nb.kit.core import InputError, ResourceError, data_folders
 
 MADE = [id for id in list_recipes() if load_recipe(id).files]
 JPEG_FROM_LARGER = "skin_ph2"  # its pictures cannot be made larger again: see test_ph2_pictures
-MUTABLE = ("nuclei_dsb2018_large", "nuclei_dsb2018", "hippocampus_msd", "lidc_nodule_volumes", "lgg_kaggle3m")
 
 
 def save(path: Path, array: np.ndarray, **settings) -> None:
@@ -193,13 +196,199 @@ def test_prepared_sets_come_back_from_their_homes_layout(id, tmp_path, monkeypat
     verify_files.cache_clear()
 
 
-if __name__ == "__main__":
-    import sys, tempfile
-    for id in sys.argv[1:] or MADE:
-        if id == JPEG_FROM_LARGER: continue
-        with tempfile.TemporaryDirectory(dir="/tmp") as d:
-            os.environ["MEDSEG_CACHE"] = f"{d}/cache"
-            try:
-                home = make_home(id, Path(d) / "home", find_prepared(id))
-                print(id, convert_dataset(id, [home]), flush=True)
-            except Exception as e: print(id, type(e).__name__, str(e)[:300], flush=True)
+def test_ph2_pictures_are_those_of_their_originals(tmp_path):
+    prepared = find_prepared(JPEG_FROM_LARGER)
+    table = pd.read_csv(prepared / "table.csv", dtype=str, keep_default_na=False)
+    originals = table[table.image_native != ""]
+    assert len(originals) == 3
+    for row in originals.to_dict("records"):
+        assert convert.encode_width_384([prepared / row["image_native"]]) == (prepared / row["image"]).read_bytes()
+    for row in table.head(20).to_dict("records"):
+        assert convert.encode_mask_width_384([prepared / row["mask_native"]]) == (prepared / row["mask"]).read_bytes()
+
+
+SIZES = dict(skin_isic2017=(256, 256), skin_ph2=(288, 384))
+
+
+def draw(id: str, path: Path, rule: convert.FileRule, row: dict, seed: int) -> None:
+    "A small file in place of a prepared one"
+    rng, size = np.random.default_rng(seed), SIZES.get(id, (12, 16))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith(".nii.gz"):
+        array = rng.integers(0, 16, (*size, int(row.get("n_slices", 5))), dtype=np.uint8)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    elif rule.encode == "bits": save(path, rng.integers(0, 16, size, dtype=np.uint8))
+    elif rule.encode == "instances": save(path, np.repeat(np.arange(1, 1 + size[0], dtype=np.uint16)[:, None], size[1], 1))
+    elif path.suffix == ".gif" or rule.encode in ("box_256", "mask_width_384"):
+        save(path, rng.integers(0, 2, size, dtype=np.uint8) * 255)
+    else: save(path, rng.integers(0, 256, (*size, 3), dtype=np.uint8) if rng.random() < .9 else np.full(size, seed, np.uint8))
+
+
+def joined_cells(id: str, table: pd.DataFrame) -> None:
+    "Values that a home could hold, in the form that the table writes"
+    for join in load_recipe(id).joins:
+        keys = [convert._fill(join.key, row) for row in table.to_dict("records")]
+        codes = pd.factorize(pd.Series(keys))[0]
+        for c in join.columns: table[c] = [f"{k}.0" if c in join.numbers else str(k % 2) for k in codes]
+    if id == "skin_ph2": table["diagnosis"] = ["melanoma", "common_nevus", "atypical_nevus"][:len(table)]
+    if id == "skin_isic2017": table.loc[table.split == "val", "seborrheic_keratosis"] = ""
+
+
+class Small:
+    "A set of few cases: its manifest, the download of its home, and its files as the kit's encoders write them"
+    def __init__(self, id: str, place: Path, monkeypatch):
+        self.id, self.place, recipe = id, place, load_recipe(id)
+        contents = load_contents(id)
+        rows = [0, 1, len(contents) - 1] if id == "skin_isic2017" else [0, 1, 2]
+        table = contents.iloc[rows][[c for c in contents if "#" not in c]].reset_index(drop=True)
+        joined_cells(id, table)
+        for i, row in enumerate(table.to_dict("records")):
+            for j, (column, rule) in enumerate(recipe.files.items()):
+                if row[column]: draw(id, place / "drawn" / row[column], rule, row, 10 * i + j)
+        (place / "drawn/table.csv").write_text(convert.format_table(table, recipe.crlf), newline="")
+        self.home = make_home(id, place / "home", place / "drawn")
+        self.prepare(convert.Pool([self.home]), contents.iloc[rows], recipe, monkeypatch)
+
+    def prepare(self, pool, contents, recipe, monkeypatch):
+        self.prepared = self.place / "prepared"
+        plain = contents[[c for c in contents if not c.endswith("#encode")]]
+        assert not convert._write_files(recipe, plain, pool, self.prepared, self.id)
+        shutil.copyfile(self.place / "drawn/table.csv", self.prepared / "table.csv")
+        manifests = self.place / "manifests"
+        manifest, source = manifests / self.id, convert.recipe_path(self.id)
+        manifest.mkdir(parents=True)
+        facts = load_manifest(self.id).model_dump(mode="json", exclude_unset=True)
+        for entry in facts["files"]: entry.pop("count", None)
+        for entry, checked in zip(facts["files"], load_manifest(self.id).files):
+            entry["sha256"] = hash_files(self.prepared, checked)
+        facts |= dict(same=[], known_duplicates=[])
+        (manifest / "dataset.yaml").write_text(yaml.safe_dump(facts, sort_keys=False))
+        shutil.copyfile(source, manifest / "convert.yaml")
+        monkeypatch.setenv("MEDSEG_DATA_MANIFESTS", str(manifests))
+        monkeypatch.setenv("MEDSEG_CACHE", str(self.place / "cache"))
+        monkeypatch.setenv("MEDSEG_DATA", "")
+        write_contents(self.id, self.prepared)
+
+    def convert(self, *downloads: Path) -> Path: return convert_dataset(self.id, list(downloads) or [self.home])
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch): return lambda id: Small(id, tmp_path / id, monkeypatch)
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    with zipfile.ZipFile(archive, "w") as z:
+        for p in sorted(folder.rglob("*")):
+            if p.is_file(): z.write(p, f"{folder.name}-master/{p.relative_to(folder).as_posix()}")
+    return archive
+
+
+@pytest.mark.parametrize("id", MADE)
+def test_a_download_becomes_the_set(id, small, tmp_path):
+    "From a folder and from an archive alike, with the drawn numbers in it"
+    case = small(id)
+    place = case.convert(pack(case.home, tmp_path / "download.zip"))
+    files = [p.relative_to(place) for p in place.rglob("*") if p.is_file()]
+    assert len(files) > 6 and all((place / p).read_bytes() == (case.prepared / p).read_bytes() for p in files)
+    assert (place / "table.csv").read_bytes() == (case.place / "drawn/table.csv").read_bytes()
+    for p in files:
+        if p.name == "table.csv" or id == JPEG_FROM_LARGER and p.suffix == ".jpg": continue
+        drawn, made = (convert.read_image(base / p).array for base in (case.place / "drawn", place))
+        if made.ndim < drawn.ndim: drawn = drawn[..., 0]
+        assert np.array_equal(made, drawn), p
+    verify_files.cache_clear()
+    assert verify_files(id) >= len(load_manifest(id).files)
+    verify_files.cache_clear()
+
+
+def test_what_is_wrong_with_a_download_is_named(small, monkeypatch):
+    case = small("lgg_kaggle3m")
+    table = case.home / "kaggle_3m/data.csv"
+    image = next(case.home.rglob("*_[0-9]*.tif"))
+    text, pixels = table.read_text(), read(image)
+    table.write_text(text.replace(",0", ",7", 1))
+    with pytest.raises(InputError, match="what the download says of the cases is not what the study has read"): case.convert()
+    table.unlink()
+    with pytest.raises(InputError, match="data.csv: is not in the download; name the download that holds it"): case.convert()
+    table.write_text(text)
+    save(image, pixels ^ 1)
+    with pytest.raises(InputError, match="has other pixels than the study's, as 1 files"): case.convert()
+    image.unlink()
+    with pytest.raises(InputError, match=f"1 files are not in the download, the first is .*{image.name}"): case.convert()
+    save(image, pixels)
+    with monkeypatch.context() as patched:
+        patched.setitem(convert.ENCODERS, "tiff", lambda paths: paths[0].read_bytes())
+        with pytest.raises(InputError, match="the pixels are right, but Pillow .* packs them into other bytes"): case.convert()
+    with pytest.raises(InputError, match="is not there"): case.convert(case.place / "nowhere")
+    assert not (case.place / "cache/lgg_kaggle3m").exists() and not list((case.place / "cache").glob(".lgg*"))
+    assert case.convert().is_dir()
+
+
+def test_keys_of_trainings_do_not_hang_on_bytes(small, tmp_path):
+    "The same content in other bytes has the same content key, so committed trainings are found"
+    from medseg_nb.data.manifest import content_hash, content_key, load_cases
+    case, keys = small("nuclei_dsb2018_large"), []
+    manifest = convert.recipe_path(case.id).with_name("dataset.yaml")
+    for settings in (dict(optimize=True), dict(compress_level=0)):
+        place = case.convert()
+        for p in place.rglob("*.png"): save(p, read(p), **settings)
+        facts = yaml.safe_load(manifest.read_text())
+        for entry, checked in zip(facts["files"], load_manifest(case.id).files): entry["sha256"] = hash_files(place, checked)
+        before = manifest.read_bytes()
+        manifest.write_text(yaml.safe_dump(facts, sort_keys=False))
+        for cached in (verify_files, load_cases, content_hash): cached.cache_clear()
+        keys.append((content_key(case.id), facts["files"][1]["sha256"]))
+        manifest.write_bytes(before)
+    for cached in (verify_files, load_cases, content_hash): cached.cache_clear()
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+
+
+TABLES = dict(outcome_ucsf_pdgm=("UCSF-PDGM-metadata_v2.csv", b"ID,Sex\r\nUCSF-PDGM-004,M\r\n", b"ID,Sex\nUCSF-PDGM-004,M\n"),
+              outcome_brats2020=("survival_info.csv", b"Brats20ID,Survival_days\nA,ALIVE (361 days later)\n",
+                                 b"Brats20ID,Survival_days\nA,361\n"),
+              outcome_thoracic=("ThoraricSurgery.arff", b"@attribute DGN {DGN1}\n@data\nDGN2,F\n",
+                                b"DGN,PRE4,PRE5,PRE6,PRE7,PRE8,PRE9,PRE10,PRE11,PRE14,PRE17,PRE19,PRE25,PRE30,PRE32,AGE,"
+                                b"Risk1Yr\nDGN2,F\n"))
+
+
+@pytest.mark.parametrize("id", TABLES)
+def test_tables_are_taken_as_they_are_handed_out(id, tmp_path, monkeypatch):
+    name, given, wanted = TABLES[id]
+    m, manifest = load_manifest(id), tmp_path / "manifests" / id
+    shutil.copytree(convert.recipe_path(id).parent, manifest)
+    text = (manifest / "dataset.yaml").read_text()
+    (manifest / "dataset.yaml").write_text(text.replace(m.files[0].sha256, hashlib.sha256(wanted).hexdigest()))
+    monkeypatch.setenv("MEDSEG_DATA_MANIFESTS", str(tmp_path / "manifests"))
+    monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / name).write_bytes(given)
+    place = convert_dataset(id, [tmp_path / name])
+    assert (place / m.table).read_bytes() == wanted and place.name == "outcome_tables"
+    (tmp_path / name).write_bytes(given + b"x,1\n")
+    with pytest.raises(InputError, match="is not the table that the study has read"): convert_dataset(id, [tmp_path / name])
+
+
+def test_fetch_takes_an_archive_from_its_address(small, monkeypatch, tmp_path):
+    case = small("nuclei_dsb2018")
+    pack(case.home, tmp_path / "fixes.zip")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        recipe = convert.recipe_path(case.id)
+        address = load_recipe(case.id).downloads[0].url
+        recipe.write_text(recipe.read_text().replace(address, f"http://127.0.0.1:{server.server_port}/fixes.zip"))
+        place = convert.fetch_and_convert(case.id)
+        server.shutdown()
+    assert (place / "table.csv").is_file() and convert.fetch_and_convert(case.id) == place
+
+
+def test_what_cannot_be_had_is_said_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDSEG_DATA", ""); monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path))
+    with pytest.raises(ResourceError, match="retina_drive: is made from: DRIVE, https.*registration.*--from DOWNLOAD"):
+        convert.fetch_and_convert("retina_drive")
+    with pytest.raises(InputError, match="cannot be converted: its intensities were rounded"):
+        convert.fetch_and_convert("brats2015_deepmedic")
+    with pytest.raises(InputError, match="drive_official: has no conversion; One row an image"):
+        convert_dataset("drive_official", [])
+    described = {p.parent.name for p in convert.folder("data_manifests").glob("*/splits.json")
+                 if not load_manifest(p.parent.name).generator}
+    assert described == set(list_recipes())  # every real set that is held says how it is made, or why not

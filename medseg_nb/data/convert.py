@@ -401,10 +401,8 @@ def fetch_and_convert(id: str) -> Path:
     cache = folder("cache") / (m.folder or id) / m.table
     if m.generator or cache.is_file() or recipe is None: return fetch_dataset(id)
     with contextlib.suppress(ResourceError): return fetch_dataset(id)
-    if not recipe.refused and all(d.url for d in recipe.downloads):
-        return convert_dataset(id, [_download(d.url, folder("cache") / "downloads") for d in recipe.downloads])
-    if recipe.refused: return _require_recipe(id) and cache
-    return convert_dataset(id, [])  # says what to get
+    if not all(d.url for d in _require_recipe(id).downloads): return convert_dataset(id, [])  # says what to get
+    return convert_dataset(id, [_download(d.url, folder("cache") / "downloads") for d in recipe.downloads])
 
 def _download(url: str, place: Path) -> Path:
     "An archive, taken once; what is in it is held against the digests of content"
