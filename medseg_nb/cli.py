@@ -97,6 +97,7 @@ def planned(profile: str, data: str | None, only: list[str] | None) -> None:
             and r["state"] in ("stale", "absent")]
     for r in rows: print(f"{r['section']:16} {r['state']:8} {', '.join(r['why'])}")
     if rows: raise typer.Exit(1)
+    print(f"nothing would be executed: what this machine can compute of {len(sections)} sections is current")
 
 def _write_papers(profile: str, states: dict[str, str]) -> None:
     "Article and supplement from what the sections of a profile have stored, and the executed notebooks"
@@ -185,13 +186,15 @@ def run(section: str, profile: Profile = "smoke", data: Data = None, plugins: Pl
 
 @app.command(epilog="Example: medseg status --profile cpu")
 def status(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None, as_json: Json = False):
-    "State of each section, and why a stale one is stale; exit code 1 if one is stale or absent."
+    """State of each section, and why a stale one is stale; results that came with the repository and fit its code are
+    committed. Exit code 1 if one is committed, stale or absent."""
     from medseg_nb.kit import execution as study
     from medseg_nb.kit.core import PROFILES, choose
     plug(plugins)
     rows = study.list_section_states(choose(profile, PROFILES, "profile"), data)
+    rows = [r | dict(state="committed") if r["why"] == [study.NOT_HERE] else r for r in rows]
     say(rows, as_json, [f"{r['section']:16} {r['state']:20} {', '.join(r['why'])}".rstrip() for r in rows])
-    if any(r["state"] in ("stale", "absent") for r in rows): raise typer.Exit(1)
+    if any(r["state"] in ("committed", "stale", "absent") for r in rows): raise typer.Exit(1)
 
 # %% ../nbs/library/99_cli.ipynb #06b7e5a6
 @app.command(epilog="Example: medseg diff HEAD~1 HEAD")
@@ -387,7 +390,7 @@ def models(as_json: Json = False):
 
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")
-def export(model: Annotated[str, typer.Argument(help="key of a run")],
+def export(model: Annotated[str, typer.Argument(help="name or key of a run")],
            out: Annotated[Path, typer.Option(help="new folder for the artefact")],
            to: Annotated[str, typer.Option(help="onnx, openvino or tensorrt")] = "onnx",
            int8: Annotated[bool,
@@ -399,7 +402,8 @@ def export(model: Annotated[str, typer.Argument(help="key of a run")],
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
     from medseg_nb.deployment.export import export_run, format_export_report
-    for line in format_export_report(export_run(model, to, out, int8, prune)): print(line)
+    from medseg_nb.training.training import resolve_run
+    for line in format_export_report(export_run(resolve_run(model), to, out, int8, prune)): print(line)
     print(f"{out}; research use only")
 
 @app.command(epilog="Example: medseg predict 0123456789abcdef scans/ --out masks/")
