@@ -219,7 +219,8 @@ def encode_stack(paths: list[Path]) -> bytes:  # one for each slice
     return _encode_volume(np.stack([_read_picture(p, "L") for p in paths], -1))
 
 def encode_bit_stack(paths: list[list[Path | None]]) -> bytes:  # by slice, then by reader
-    return _encode_volume(np.stack([_pack_bits([p and _read_picture(p, "L") for p in readers]) for readers in paths], -1))
+    slices = [_pack_bits([p and _read_picture(p, "L") for p in readers]) for readers in paths]
+    return _encode_volume(np.stack(slices, -1))
 
 ENCODERS: dict[str, Callable] = dict(
     copy=lambda paths: paths[0].read_bytes(), png=encode_png, gray_png=encode_gray_png, tiff=encode_tiff,
@@ -274,15 +275,17 @@ def _split_colors(row: list[str]) -> list[str]:
 def _format_cell(join: Join, column: str, cell: str) -> str:
     "A cell as the table writes it"
     if cell in join.missing: return ""
-    try: return str(float(cell)) if column in join.numbers else str(int(float(cell))) if column in join.integers else cell
+    try: number = float(cell)
     except ValueError: return cell
+    return str(number) if column in join.numbers else str(int(number)) if column in join.integers else cell
 
 def read_join(join: Join, pool: Pool) -> dict[str, dict[str, str]]:  # by key, then by column of ours
     "What the download says of each row"
     cells = {}
     for name in join.files:
         path = pool.find(name)
-        if path is None: raise InputError(name, "is not in the download", "name the download that holds it, too: --from")
+        if path is None:
+            raise InputError(name, "is not in the download", "name the download that holds it, too: --from")
         for row in _read_rows(path, join.format):
             match = re.fullmatch(join.pattern, row[join.column]) if len(row) > join.column else None
             if not match: continue

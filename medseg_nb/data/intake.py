@@ -311,7 +311,8 @@ def _add_fields(draft: Draft, table: pd.DataFrame, but: set, cells: list[dict | 
         name = column["column"]
         column["column"] = f"{name}_" if name in row_columns else name
         for row, cell in zip(draft.rows, cells): row[column["column"]] = (cell or {}).get(name, "")
-        draft.add_guess("column", f"{name} is a {column['type']}, {'known after surgery' if has_surgery else 'not read'}",
+        use = "known after surgery" if has_surgery else "not read by networks"
+        draft.add_guess("column", f"{name} is a {column['type']}, {use}",
                         f"its cells in {path.name}; when it was known stands nowhere",
                         f"write `known: before` {'only if it was' if has_surgery else _BEFORE_ANSWER}"
                         + ("; add its `unit`" if column["type"] == "number" else ""))
