@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.locked
+TORCH ?= $(if $(wildcard $(VENV)/cpu.lock),cpu)  # cpu: without the CUDA libraries; kept for later calls
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
 .PHONY: help env paper test export lab app stress lock
@@ -15,9 +16,18 @@ env: $(STAMP)  ## set up .venv with the locked versions
 $(STAMP): requirements.lock settings.ini setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
+ifeq ($(strip $(TORCH)),cpu)
+	@$(MAKE) -s $(VENV)/cpu.lock
+	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python --torch-backend cpu $(shell grep -oE '^torch(vision)?==[0-9.]+' requirements.lock)
+	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python -r $(VENV)/cpu.lock
+else
 	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python -r requirements.lock
+endif
 	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+
+$(VENV)/cpu.lock: requirements.lock
+	@mkdir -p $(VENV) && grep -vE '^(cuda|nvidia|triton)' $< > $@
 
 paper: env  ## execute what is stale and rebuild the smoke article and supplement (PROFILE=cpu for the real data)
 	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke) -j 2

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'Profile', 'Data', 'Plugins', 'Json', 'STUDY_SECTIONS',
            'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff', 'data_list',
-           'data_show', 'data_fetch', 'data_verify', 'data_croissant', 'data_add', 'data_edit', 'data_remove',
-           'data_audit', 'train', 'models', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate',
-           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
+           'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add', 'data_edit',
+           'data_remove', 'data_audit', 'train', 'models', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page',
+           'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused',
+           'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -96,6 +97,7 @@ def planned(profile: str, data: str | None, only: list[str] | None) -> None:
             and r["state"] in ("stale", "absent")]
     for r in rows: print(f"{r['section']:16} {r['state']:8} {', '.join(r['why'])}")
     if rows: raise typer.Exit(1)
+    print(f"nothing would be executed: what this machine can compute of {len(sections)} sections is current")
 
 def _write_papers(profile: str, states: dict[str, str]) -> None:
     "Article and supplement from what the sections of a profile have stored, and the executed notebooks"
@@ -184,13 +186,15 @@ def run(section: str, profile: Profile = "smoke", data: Data = None, plugins: Pl
 
 @app.command(epilog="Example: medseg status --profile cpu")
 def status(profile: Profile = "smoke", data: Data = None, plugins: Plugins = None, as_json: Json = False):
-    "State of each section, and why a stale one is stale; exit code 1 if one is stale or absent."
+    """State of each section, and why a stale one is stale; results that came with the repository and fit its code are
+    committed. Exit code 1 if one is committed, stale or absent."""
     from medseg_nb.kit import execution as study
     from medseg_nb.kit.core import PROFILES, choose
     plug(plugins)
     rows = study.list_section_states(choose(profile, PROFILES, "profile"), data)
+    rows = [r | dict(state="committed") if r["why"] == [study.NOT_HERE] else r for r in rows]
     say(rows, as_json, [f"{r['section']:16} {r['state']:20} {', '.join(r['why'])}".rstrip() for r in rows])
-    if any(r["state"] in ("stale", "absent") for r in rows): raise typer.Exit(1)
+    if any(r["state"] in ("committed", "stale", "absent") for r in rows): raise typer.Exit(1)
 
 # %% ../nbs/library/99_cli.ipynb #06b7e5a6
 @app.command(epilog="Example: medseg diff HEAD~1 HEAD")
@@ -226,25 +230,40 @@ def data_show(id: str, as_json: Json = False):
     facts = load_manifest(id).model_dump(mode="json", exclude_defaults=True)
     say(facts, as_json, [yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip()])
 
-@data_app.command("fetch", epilog="Example: medseg data fetch phantom_skin")
+@data_app.command("fetch", epilog="Example: medseg data fetch nuclei_dsb2018")
 def data_fetch(id: str):
-    "Bring a data set to this machine, or say where to ask for it."
-    from medseg_nb.data.manifest import fetch_dataset
-    print(fetch_dataset(id))
+    "Bring a data set to this machine, where it has a public address, or say what to ask for and where."
+    from medseg_nb.data.convert import fetch_and_convert
+    print(fetch_and_convert(id))
+
+@data_app.command("convert", epilog="Example: medseg data convert retina_drive --from DRIVE.zip")
+def data_convert(id: str,
+                 downloads: Annotated[
+                     Optional[list[Path]],
+                     typer.Option("--from", help="what was downloaded, a folder or an archive (repeatable); left out, "
+                                  "the command says what is needed")] = None):
+    "Make the files of a set of the kit from the download of its home."
+    from medseg_nb.data.convert import convert_dataset
+    print(f"{convert_dataset(id, downloads or [])}; next: medseg data verify {id}")
 
 @data_app.command("verify", epilog="Example: medseg data verify lgg_kaggle3m")
 def data_verify(id: str):
     """Hold every file of a data set against its manifest, read every case, and compare with what was read when its
     split was frozen."""
     from medseg_nb.kit.core import progress
-    from medseg_nb.data.manifest import load_cases, verify_files
+    from medseg_nb.data.manifest import load_cases, load_manifest, verify_files
     from medseg_nb.images.files import check_pair
     from medseg_nb.data.splits import check_content, load_split
-    files, set_cases = verify_files(id), load_cases(id)
-    load_split(id)
-    for c in progress(set_cases, f"read {id}"):
-        if c.images: check_pair(c.image(), c.semantic_mask().shape, str(c.mask_path))
-    check_content(id)
+    try:
+        files, set_cases = verify_files(id), load_cases(id)
+        load_split(id)
+        for c in progress(set_cases, f"read {id}"):
+            if c.images: check_pair(c.image(), c.semantic_mask().shape, str(c.mask_path))
+        check_content(id)
+    except InputError as e:
+        if load_manifest(id).root is None: raise
+        raise InputError(e.subject, e.fault, f"bring the file back, or add the folder anew: medseg data remove {id}, "
+                         "then medseg data add") from None  # nobody can fetch a set of one's own
     print(f"{id}: {files} files and {len(set_cases)} cases are as the manifest says")
 
 @data_app.command("croissant", epilog="Example: medseg data croissant phantom_skin")
@@ -371,7 +390,7 @@ def models(as_json: Json = False):
 
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")
-def export(model: Annotated[str, typer.Argument(help="key of a run")],
+def export(model: Annotated[str, typer.Argument(help="name or key of a run")],
            out: Annotated[Path, typer.Option(help="new folder for the artefact")],
            to: Annotated[str, typer.Option(help="onnx, openvino or tensorrt")] = "onnx",
            int8: Annotated[bool,
@@ -383,7 +402,8 @@ def export(model: Annotated[str, typer.Argument(help="key of a run")],
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
     from medseg_nb.deployment.export import export_run, format_export_report
-    for line in format_export_report(export_run(model, to, out, int8, prune)): print(line)
+    from medseg_nb.training.training import resolve_run
+    for line in format_export_report(export_run(resolve_run(model), to, out, int8, prune)): print(line)
     print(f"{out}; research use only")
 
 @app.command(epilog="Example: medseg predict 0123456789abcdef scans/ --out masks/")

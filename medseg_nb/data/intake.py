@@ -300,17 +300,25 @@ def _draft_table(draft: Draft, files: list[Path]) -> None:
     _add_fields(draft, table, {key, patient_column}, [r.pop("#") for r in draft.rows], path)
     draft.facts |= dict(modality="clinical table", task="table", patient="patient" if patient_column else "unknown")
 
+_SURGERY_COLUMN = re.compile("surg|operat|resect|excis|preop|postop", re.I)  # a set that has one is one of surgery
+_BEFORE_ANSWER = "if it is known before a model is asked"
+
 def _add_fields(draft: Draft, table: pd.DataFrame, but: set, cells: list[dict | None], path: Path) -> None:
     "Add a table's columns to the draft's rows and to its manifest"
     inferred_fields, row_columns = infer_fields(table, but), set().union(*draft.rows)
+    has_surgery = any(map(_SURGERY_COLUMN.search, table))
     for column in inferred_fields.columns:
         name = column["column"]
         column["column"] = f"{name}_" if name in row_columns else name
         for row, cell in zip(draft.rows, cells): row[column["column"]] = (cell or {}).get(name, "")
-        draft.add_guess("column", f"{name} is a {column['type']}, known after surgery",
+        use = "known after surgery" if has_surgery else "not read by networks"
+        draft.add_guess("column", f"{name} is a {column['type']}, {use}",
                         f"its cells in {path.name}; when it was known stands nowhere",
-                        "write `known: before` only if it was"
+                        f"write `known: before` {'only if it was' if has_surgery else _BEFORE_ANSWER}"
                         + ("; add its `unit`" if column["type"] == "number" else ""))
+    if inferred_fields.columns:
+        draft.notes.append(f"note: no network reads these {len(inferred_fields.columns)} columns, so section fusion "
+                           "leaves the set out, until one says `known: before`")
     draft.notes += [f"note: {n}" for n in inferred_fields.notes]
     draft.facts["columns"] = inferred_fields.columns
     if inferred_fields.missing:

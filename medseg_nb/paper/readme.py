@@ -6,8 +6,8 @@
 __all__ = ['BLOCKS', 'NO_RESULTS', 'BASELINE', 'MAX_ROWS', 'CHECKLISTS', 'replace_block', 'relink', 'find_profile',
            'describe_profile', 'show_figure', 'choose_rows', 'format_heading', 'format_row', 'tabulate_scores',
            'compare_with_tools', 'show_results', 'format_notebook', 'format_cells', 'tabulate', 'list_notebooks',
-           'list_folder', 'list_data_sets', 'profiles_with', 'describe_place', 'grade_item', 'fill_checklists',
-           'cited_parts', 'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
+           'list_folder', 'list_data_sets', 'list_conversions', 'profiles_with', 'describe_place', 'grade_item',
+           'fill_checklists', 'cited_parts', 'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #352f01f4
 import json
@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..kit.core import PROFILES, InputError, folder, read_yaml, root, write
+from ..data.convert import describe_conversion, list_recipes
 from ..data.manifest import load_manifest
 from .floats import MARKS
 from .prose import read_prose
@@ -28,7 +29,7 @@ from ..kit.execution import notebook_path, sections
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #88848e2b
 BLOCKS = [("README.md", "figure"), ("README.md", "results"), ("README.md", "peers"), ("docs/data_sets.md", "sets"),
-          ("docs/contents.md", "contents"), ("docs/checklists.md", "checklists"),
+          ("docs/data_sets.md", "conversions"), ("docs/contents.md", "contents"), ("docs/checklists.md", "checklists"),
           ("docs/checklists.md", "sources")]  # page, generated block
 
 def replace_block(page: str,  # path from the root
@@ -201,6 +202,11 @@ def list_data_sets() -> str:
     rows = [format_cells(link(name), m.name, m.modality, m.unit, m.licence.name, m.access) for name, m in manifests]
     return tabulate(["id", "name", "modality", "unit", "license", "access"], rows)
 
+def list_conversions() -> str:
+    "How the public gets each set: by which command, from where, and what is made of it"
+    rows = [format_cells(f"`{id}`", *describe_conversion(id)) for id in list_recipes()]
+    return tabulate(["id", "command", "download", "what is made, or why not"], rows)
+
 # %% ../../nbs/library/8_paper/09_readme.ipynb #7dde8149
 CHECKLISTS = "nbs/paper/checklists.yaml"
 
@@ -297,7 +303,8 @@ def refresh(states: dict[str, str],  # state by section, of the profile that `fi
     "Write the generated blocks of all pages anew"
     profile = find_profile()
     writers = dict(figure=partial(show_figure, profile), results=partial(show_results, profile, states),
-                   peers=partial(compare_with_tools, profile), sets=list_data_sets, contents=list_notebooks,
+                   peers=partial(compare_with_tools, profile), sets=list_data_sets, conversions=list_conversions,
+                   contents=list_notebooks,
                    checklists=partial(fill_checklists, profile), sources=partial(map_sources, profile))
     pages = {page: {} for page, _ in BLOCKS}
     for page, name in BLOCKS: pages[page][name] = writers[name]
