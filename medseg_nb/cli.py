@@ -84,7 +84,7 @@ def _prepare(jobs: int | None) -> None:
 def _bring(profile: str, data: str | None, only: list[str] | None,
            jobs: int | None, executor: str = "local") -> dict[str, str]:
     from medseg_nb.kit import execution as study
-    if executor != "local": study.run_on_cluster(profile, executor, jobs, data)
+    if executor != "local": study.run_on_cluster(profile, executor, jobs, data, only)
     return study.run_all(profile, data, only, jobs or 1)
 
 # %% ../nbs/library/99_cli.ipynb #e0d03a42

@@ -722,14 +722,16 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     return {r["section"]: r["state"] for r in list_section_states(profile, data)}
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #881a556b
-def run_on_cluster(profile: str, executor: str, jobs: int | None, data: str | None = None) -> None:
-    "Hand a profile's runs and sections to Snakemake's executor"
+def run_on_cluster(profile: str, executor: str, jobs: int | None, data: str | None = None,
+                   only: list[str] | None = None) -> None:
+    "Hand a profile's runs and sections to Snakemake's executor; with `only` just those, and what they read from"
     choose(executor, ("slurm", "kubernetes"), "executor")
     workflow_folder = root() / "workflow"
     settings = workflow_folder / "profiles" / executor
     command = ["-s", str(workflow_folder / "Snakefile"), "-d", str(root()),
                "--executor", executor, "--config", f"profile={profile}"]
     if data: command.append(f"data={data}")
+    if only: command.append(f"only={','.join(select_sections(profile, only))}")
     if settings.is_dir(): command += ["--workflow-profile", str(settings)]
     if jobs: command += ["-j", str(jobs)]
     process = subprocess.run([sys.executable, "-m", "snakemake", *command])
