@@ -28,6 +28,7 @@ SlurmctldPidFile={place}/slurmctld.pid
 SlurmdPidFile={place}/slurmd.pid
 StateSaveLocation={place}/state
 SlurmdSpoolDir={place}/spool
+MinJobAge=3600
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
