@@ -2,7 +2,9 @@
 killed job is retried, and the results are those of the sequential run. Set MEDSEG_SLURM_SECTIONS=all for the whole paper."""
 import contextlib
 import getpass
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import time
 import pytest
 
 from conftest import Clone, clone, needs
+from medseg_nb.training.jobs import START_MINUTES
 
 pytestmark = [pytest.mark.stress, pytest.mark.skipif(sys.platform != "linux", reason="SLURM is Linux's")]
 SECTIONS = ["metrics", "instances", "fusion"]  # no run, three runs, five runs
@@ -148,6 +151,14 @@ def prepare(root, slurm: Slurm) -> Clone:
     return project
 
 
+def measured_minutes(project: Clone) -> float:
+    "Processor minutes of the trainings and sections of a project, without the start of jobs"
+    records = [(p, "train_cpu_seconds") for p in project.runs.glob("*/measured.json")]
+    costs = [json.loads(p.read_text())[name] for p, name in records if p.parent.name != "measured"]
+    costs += [json.loads(p.read_text())["values"]["cpu_seconds"] for p in project.runs.glob("measured/*.json")]
+    return sum(costs) / 60
+
+
 def test_slurm_runs_the_smoke_study_as_one_process_does(slurm, tmp_path):
     project, alone, start = prepare(tmp_path / "cluster", slurm), clone(tmp_path / "alone"), time.monotonic()
     with open(tmp_path / "snakemake.log", "w+") as log:
@@ -164,6 +175,10 @@ def test_slurm_runs_the_smoke_study_as_one_process_does(slurm, tmp_path):
     assert most == JOBS and states[ended["scancel"]] == "CANCELLED" and states[ended["kill"]] == "FAILED"
     assert sorted(states.values()).count("COMPLETED") == len(states) - 2
     assert messages.count("Trying to restart job") == 2
+    n, hours = map(float, re.search(r"^(\d+) jobs of one thread: ([\d.]+) hours", messages, re.M).groups())
+    cost = START_MINUTES * n + measured_minutes(project)
+    print(f"planned {60 * hours:.1f} processor minutes, measured {cost:.1f}")
+    assert cost / 2 < 60 * hours < 2 * cost, "a shared machine's processor time varies"
     process = alone.paper(sections(), jobs=1)
     errors = process.communicate(timeout=LONGEST)[1]
     assert process.returncode == 0, errors
