@@ -15,7 +15,7 @@ import time
 import pytest
 
 import fuzz
-from conftest import Clone, Project, clone
+from conftest import Project, clone
 
 pytestmark = pytest.mark.stress
 SECTIONS = ("data", "metrics", "search", "statistics")  # of the smoke paper; `statistics` reads `benchmark`
