@@ -6,7 +6,7 @@ STAMP := $(VENV)/.locked
 TORCH ?= $(if $(wildcard $(VENV)/cpu.lock),cpu)  # cpu: without the CUDA libraries; kept for later calls
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
-.PHONY: help env paper test export lab app stress lock
+.PHONY: help env paper test export lab app slides stress lock
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,6 +44,9 @@ lab: env  ## open the notebooks
 
 app: env  ## bring NiiVue, the volume viewer of `medseg serve app`, and check its hash
 	@$(BIN)/python -c "from medseg_nb.deployment.app import bring_niivue; print(bring_niivue())"
+
+slides: env  ## execute the lessons of the course and write the slides of each to slides/
+	@$(BIN)/python -c "from medseg_nb.paper.slides import main; main()"
 
 stress: env  ## fuzz readers, scores and every command, and kill sections of the smoke paper; at most 40 minutes
 	@$(BIN)/python -m pytest -m stress

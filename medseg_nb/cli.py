@@ -62,11 +62,22 @@ def say(value: object, as_json: bool, lines: list[str]) -> None:
     print(to_json(value), end="") if as_json else print("\n".join(lines))
 
 # %% ../nbs/library/99_cli.ipynb #43168e29
-@app.command(epilog="Example: medseg new lungs")
-def new(folder: Annotated[Path, typer.Argument(help="new folder")]):
-    "Lay a workspace for your own data, models and reports; a checkout of the kit is one already."
+_NEXT_STEPS = dict(
+    model="medseg train --profile own --data phantom_skin --model {name}",
+    section="medseg run {name}", dataset="fill it in, and medseg data verify {name}")
+
+@app.command(epilog="Examples: medseg new lungs; medseg new model dilated")
+def new(what: Annotated[str, typer.Argument(help="new folder, or one of model, section, dataset")],
+        name: Annotated[Optional[str], typer.Argument(help="of the model, section or data set")] = None):
+    """Lay a workspace for your own data, models and reports (a checkout of the kit is one already), or begin a model, a
+    section or a data set from a template that works as it is."""
+    from medseg_nb.kit.templates import TEMPLATES, create_from_template
     from medseg_nb.kit.workspace import create_workspace
-    print(f"{create_workspace(folder)}; next: cd {folder} and medseg data add FOLDER --id NAME")
+    if name is None and what in TEMPLATES:
+        raise typer.BadParameter(f"give it a name: medseg new {what} NAME", param_hint="NAME")
+    if name is None: print(f"{create_workspace(Path(what))}; next: cd {what} and medseg data add FOLDER --id NAME"); return
+    require_workspace()
+    print(f"{os.path.relpath(create_from_template(what, name))}; next: {_NEXT_STEPS[what].format(name=name)}")
 
 # %% ../nbs/library/99_cli.ipynb #f93f2075
 def _deadline(limit: str | None) -> None:
@@ -85,17 +96,22 @@ def _prepare(jobs: int | None) -> None:
 def _bring(profile: str, data: str | None, only: list[str] | None,
            jobs: int | None, executor: str = "local") -> dict[str, str]:
     from medseg_nb.kit import execution as study
-    if executor != "local": study.run_on_cluster(profile, executor, jobs, data)
+    if executor != "local": study.run_on_cluster(profile, executor, jobs, data, only)
     return study.run_all(profile, data, only, jobs or 1)
 
 # %% ../nbs/library/99_cli.ipynb #e0d03a42
-def planned(profile: str, data: str | None, only: list[str] | None) -> None:
-    "Say what would be executed, and why; exit code 1 if anything would be"
+def planned(profile: str, data: str | None, only: list[str] | None, executor: str = "local") -> None:
+    "Say what would be executed, and why, and what it costs on a cluster; exit code 1 if anything would be"
     from medseg_nb.kit import execution as study
+    from medseg_nb.kit.core import choose
+    choose(executor, ("local", *study.CLUSTER_EXECUTORS), "executor")
     sections = study.select_sections(profile, only)
     rows = [r for r in study.list_section_states(profile, data) if r["section"] in sections
             and r["state"] in ("stale", "absent")]
     for r in rows: print(f"{r['section']:16} {r['state']:8} {', '.join(r['why'])}")
+    if executor != "local":
+        from medseg_nb.training.jobs import describe_jobs, list_jobs
+        print("\n".join(describe_jobs(list_jobs(profile, data, only))))
     if rows: raise typer.Exit(1)
     print(f"nothing would be executed: what this machine can compute of {len(sections)} sections is current")
 
@@ -118,7 +134,7 @@ def paper(
     export: Annotated[Optional[Path], typer.Option(help="folder for the article as DOCX and LaTeX")] = None):
     "Bring all sections up to date and rebuild article and supplement (PDF and HTML)."
     plug(plugins)
-    if dry_run: return planned(profile, data, only)
+    if dry_run: return planned(profile, data, only, executor)
     _prepare(jobs)
     states = _bring(profile, data, only, jobs, executor)
     _write_papers(profile, states)

@@ -115,11 +115,11 @@ class Project:
     def environment(self) -> dict:
         return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache") | self.env
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen:
-        "The command in a process group of its own"
+    def start(self, *words: str, log: io.TextIOBase | None = None, **env: str) -> subprocess.Popen:
+        "The command in a process group of its own; its messages go to pipes, or to a log"
         return subprocess.Popen([COMMAND, *map(str, words)],
                                 env=self.environment() | env, cwd=self.root, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                stdout=log or subprocess.PIPE, stderr=log or subprocess.PIPE,
                                 text=True, encoding="utf-8", start_new_session=True)
 
     def medseg(self, *words: str, **env: str) -> subprocess.CompletedProcess:
@@ -213,6 +213,18 @@ def built(twins) -> Project: return twins[0]
 def project(built, tmp_path) -> Project:
     "A copy of the executed fixture study"
     return built.copy(tmp_path / "project")
+
+
+class Clone(Project):
+    "The real study in a folder of its own"
+    def paper(self, sections, *words: str, jobs: int = 2) -> subprocess.Popen:
+        return self.start("paper", "-j", str(jobs), *words, *(w for name in sections for w in ("--only", name)))
+
+
+def clone(root: Path) -> Clone:
+    for name in ("nbs", "data_manifests", "reports/peers", "workflow"): shutil.copytree(REPO / name, root / name)
+    for name in ("README.md", "requirements.lock", "settings.ini"): shutil.copy(REPO / name, root / name)
+    return Clone(root)
 
 
 @dataclass

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 import pytest
 
 import fuzz
-from conftest import PLAIN, REPO, Project
+from conftest import Project, clone
 
 pytestmark = pytest.mark.stress
 SECTIONS = ("data", "metrics", "search", "statistics")  # of the smoke paper; `statistics` reads `benchmark`
@@ -24,32 +23,17 @@ ONCE = 660                   # seconds to bring these up to date
 FUZZING, ENOUGH = 420, 540  # seconds after which bad calls end that are not needed, and all of them
 
 
-class Clone(Project):
-    "The real study in a folder of its own"
-    def environment(self) -> dict:
-        return PLAIN | dict(MEDSEG_ROOT=str(self.root), MEDSEG_RUNS="runs", MEDSEG_CACHE="cache")
-
-    def paper(self) -> subprocess.Popen:
-        return self.start("paper", "-j", "2", *(w for name in SECTIONS for w in ("--only", name)))
-
-
-def clone(root) -> Clone:
-    for name in ("nbs", "data_manifests", "reports/peers"): shutil.copytree(REPO / name, root / name)
-    for name in ("README.md", "requirements.lock", "settings.ini"): shutil.copy(REPO / name, root / name)
-    return Clone(root)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
 def test_kill_the_smoke_paper_at_any_moment(tmp_path):
     "Ten kills, then one call; the results are those of a project in which two calls went on at once, none killed"
     killed, other, draws, kills = clone(tmp_path / "killed"), clone(tmp_path / "other"), random.Random(5), 0
     for _ in range(10):
-        process = killed.paper()
+        process = killed.paper(SECTIONS)
         try: process.communicate(timeout=draws.uniform(2, 18))
         except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); kills += 1
         process.communicate()
     assert kills >= 5
-    for started in ([killed.paper()], [other.paper(), other.paper()]):
+    for started in ([killed.paper(SECTIONS)], [other.paper(SECTIONS), other.paper(SECTIONS)]):
         ends = [p.communicate(timeout=ONCE) for p in started]
         assert [p.returncode for p in started] == [0] * len(started), ends
     mine, theirs = killed.files(), other.files()
