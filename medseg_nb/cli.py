@@ -411,7 +411,8 @@ def models_verify():
     if any(line.startswith("MOVED") for line in lines): raise typer.Exit(1)
 
 @models_app.command("build", epilog="Example: medseg models build phantom")
-def models_build(names: Annotated[Optional[list[str]], typer.Argument(help="of nbs/models.yaml; all if left out")] = None):
+def models_build(names: Annotated[Optional[list[str]],
+                                  typer.Argument(help="of nbs/models.yaml; all if left out")] = None):
     "Train the models of the package, quantize and score them, and write their cards and docs/models.md."
     from medseg_nb.deployment.model_cards import build_models, mean_dice, write_models_page
     for card in build_models(names or ()): print(f"{card.name}: Dice {mean_dice(card):.3f}", flush=True)

@@ -44,12 +44,14 @@ def predict_classes(net, x: np.ndarray) -> np.ndarray:  # (row, column)
 # the image, and what the network takes of it
 def read_input(segmenter: Segmenter, path: Path) -> tuple[Image, np.ndarray]:
     "Read an image; refuse what the model cannot take"
-    if len(segmenter.shape) == 3: raise InputError(segmenter.name, "is a model for volumes", "explain a model for pictures")
+    if len(segmenter.shape) == 3:
+        raise InputError(segmenter.name, "is a model for volumes", "explain a model for pictures")
     with named_errors(path):
         image = read_image(path)
         return image, segmenter.prepare_input(image, str(path))[0]
 
-def object_grouping(model: str, config: Config, net):  # from images to instance maps, None where no objects are told apart
+# from images to instance maps; None where objects are not told apart
+def object_grouping(model: str, config: Config, net):
     "How a model finds objects in images that its network takes"
     if load_manifest(config.dataset).task != "instance": return None
     if (grouping := load_grouping(model)) is None:

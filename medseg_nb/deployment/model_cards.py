@@ -102,11 +102,13 @@ def summarize_strata(rows: pd.DataFrame) -> list[PatientScore]:
         if part.patient.nunique() >= MIN_STRATUM: found += summarize_scores(part, "dice", str(name))
     return sorted(found, key=lambda s: s.mean)
 
-# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #e9417a39
-def appearance_ranges(images: Sequence[Image], shape: Sequence[int]) -> dict[str, tuple[float, float]]:
-    table = pd.DataFrame([measure_appearance(i, shape) for i in images])
-    return {name: (float(np.floor(table[name].min() * 1e4) / 1e4), float(np.ceil(table[name].max() * 1e4) / 1e4))
-            for name in table}
+# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #cc0ab20c
+def appearance_ranges(cases: Sequence[Case], shape: Sequence[int], strata: str | None) -> dict:  # as on a card
+    "Ranges of what training images look like, by kind of image"
+    table = pd.DataFrame([measure_appearance(c.image(), shape) for c in cases])
+    kinds = [str(c.fields[strata]) if strata else "all" for c in cases]
+    low, high = np.floor(table.groupby(kinds).min() * 1e4) / 1e4, np.ceil(table.groupby(kinds).max() * 1e4) / 1e4
+    return {kind: {name: (low[name][kind], high[name][kind]) for name in table} for kind in low.index}
 
 MAX_UNUSUAL_IMAGES = 100  # of each set that are measured
 
@@ -125,11 +127,14 @@ def unusual_shares(segmenter: Segmenter, config: Config) -> dict[str, float]:
     cases = load_cases(config.dataset)
     shares = {"held-out images": warned_share(segmenter, [cases[i] for i in fold_indices(config.dataset, 0)[1]])}
     for dataset in sorted({m.dataset for m in load_shipped_plan().models.values()} - {config.dataset}):
-        if locate_dataset(dataset): ensure_dataset(dataset); shares[dataset] = warned_share(segmenter, load_cases(dataset))
+        if locate_dataset(dataset) is None: continue
+        ensure_dataset(dataset)
+        shares[dataset] = warned_share(segmenter, load_cases(dataset))
     return {k: round(v, 4) for k, v in shares.items() if v is not None}
 
-def score_examples(segmenter: Segmenter, name: str) -> dict[str, float]:  # nothing where the lessons have no such pictures
-    "Mean Dice of the foreground on the lessons' pictures, which may be of training patients: a check of an installation"
+# nothing where the lessons have no such pictures
+def score_examples(segmenter: Segmenter, name: str) -> dict[str, float]:
+    "Mean Dice of the foreground on the lessons' pictures, some of training patients: it checks an installation"
     table = pd.read_csv(lesson_images() / "table.csv")
     if name not in set(table["set"]): return {}
     scores = []
@@ -138,7 +143,7 @@ def score_examples(segmenter: Segmenter, name: str) -> dict[str, float]:  # noth
         scores.append(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
     return dict(pictures=len(scores), dice=round(float(np.mean(scores)), 4))
 
-# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #0c073681
+# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #8c70b3c2
 def license_notice(m: Manifest, name: str) -> str:
     "What must be said wherever the weights go"
     return (f"# License of the model `{name}`\n\nThe weights in this folder are licensed under "
@@ -158,7 +163,7 @@ def describe_model(name: str, config: Config, grouping: Grouping | None, rows: p
         name=name, purpose=entry.purpose, dataset=m.id, dataset_name=m.name, modality=m.modality,
         channels=list(m.image.channels), takes_gray=m.image.has_grey_files, shape=list(config.shape),
         normalise=config.normalise, labels=m.labels, grouping=grouping, unusual={}, examples={},
-        appearance=appearance_ranges([c.image() for c in training], config.shape),
+        appearance=appearance_ranges(training, config.shape, entry.strata),
         unit="image" if m.patient == "unknown" else "patient", training_patients=len({c.patient for c in training}),
         test_patients=rows.patient.nunique(), license=license_name(m), license_basis=m.licence.shown or m.licence.name,
         attribution=m.citation, home=m.home, network=config.model, start=RANDOM_START, seconds=entry.seconds,
@@ -187,7 +192,8 @@ def build_model(name: str) -> ModelCard:
     card = describe_model(name, config, grouping, rows) | dict(parameters=sum(p.numel() for p in net.parameters()))
     files = {"weights.safetensors": safetensors.torch.save(stored),
              "config.json": (folder("runs") / config.key / "config.json").read_bytes(),
-             ROWS_FILE: pack_table(to_csv(rows)), "LICENSE.md": license_notice(load_manifest(config.dataset), name).encode()}
+             ROWS_FILE: pack_table(to_csv(rows)),
+             "LICENSE.md": license_notice(load_manifest(config.dataset), name).encode()}
     stage = Path(tempfile.mkdtemp(dir=_made(folder("models")), prefix=f".{name}-"))
     try:
         write_model(stage / "new", card, files)
@@ -207,7 +213,7 @@ def build_models(names: Sequence[str] = ()) -> Iterator[ModelCard]:
     for name in names or load_shipped_plan().models: plan_entry(name)  # known, before anything is trained
     for name in names or load_shipped_plan().models: yield build_model(name)
 
-# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #7bebe584
+# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #3783d930
 DICE_TOLERANCE = .002
 
 def mean_dice(card: ModelCard) -> float:
@@ -226,11 +232,12 @@ def verify_model(name: str) -> dict:  # name, files, card_dice, dice (None where
 
 def format_verdict(result: dict) -> str:
     card = f"Dice {result['card_dice']:.3f} on the card"
-    if result["dice"] is None: return f"ok      {result['name']}: {result['files']} files; {card}, its data are not here"
+    if result["dice"] is None:
+        return f"ok      {result['name']}: {result['files']} files; {card}, its data are not here"
     state = "ok" if abs(result["dice"] - result["card_dice"]) <= DICE_TOLERANCE else "MOVED"
     return f"{state:7} {result['name']}: {result['files']} files; {card}, {result['dice']:.3f} measured here"
 
-# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #805e5be8
+# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #48c53f78
 def format_score(s: PatientScore) -> str: return f"{s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]"
 
 def _size_text(shape: Sequence[int]) -> str: return " × ".join(map(str, shape))
@@ -268,9 +275,11 @@ def describe_failures(card: ModelCard) -> list[str]:
     lines = [f"**Where it fails:** lowest Dice in the {worst.stratum} ({worst.region}): {format_score(worst)}, "
              f"{worst.n} {card.unit}s; nothing was found in {card.missed} held-out regions. "
              + "Others: " + "; ".join(f"{s.stratum} ({s.region}) {s.mean:.3f}" for s in card.strata[1:]) + "."]
-    ranges = ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in card.appearance.items())
+    ranges = "; ".join(f"{kind}: " + ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in r.items())
+                       for kind, r in card.appearance.items())
     shares = ", ".join(f"{name} {share:.0%}" for name, share in card.unusual.items())
-    return [*lines, "", f"**Training images:** {ranges}. An image outside is segmented with a warning; so were: {shares}."]
+    return [*lines, "", f"**Training images:** {ranges}. An image outside is segmented with a warning. Share of images "
+            f"that were: {shares}."]
 
 def format_table(cards: Sequence[ModelCard]) -> str:
     "The shipped models side by side, as Markdown"
@@ -281,8 +290,8 @@ def format_table(cards: Sequence[ModelCard]) -> str:
         ours, constant = ("<br>".join(f"{s.region}: {format_score(s)}" if len(part) > 1 else format_score(s)
                                       for s in part) for part in dice.values())
         size = (folder("models") / c.name / "weights.safetensors").stat().st_size / 1e3
-        lines.append(f"| [`{c.name}`](#{c.name}) | {c.purpose} | {c.test_patients} {c.unit}s of `{c.dataset}` | {ours} | "
-                     f"{constant} | {size:.0f} kB | {c.license} |")
+        lines.append(f"| [`{c.name}`](#{c.name}) | {c.purpose} | {c.test_patients} {c.unit}s of `{c.dataset}` | {ours} "
+                     f"| {constant} | {size:.0f} kB | {c.license} |")
     return "\n".join(lines) + "\n"
 
 def models_page() -> str:

@@ -46,7 +46,7 @@ class Segmenter:
     probabilities: Callable | None  # (case, channel, *shape) to (case, class, *shape); None if it has no classes alone
     whole: bool = False             # it sees an image at the image's own size, through windows of its shape
     takes_gray: bool = False        # a picture of one channel is taken as equal channels
-    appearance: Mapping[str, tuple[float, float]] | None = None  # ranges over training images, where they are known
+    appearance: Mapping | None = None  # ranges over training images by kind, as on a card, where they are known
 
     def prepare_input(self, image: Image, subject: str) -> np.ndarray:  # (1, channel, *shape)
         "What the model sees of an image"
