@@ -143,7 +143,7 @@ def score_examples(segmenter: Segmenter, name: str) -> dict[str, float]:
         scores.append(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
     return dict(pictures=len(scores), dice=round(float(np.mean(scores)), 4))
 
-# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #8c70b3c2
+# %% ../../nbs/library/9_deployment/12_model_cards.ipynb #c418f7b1
 def license_notice(m: Manifest, name: str) -> str:
     "What must be said wherever the weights go"
     return (f"# License of the model `{name}`\n\nThe weights in this folder are licensed under "
@@ -165,7 +165,8 @@ def describe_model(name: str, config: Config, grouping: Grouping | None, rows: p
         normalise=config.normalise, labels=m.labels, grouping=grouping, unusual={}, examples={},
         appearance=appearance_ranges(training, config.shape, entry.strata),
         unit="image" if m.patient == "unknown" else "patient", training_patients=len({c.patient for c in training}),
-        test_patients=rows.patient.nunique(), license=license_name(m), license_basis=m.licence.shown or m.licence.name,
+        test_patients=rows.patient.nunique(), license=license_name(m),
+        license_basis=f"{m.licence.shown or m.licence.name}; {m.licence.status} in the manifest",
         attribution=m.citation, home=m.home, network=config.model, start=RANDOM_START, seconds=entry.seconds,
         steps=config.steps, run=config.key, scores=scores, strata=summarize_strata(rows),
         missed=int((rows.query("variant == 'shipped'").dice == 0).sum()),

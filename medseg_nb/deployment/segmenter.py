@@ -102,7 +102,7 @@ def _class_probabilities(net, images: np.ndarray) -> np.ndarray:
     from medseg_nb.training.inference import probabilities
     return np.stack([np.asarray(p) for p in probabilities(net, images)])
 
-def segmenter_of_run(config: Config, net) -> Segmenter:
+def segmenter_of_run(config: Config, net, name: str | None = None) -> Segmenter:  # name: its key, if left out
     "A trained run"
     run_task = load_module(task_module(config))
     if not hasattr(run_task, "segment"):
@@ -110,7 +110,7 @@ def segmenter_of_run(config: Config, net) -> Segmenter:
     if config.fields:
         raise InputError(config.key, "is a run that is told of the patient too", "name a run that takes images alone")
     m = load_manifest(config.dataset)
-    return Segmenter(config.key, m.image.channels, config.shape,
+    return Segmenter(name or config.key, m.image.channels, config.shape,
                      config.normalise, _name_of_label(m.labels), config.masks == "instances",
                      partial(run_task.segment, config, net),
                      None if config.task else partial(_class_probabilities, net), getattr(run_task, "WHOLE", False),
@@ -155,8 +155,8 @@ def group_objects(net, method: str, settings: dict, images: np.ndarray,
 def segmenter_of_shipped(name: str) -> Segmenter:
     "A model of the package"
     config, net = load_model(name)
-    segmenter, grouping = segmenter_of_run(config, net), load_grouping(name)
-    segmenter = replace(segmenter, name=name, appearance=read_model_card(name).appearance)
+    grouping = load_grouping(name)
+    segmenter = replace(segmenter_of_run(config, net, name), appearance=read_model_card(name).appearance)
     return replace(segmenter, instances=True, segment=partial(group_objects, net, *grouping)) if grouping else segmenter
 
 # name of a shipped model, key or name of a run, name of an ensemble, or path of an artefact
