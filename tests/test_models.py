@@ -116,7 +116,7 @@ def test_only_what_the_core_brings_is_imported(user):
     settings = ConfigParser(delimiters=["="])
     settings.read(REPO / "settings.ini", encoding="utf-8")
     extras = ("monai timm einops matplotlib seaborn sklearn accelerate segmentation_models_pytorch torchvision onnx "
-              "onnxruntime openvino papermill nbdev psutil statsmodels shap captum scour jinja2 typst pylidc mlcroissant")
+              "onnxruntime openvino papermill nbdev psutil statsmodels shap captum scour typst pylidc mlcroissant")
     assert not {"matplotlib", "monai", "onnxruntime"} & set(settings["DEFAULT"]["requirements"].split())
     code = (f"import sys\nfor name in '{extras}'.split(): sys.modules[name] = None\n"
             "from medseg_nb.cli import main; main()")

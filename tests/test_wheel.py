@@ -44,8 +44,8 @@ def call(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess
 def test_a_wheel_carries_what_the_kit_looks_up(installed):
     shipped = {p.relative_to(installed / "medseg_nb" / "shipped").as_posix()
                for p in (installed / "medseg_nb").rglob("shipped/**/*") if p.is_file()}
-    tracked = subprocess.run(["git", "-C", REPO, "ls-files", "nbs", "data_manifests", "models"], capture_output=True, text=True,
-                             check=True).stdout.split()
+    tracked = subprocess.run(["git", "-C", REPO, "ls-files", "nbs", "data_manifests", "models"], capture_output=True,
+                             text=True, check=True).stdout.split()
     wanted = {f for f in tracked if not f.startswith(("nbs/library", "nbs/course")) and not f.endswith("README.md")}
     assert wanted <= shipped
     assert not any("site-packages" in p or p.endswith(".png") for p in shipped)
