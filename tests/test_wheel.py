@@ -10,7 +10,7 @@ import pytest
 from conftest import PLAIN, REPO
 from test_own_study import PATIENTS, draw_squares
 
-PARTS = ("medseg_nb", "nbs", "data_manifests", "reports/peers/agreement")
+PARTS = ("medseg_nb", "nbs", "data_manifests", "models", "reports/peers/agreement")
 FILES = ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "requirements.lock", "README.md", "LICENSE",
          "CHANGELOG.md", "CITATION.cff")
 
@@ -44,11 +44,20 @@ def call(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess
 def test_a_wheel_carries_what_the_kit_looks_up(installed):
     shipped = {p.relative_to(installed / "medseg_nb" / "shipped").as_posix()
                for p in (installed / "medseg_nb").rglob("shipped/**/*") if p.is_file()}
-    tracked = subprocess.run(["git", "-C", REPO, "ls-files", "nbs", "data_manifests"], capture_output=True, text=True,
-                             check=True).stdout.split()
+    tracked = subprocess.run(["git", "-C", REPO, "ls-files", "nbs", "data_manifests", "models"], capture_output=True,
+                             text=True, check=True).stdout.split()
     wanted = {f for f in tracked if not f.startswith(("nbs/library", "nbs/course")) and not f.endswith("README.md")}
     assert wanted <= shipped
     assert not any("site-packages" in p or p.endswith(".png") for p in shipped)
+
+
+def test_a_picture_is_segmented_right_after_the_installation(installed, tmp_path):
+    "No checkout, no workspace, no data: the models are in the wheel"
+    picture = next((REPO / "nbs" / "course" / "images" / "nuclei").glob("*[0-9a-f].png"))
+    assert "nuclei" in call(installed, tmp_path, "models", "list").stdout
+    done = call(installed, tmp_path, "predict", "nuclei", str(picture), "--out", "masks")
+    assert done.returncode == 0 and (tmp_path / "masks" / picture.name).is_file(), done.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"masks", "cache"}
 
 
 def test_a_workspace_takes_data_and_plans_outside_of_a_checkout(installed, tmp_path):

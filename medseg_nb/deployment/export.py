@@ -40,6 +40,7 @@ from ..data.manifest import load_manifest
 from ..kit.keys import load_module, package_version
 from ..preparation.preprocess import load_prepared_cases
 from .pruning import pruned_config, import_deploy_package, silence_notes
+from ..training.shipped_models import list_shipped_models, load_model, read_model_card
 from ..training.training import Config, load_run, task_module, training_cases, run_training
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #6ae2561c
@@ -70,6 +71,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     normalise: str                                        # name of the normalisation
     labels: dict[str, int]                                # label map: what each class means
     classes: int = Field(ge=2)
+    takes_gray: bool = False                              # a picture of one channel is taken as equal channels
     files: dict[str, Hash]
     agreement: float = Field(ge=0, le=1)  # Dice of the foregrounds that it and its run find in training images
     parity: list[dict]  # largest difference from the run, and share of equal labels, at shapes that were not traced
@@ -450,7 +452,7 @@ def foreground_dice(ours: np.ndarray, theirs: np.ndarray) -> float:  # label map
 # %% ../../nbs/library/9_deployment/03_export.ipynb #7e69b0ec
 def load_exportable_run(key: str):  # config, network
     "A run whose answer is a class for each pixel"
-    config, net = load_run(key)
+    config, net = load_model(key)
     if config.task or config.fields:
         raise InputError(key, f"is a run of {task_module(config)}, whose answers need more than its network",
                          "export a run that segments by classes alone")
@@ -459,9 +461,10 @@ def load_exportable_run(key: str):  # config, network
 def _create_card(config: Config, key: str, **more) -> Card:
     m = load_manifest(config.dataset)
     versions = {n: package_version(n) for n in ("torch", "onnx", "onnxruntime", "openvino", "nncf")}
-    return Card(run=key, dataset=config.dataset, model=config.model,
+    run = read_model_card(key).run if key in list_shipped_models() else key
+    return Card(run=run, dataset=config.dataset, model=config.model,
                 channels=list(m.image.channels), shape=list(config.shape), normalise=config.normalise,
-                labels=m.labels, classes=max(m.labels.values()) + 1,
+                labels=m.labels, classes=max(m.labels.values()) + 1, takes_gray=m.image.has_grey_files,
                 versions={n: v for n, v in versions.items() if v}, **more)
 
 @lru_cache(maxsize=2)

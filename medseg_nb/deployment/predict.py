@@ -6,6 +6,7 @@
 __all__ = ['is_series', 'output_stem', 'list_input_files', 'label_map_path', 'named_errors', 'predict_file', 'predict_files']
 
 # %% ../../nbs/library/9_deployment/09_predict.ipynb #2d0e90a7
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -105,14 +106,18 @@ def predict_file(model: Segmenter, path: Path, out: Path,
     stem = output_stem(path)
     image, mask = _segment_file(model, path, _output_path(model, path, out))
     write(out / "pictures" / f"{stem}.png", encode_png(overlay_pixels(image, mask)))
+    unusual = model.describe_mismatch(image)
     row = dict(file=path.name, status="done", reason="", foreground=float((mask > 0).mean()))
+    if unusual:
+        row["reason"] = f"does not look like the images that {model.name} has learned from: {unusual}"
+        print(f"warning: {to_one_line(path.name)}: {row['reason']}", file=sys.stderr)
     for size in label_sizes(mask, model.labels, model.instances, image.spacing):
         row[f"{size['name']}_{size['unit']}"] = size["size"]
         if model.instances: row["objects"] = size["objects"]
     if uncertainty: row["uncertainty"] = _write_uncertainty(model, image, path, out / "uncertainty" / stem, mask)
     return row
 
-def predict_files(model: str,  # key of a run, or path of an artefact
+def predict_files(model: str,  # name of a shipped model, key of a run, or path of an artefact
                   inputs: Sequence[Path],
                   out: Path,
                   uncertainty: bool = False,  # write maps of it too

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENSEMBLE_FIELDS', 'volume_slices', 'Segmenter', 'segmenter_of_run', 'segmenter_of_export', 'load_ensemble',
-           'load_segmenter']
+           'load_grouping', 'group_objects', 'segmenter_of_shipped', 'load_segmenter']
 
 # %% ../../nbs/library/9_deployment/04_segmenter.ipynb #a86b1f51
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,9 @@ from .export import predict_scores, load_exported_model, resize_linear, softmax
 from .export import segment_exported as segment_exported
 from ..images.files import Image
 from ..kit.keys import load_module
-from ..preparation.preprocess import network_input
+from ..preparation.preprocess import network_input, resize
+from ..training.shipped_models import (describe_mismatch, list_shipped_models, load_model, measure_appearance,
+                                               read_model_card)
 from ..training.training import Config, load_run, load_run_names, task_module
 
 # %% ../../nbs/library/9_deployment/04_segmenter.ipynb #fc94f460
@@ -43,18 +45,28 @@ class Segmenter:
     segment: Callable               # (case, channel, *shape) and sizes, to label maps of these sizes
     probabilities: Callable | None  # (case, channel, *shape) to (case, class, *shape); None if it has no classes alone
     whole: bool = False             # it sees an image at the image's own size, through windows of its shape
+    takes_gray: bool = False        # a picture of one channel is taken as equal channels
+    appearance: Mapping | None = None  # ranges over training images by kind, as on a card, where they are known
 
     def prepare_input(self, image: Image, subject: str) -> np.ndarray:  # (1, channel, *shape)
         "What the model sees of an image"
         if image.ndim != len(self.shape):
             raise InputError(subject, f"has {image.ndim} axes, and the model takes {len(self.shape)}",
                              "give it pictures, or volumes, as it was trained on")
+        if self.takes_gray and not image.channels:
+            image = replace(image, array=np.stack([image.array] * len(self.channels), -1), channels=len(self.channels))
         if (image.channels or 1) != len(self.channels):
             raise InputError(subject,
                              f"{image.channels or 1} channels, the model takes {len(self.channels)} "
                              f"({', '.join(self.channels)})",
                              "choose another model or image")
         return network_input(image, image.shape if self.whole else self.shape, self.normalise)[None]
+
+    def describe_mismatch(self, image: Image) -> str:  # empty where it does, or where nothing is known
+        "In what an image does not look like those that the model has learnt from"
+        if self.appearance is None: return ""
+        image = volume_slices(image)[image.shape[2] // 2] if self.is_sliced(image) else image
+        return describe_mismatch(measure_appearance(image, self.shape), self.appearance)
 
     def is_sliced(self, image: Image) -> bool:
         "Whether the model takes an image slice by slice"
@@ -90,7 +102,7 @@ def _class_probabilities(net, images: np.ndarray) -> np.ndarray:
     from medseg_nb.training.inference import probabilities
     return np.stack([np.asarray(p) for p in probabilities(net, images)])
 
-def segmenter_of_run(config: Config, net) -> Segmenter:
+def segmenter_of_run(config: Config, net, name: str | None = None) -> Segmenter:  # name: its key, if left out
     "A trained run"
     run_task = load_module(task_module(config))
     if not hasattr(run_task, "segment"):
@@ -98,10 +110,11 @@ def segmenter_of_run(config: Config, net) -> Segmenter:
     if config.fields:
         raise InputError(config.key, "is a run that is told of the patient too", "name a run that takes images alone")
     m = load_manifest(config.dataset)
-    return Segmenter(config.key, m.image.channels, config.shape,
+    return Segmenter(name or config.key, m.image.channels, config.shape,
                      config.normalise, _name_of_label(m.labels), config.masks == "instances",
                      partial(run_task.segment, config, net),
-                     None if config.task else partial(_class_probabilities, net), getattr(run_task, "WHOLE", False))
+                     None if config.task else partial(_class_probabilities, net), getattr(run_task, "WHOLE", False),
+                     m.image.has_grey_files)
 
 def segmenter_of_export(place: Path,
                         threads: int | None = 1,  # None: all
@@ -112,7 +125,7 @@ def segmenter_of_export(place: Path,
     return Segmenter(str(place), model_card.channels, model_card.shape, model_card.normalise,
                      _name_of_label(model_card.labels), False, partial(segment_exported, exported_model),
                      lambda images: np.stack([softmax(predict_scores(exported_model, image[None])[0])
-                                              for image in images]))
+                                              for image in images]), takes_gray=model_card.takes_gray)
 
 ENSEMBLE_FIELDS = ("dataset", "model", "shape", "normalise", "width", "masks")  # in which all members must be equal
 
@@ -126,9 +139,32 @@ def load_ensemble(name: str, keys: Sequence[str]):  # config of the first, netwo
         raise InputError(name, fault, "name one run: medseg models")
     return configs[0], Ensemble(networks).eval()
 
-def load_segmenter(model: str) -> Segmenter:  # key or name of a run, name of an ensemble, or path of an artefact
-    "The artefact at a path, the run with a key, or the runs that a name joins by +"
+def load_grouping(model: str) -> tuple[str, dict] | None:  # method of `methods.instances`, and its settings
+    "How a shipped model tells touching objects apart, if it does"
+    if model not in list_shipped_models() or (grouping := read_model_card(model).grouping) is None: return None
+    return grouping["method"], {k: v for k, v in grouping.items() if k != "method"}
+
+def group_objects(net, method: str, settings: dict, images: np.ndarray,
+                  sizes: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:  # int32 label maps of these sizes
+    "Objects that a network of two classes finds, grouped on the network's grid"
+    from medseg_nb.methods.instances import group_with_method
+    from medseg_nb.training.inference import probabilities
+    for p, size in zip(probabilities(net, images), sizes):
+        yield resize(group_with_method(method, 1 - p[0].numpy(), None, **settings), size, labels=True)
+
+def segmenter_of_shipped(name: str) -> Segmenter:
+    "A model of the package"
+    config, net = load_model(name)
+    grouping = load_grouping(name)
+    segmenter = replace(segmenter_of_run(config, net, name), appearance=read_model_card(name).appearance)
+    return replace(segmenter, instances=True, segment=partial(group_objects, net, *grouping)) if grouping else segmenter
+
+# name of a shipped model, key or name of a run, name of an ensemble, or path of an artefact
+def load_segmenter(model: str) -> Segmenter:
+    "The shipped model of a name, the artefact at a path, the run with a key, or the runs that a name joins by +"
+    if model in list_shipped_models() and not (Path(model) / "artefact.json").is_file():
+        return segmenter_of_shipped(model)
     if Path(model).exists(): return segmenter_of_export(Path(model))
     keys = load_run_names().get(model, model).split("+")
-    return segmenter_of_run(*load_run(model)) if len(keys) == 1 else replace(
+    return segmenter_of_run(*load_model(model)) if len(keys) == 1 else replace(
         segmenter_of_run(*load_ensemble(model, keys)), name=model)

@@ -18,7 +18,7 @@ from .keys import package_version
 
 # %% ../../nbs/library/0_kit/07_workspace.ipynb #1b346ec9
 WORKSPACE_FILE = "medseg.yaml"
-SHIPPED_FOLDERS = ("nbs", "data_manifests")
+SHIPPED_FOLDERS = ("nbs", "data_manifests", "models")
 
 def shipped_folder() -> Path:  # there in an installed package alone
     "What a wheel carries beside its modules"
@@ -50,7 +50,7 @@ _README = """# Workspace of medseg_nb
     medseg data add FOLDER --id my_scans       # images and masks stay where they are; every problem is listed
     medseg study my_scans --minutes 60         # plan, trainings, report in studies/my_scans/
     medseg predict my_scans/best NEW --out masks/
-    medseg models                              # what is trained
+    medseg models list                         # what is trained
 
 | folder | holds |
 |---|---|
