@@ -10,8 +10,10 @@ nb_execution_mode = "off"  # what is executed is executed before, by the kit
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 6
+myst_dmath_double_inline = True
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "site": "{{path}}"}  # site: a file beside the pages
-suppress_warnings = ["myst.header"]  # a question may stand between levels
+suppress_warnings = ["myst.header",  # a question may stand between levels
+                     "ref.python"]   # a type in a signature may have several namesakes
 
 html_theme = "furo"
 html_title = "medseg_nb"

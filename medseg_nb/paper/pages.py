@@ -93,13 +93,12 @@ def write_claims_page(profile: str) -> str:
         parts.append(f"## {title}\n\n{count_noun(len(chosen), 'claim')}: {counts}.\n\n{tabulate_claims(chosen)}")
     return "\n\n".join(parts) + "\n"
 
-# %% ../../nbs/library/8_paper/14_pages.ipynb #d34caeef
+# %% ../../nbs/library/8_paper/14_pages.ipynb #84de3818
 def tabulate_registered(module: str) -> str:
     "The names that a module registers, with what they stand for"
     texts = {d.name: d.text for d in list_definitions(source_path(module).read_text(encoding="utf-8"))}
-    page = f"api/{module.removeprefix('medseg_nb.').replace('.', '/')}.md"
     rows = [format_cells(f"`{name}`", display_name(name), escape_comment(texts.get(definition, "")),
-                         f"[{definition}](/{page}#{module}.{definition})" if definition in texts else f"[{module}](/{page})")
+                         f"{{py:obj}}`{definition} <{module}.{definition}>`" if definition in texts else f"`{module}`")
             for name, definition in registered_names(module).items()]
     return tabulate(["name", "called", "what it is", "definition"], rows)
 

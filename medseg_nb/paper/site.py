@@ -259,15 +259,15 @@ def run_sphinx(source: Path, target: Path) -> None:
     if subprocess.run(command, cwd=root()).returncode:
         raise InputError("site", "Sphinx warns of what is printed above", "mend the pages that it names")
 
-# %% ../../nbs/library/8_paper/15_site.ipynb #703701fa
+# %% ../../nbs/library/8_paper/15_site.ipynb #40a9b97f
 def convert_formulas(formulas: list[tuple[str, bool]]  # TeX, and whether it has a line for itself
                     ) -> list[str]:
     "Formulas as MathML"
-    def mark(tex, is_block): return ("$$" if is_block else "$").join(["", " ".join(tex.split()), ""])
-    text = pandoc(["--from=markdown", "--to=html", "--mathml"], "\n\n".join(mark(*f) for f in formulas))
-    found = re.findall(r"<math.*?</math>", text, re.S)
-    if len(found) == len(formulas): return found
-    raise InputError("site", f"a formula was not read, of {formulas}", "mend its TeX")
+    def tree(tex, is_block): return dict(t="Math", c=[dict(t="DisplayMath" if is_block else "InlineMath"), tex])
+    blocks = [dict(t="Para", c=[tree(*f)]) for f in formulas]
+    document = {"pandoc-api-version": [1, 23], "meta": {}, "blocks": blocks}
+    text = pandoc(["--from=json", "--to=html", "--mathml"], json.dumps(document))
+    return re.findall(r"<math.*?</math>", text, re.S)
 
 def set_formulas(app: object, doctree: object) -> None:
     "Store the MathML of a page's formulas"
