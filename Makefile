@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.locked
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
-.PHONY: help env paper test export lab app stress lock
+.PHONY: help env paper test export lab app site stress lock
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,9 @@ lab: env  ## open the notebooks
 
 app: env  ## bring NiiVue, the volume viewer of `medseg serve app`, and check its hash
 	@$(BIN)/python -c "from medseg_nb.deployment.app import bring_niivue; print(bring_niivue())"
+
+site: env  ## set the site from the repository, offline, and check its links; it lies in _site/html
+	@$(BIN)/python -c "from medseg_nb.paper.site import main; main()"
 
 stress: env  ## fuzz readers, scores and every command, and kill sections of the smoke paper; at most 40 minutes
 	@$(BIN)/python -m pytest -m stress
