@@ -6,7 +6,7 @@ STAMP := $(VENV)/.locked
 TORCH ?= $(if $(wildcard $(VENV)/cpu.lock),cpu)  # cpu: without the CUDA libraries; kept for later calls
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
-.PHONY: help env paper test export lab app slides stress lock
+.PHONY: help env paper test export lab app slides site stress lock
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -48,10 +48,13 @@ app: env  ## bring NiiVue, the volume viewer of `medseg serve app`, and check it
 slides: env  ## execute the lessons of the course and write the slides of each to slides/
 	@$(BIN)/python -c "from medseg_nb.paper.slides import main; main()"
 
+site: env  ## set the site from the repository, offline, and check its links; it lies in _site/html
+	@$(BIN)/python -c "from medseg_nb.paper.site import main; main()"
+
 stress: env  ## fuzz readers, scores and every command, and kill sections of the smoke paper; at most 40 minutes
 	@$(BIN)/python -m pytest -m stress
 
 lock: env  ## resolve the requirements of settings.ini anew, for all systems
 	@touch setup.py  # uv caches what setup.py says until its time changes, and settings.ini is what changes
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
-		--extra study --extra paper --extra deploy --extra hospital --extra app --extra cluster --extra dev setup.py -o requirements.lock
+		--extra study --extra paper --extra deploy --extra hospital --extra app --extra site --extra cluster --extra dev setup.py -o requirements.lock
