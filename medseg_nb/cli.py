@@ -68,7 +68,7 @@ _NEXT_STEPS = dict(
     model="medseg train --profile own --data phantom_skin --model {name}",
     section="medseg run {name}", dataset="fill it in, and medseg data verify {name}")
 
-@app.command(epilog="Examples: medseg new lungs; medseg new model dilated")
+@app.command(epilog="Example: medseg new lungs, or medseg new model dilated")
 def new(what: Annotated[str, typer.Argument(help="new folder, or one of model, section, dataset")],
         name: Annotated[Optional[str], typer.Argument(help="of the model, section or data set")] = None):
     """Lay a workspace for your own data, models and reports (a checkout of the kit is one already), or begin a model, a
