@@ -618,10 +618,11 @@ def add_upstream(names: list[str]) -> set[str]:
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #5125ef0d
 def select_sections(profile: str, only: list[str] | None = None) -> list[str]:
-    "Sections of a profile in order; with `only` just those, and what they read from"
+    "Sections of a profile in order; with `only` just those, and what they read from that is not withdrawn"
     choose(profile, PROFILES, "profile")
     entries = {n: s for n, s in sections().items() if profile in s.profiles}
     selection = add_upstream([choose(n, entries, f"section of profile {profile}") for n in only or entries])
+    if only: selection -= {n for n, s in entries.items() if profile in s.withdrawn and n not in only}
     return [n for n in entries if n in selection]
 
 def remove_other_results(data: str | None) -> None:
