@@ -68,7 +68,7 @@ _NEXT_STEPS = dict(
     model="medseg train --profile own --data phantom_skin --model {name}",
     section="medseg run {name}", dataset="fill it in, and medseg data verify {name}")
 
-@app.command(epilog="Example: medseg new lungs, or medseg new model dilated")
+@app.command(epilog="Example: medseg new model dilated")
 def new(what: Annotated[str, typer.Argument(help="new folder, or one of model, section, dataset")],
         name: Annotated[Optional[str], typer.Argument(help="of the model, section or data set")] = None):
     """Lay a workspace for your own data, models and reports (a checkout of the kit is one already), or begin a model, a
@@ -77,7 +77,9 @@ def new(what: Annotated[str, typer.Argument(help="new folder, or one of model, s
     from medseg_nb.kit.workspace import create_workspace
     if name is None and what in TEMPLATES:
         raise typer.BadParameter(f"give it a name: medseg new {what} NAME", param_hint="NAME")
-    if name is None: print(f"{create_workspace(Path(what))}; next: cd {what} and medseg data add FOLDER --id NAME"); return
+    if name is None:
+        print(f"{create_workspace(Path(what))}; next: cd {what} and medseg data add FOLDER --id NAME")
+        return
     require_workspace()
     print(f"{os.path.relpath(create_from_template(what, name))}; next: {_NEXT_STEPS[what].format(name=name)}")
 

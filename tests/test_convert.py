@@ -3,7 +3,6 @@ import csv
 import functools
 import hashlib
 import http.server
-import os
 import shutil
 import threading
 import zipfile

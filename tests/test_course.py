@@ -105,7 +105,8 @@ def test_a_lesson_has_exercises_with_hidden_answers(path):
     names = [{n.partition("_")[2] for n in defined(cells(path, tag)) if n.startswith(prefix)}
              for tag, prefix in (("exercise", "your_"), ("check", "check_"), ("solution", "solution_"))]
     assert names[0] == names[1] == names[2] and len(names[0]) in (2, 3)
-    assert len(cells(path, "solution", "hide-cell")) == len(names[0]) and all("..." in s for s in cells(path, "exercise"))
+    assert len(cells(path, "solution", "hide-cell")) == len(names[0])
+    assert all("..." in s for s in cells(path, "exercise"))
     sources = json.loads(path.read_text(encoding="utf-8"))["cells"]
     heading = next(k for k, c in enumerate(sources) if "## Answers" in "".join(c["source"]))
     assert all(k > heading for k, c in enumerate(sources) if "solution" in c["metadata"].get("tags", []))

@@ -1,4 +1,4 @@
-"The site: dead links are named with their pages, signatures and comments reach the pages, nothing comes from elsewhere."
+"The site: dead links are named, signatures and comments reach the pages, and nothing comes from elsewhere."
 import re
 
 import pytest

@@ -1,5 +1,6 @@
 """A real SLURM of one node, started here and stopped at the end, runs sections of the smoke study: four jobs at once, a
-killed job is retried, and the results are those of the sequential run. Set MEDSEG_SLURM_SECTIONS=all for the whole paper."""
+killed job is retried, and the results are those of the sequential run. MEDSEG_SLURM_SECTIONS=all takes the whole
+paper."""
 import contextlib
 import getpass
 import json

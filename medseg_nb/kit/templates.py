@@ -68,19 +68,16 @@ import pandas as pd
 from medseg_nb.data.manifest import load_cases
 from medseg_nb.evaluation.intervals import summarize_patient_scores
 from medseg_nb.kit.report import Estimate, Report
----
-#| study
+--- study
 report = Report("NAME", profile)
 rows = pd.DataFrame([dict(dataset=d, case=c.id, patient=c.patient, share=float((c.semantic_mask() > 0).mean()))
                      for d in datasets for c in load_cases(d)])
 report.cases(rows)
----
-#| study
+--- study
 shares = summarize_patient_scores(rows, ["dataset"], ["share"])
 report.table("shares", shares, "Share of an image that its mask covers: mean over patients with 95 % interval.",
              by=["dataset"], estimates=["share"])
----
-#| study
+--- study
 fig, ax = plt.subplots(figsize=(5, 1 + .4 * len(shares)))
 ax.errorbar(shares.share, shares.dataset, xerr=[shares.share - shares.share_low, shares.share_high - shares.share],
             fmt="o", capsize=3)
@@ -88,8 +85,7 @@ ax.axvline(0, color="grey", lw=1, ls=":")
 ax.set(xlabel="share of the image", xlim=(-.01, None))
 report.figure("shares", fig, "Share of an image that its mask covers, mean over patients with 95 % interval; dotted: "
               "the empty mask.")
----
-#| study
+--- study
 largest = shares.loc[shares.share.idxmax()]
 report.numbers({"sets.count": len(shares), "sets.patients": int(shares.n.sum()),
                 "share.largest": Estimate(largest.share, largest.share_low, largest.share_high, int(largest.n))})
@@ -113,10 +109,10 @@ The largest mean share of {sets.count} sets is {share.largest} ({table:shares}).
 {figure:shares}"""
 
 def _template_cell(text: str, place: str) -> dict:
-    tag, _, source = text.partition("\n")
-    source = source.strip("\n").replace("NAME", place)
+    tag, source = (part.strip() for part in text.replace("NAME", place).split("\n", 1))
+    if tag == "study": tag, source = "", f"#| {tag}\n{source}"
     common = dict(id=hashlib.sha256(source.encode()).hexdigest()[:8],
-                  metadata=dict(tags=[tag.strip()]) if tag.strip() else {}, source=source.splitlines(keepends=True))
+                  metadata=dict(tags=[tag]) if tag else {}, source=source.splitlines(keepends=True))
     if re.match("#+ ", source): return dict(cell_type="markdown", **common)
     return dict(cell_type="code", execution_count=None, outputs=[], **common)
 

@@ -105,8 +105,8 @@ def tabulate_registered(module: str) -> str:
 def write_models_page() -> str:
     "Everything that is registered under a name"
     parts = ["# Models\n\n> Which networks, losses, augmentations and methods can a training name?\n\n`medseg train "
-             "--data ID --model NAME` and a plan take these names; [Extending](/docs/extending.md) says how one of your "
-             "own joins them. Which segments best is the matter of the [benchmark](/nbs/study/06_benchmark.ipynb)."]
+             "--data ID --model NAME` and a plan take these names; [Extending](/docs/extending.md) says how one of "
+             "your own joins them. Which segments best is the matter of the [benchmark](/nbs/study/05_benchmark.ipynb)."]
     for module, notebook in list_library().items():
         if not registered_names(module): continue
         title, question, *_ = read_prose(notebook)
@@ -147,5 +147,5 @@ def write_article_page() -> str:
     return ("# Article\n\n> What was found, in a few pages?\n\nThe article says what was found, effect first; the "
             "supplement has every section with all of its tables. Both are written from the same results by `medseg "
             "paper`.\n\n" + tabulate(["profile", "article", "supplement"], rows) + "\n\n[What to trust, and what "
-            "not](/docs/trust.md) says how to read the numbers, and [the checklists](/docs/checklists.md) where each item "
-            "of the reporting guidelines is answered.\n")
+            "not](/docs/trust.md) says how to read the numbers, and [the checklists](/docs/checklists.md) where each "
+            "item of the reporting guidelines is answered.\n")

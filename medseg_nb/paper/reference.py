@@ -81,7 +81,7 @@ def describe_function(node: ast.FunctionDef, comments: Comments, kind: str = "fu
 def is_public(name: str) -> bool: return not name.startswith("_")
 
 def describe_class(node: ast.ClassDef, comments: Comments) -> Definition:
-    "A class with its fields and public methods (not those by which Pydantic checks it); what it takes is what `__init__` takes"
+    "A class with its fields and public methods (not Pydantic's checks); it takes what `__init__` takes"
     functions = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and is_public(n.target.id)]
     start = next((describe_function(n, comments, "method") for n in functions if n.name == "__init__"), None)

@@ -115,11 +115,13 @@ def execute_lesson(path: Path) -> str:  # as JSON
     key = lesson_key(path, source)
     executed = load_cached(stored, key)
     if executed is None:
-        variables = dict(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYDEVD_DISABLE_FILE_VALIDATION="1", MEDSEG_DATA=None)
+        variables = dict(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYDEVD_DISABLE_FILE_VALIDATION="1",
+                         MEDSEG_DATA=None)
         with tempfile.TemporaryDirectory() as place, set_environment(**variables):
             try: execute_notebook(source, Path(place) / path.name, {})
             except Exception as e:
-                raise InputError(path.name, f"raised {getattr(e, 'ename', type(e).__name__)}: {getattr(e, 'evalue', e)}",
+                fault = f"{getattr(e, 'ename', type(e).__name__)}: {getattr(e, 'evalue', e)}"
+                raise InputError(path.name, f"raised {fault}",
                                  "open it with `make lab` to see where") from None
             executed = json.loads((Path(place) / path.name).read_text(encoding="utf-8"))
         store_cached(stored, key, executed)
@@ -162,10 +164,12 @@ def read_section(section: str) -> dict:
 
 # %% ../../nbs/library/8_paper/17_site.ipynb #ddb3d234
 TEMPLATES = "docs/site"  # configuration, style and start page
-CHAPTERS = {"Read": ["article.md", "nbs/study/README.md", "claims/*.md", "gallery/*.md", "docs/trust.md", "docs/checklists.md"],
+CHAPTERS = {"Read": ["article.md", "nbs/study/README.md", "claims/*.md", "gallery/*.md", "docs/trust.md",
+                     "docs/checklists.md"],
             "Learn": ["nbs/course/README.md", "docs/glossary.md"],
             "Use": ["docs/commands.md", "docs/data_sets.md", "models.md", "docs/*.md"],
-            "Build": ["nbs/library/README.md", "metrics.md", "CONTRIBUTING.md", "*.md", "nbs/README.md", "tests/mutation/RESULTS.md",
+            "Build": ["nbs/library/README.md", "metrics.md", "CONTRIBUTING.md", "*.md", "nbs/README.md",
+                      "tests/mutation/RESULTS.md",
                       "nbs/course/images/ATTRIBUTION.md"]}
 
 def write_toctree(pages: Iterable[str], caption: str = "") -> str:
@@ -211,7 +215,8 @@ def list_generated_pages() -> dict[str, str]:
 def collect_site() -> Site:
     "All pages of the site, before their links are resolved; lessons are executed"
     site = Site(list_written_pages() | list_generated_pages())
-    site.aliases = {"README.md": "index.md"} | {p.replace(".md", ".yaml"): p for p in site.pages if p.endswith("dataset.md")}
+    manifests = [p for p in site.pages if p.endswith("dataset.md")]
+    site.aliases = {"README.md": "index.md"} | {p.replace(".md", ".yaml"): p for p in manifests}
     children = {"docs/data_sets.md": [p for p in site.pages if p.endswith("dataset.md")],
                 "nbs/study/README.md": [section_page(s) for s in sections()],
                 "nbs/library/README.md": sorted(p for p in site.pages if is_match(p, "nbs/library/*/README.md"))}
