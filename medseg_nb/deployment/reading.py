@@ -9,7 +9,7 @@ __all__ = ['MEASUREMENT_LEVELS', 'ICC_FORMS', 'NON_INFERIORITY_MARGIN', 'ARMS', 
            'krippendorff_alpha', 'icc', 'bland_altman', 'non_inferiority', 'compare_with_margin', 'plan_readings',
            'study_name', 'choose_study_cases', 'check_study_size', 'write_design', 'write_study', 'read_key',
            'read_readings', 'simulate_readings', 'intra_reader_agreement', 'inter_reader_agreement', 'mask_effects',
-           'score_reader_masks', 'analyze_study']
+           'score_reader_masks']
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #bc38cff0
 import re
@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtri, stdtrit
 
-from ..kit.core import InputError, choose, digest, escape_formula, output_folder, rng, write
+from ..kit.core import InputError, choose, digest, output_folder, rng, write
 from ..data.manifest import Case, load_cases, read_table
 from ..data.duplicates import find_suspects
 from ..images.files import Encoding, read_mask
 from ..evaluation.metrics import reader_agreement
 from ..kit.report import to_csv
 from ..data.splits import fold_indices
-from ..evaluation.intervals import (bca_limits, bootstrap_means, name_interval, summarize_patient_scores,
+from ..evaluation.intervals import (bca_limits, bootstrap_means, name_interval,
                                             wilson_interval)
 from ..evaluation.comparisons import compare_models
 
@@ -403,7 +403,7 @@ def _parse_rating(text: str) -> float | None:
 def _parse_seconds(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d{1,6}(\.\d{1,12})?", text) and 0 < float(text) <= MAX_SECONDS else None
 
-def _parse_numbers(table: pd.DataFrame, path: str) -> pd.DataFrame:
+def _parse_numbers(table: pd.DataFrame, path: str, needs_rating: bool) -> pd.DataFrame:
     "Ratings and times as numbers; nan where a cell is empty"
     parsed_table = table.copy()
     for column, parse, rule in [("rating", _parse_rating,
@@ -416,7 +416,7 @@ def _parse_numbers(table: pd.DataFrame, path: str) -> pd.DataFrame:
             raise InputError(path, f"{column} of {table.code.iloc[k]} is `{table[column].iloc[k][:20]}`",
                              f"write {rule}, or leave the cell empty")
         parsed_table[column] = np.array(values, float)
-    if parsed_table.rating.isna().all() and parsed_table.seconds.isna().all():
+    if needs_rating and parsed_table.rating.isna().all():
         raise InputError(path, "no rating is filled in", "fill in the column rating")
     return parsed_table
 
@@ -460,7 +460,7 @@ def read_readings(paths: Sequence[Path], key: pd.DataFrame,
     table, name = pd.concat(parts, ignore_index=True), ", ".join(map(str, paths))
     _check_against_key(table, key, name)
     facts = key.set_index("code").loc[table.code, ["dataset", "case", "patient", "repeat"]].reset_index(drop=True)
-    return pd.concat([_parse_numbers(table, name), facts], axis=1)
+    return pd.concat([_parse_numbers(table, name, not further), facts], axis=1)
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #f7159d7d
 SIMULATED_TIME_SAVED = .3  # share of the time that simulated readers save with a mask; put in, and to be found again
@@ -543,16 +543,3 @@ def score_reader_masks(readings: pd.DataFrame) -> pd.DataFrame:
         names = dict(arm=arm, dataset=dataset, case=case, patient=f"{dataset}/{part.patient.iloc[0]}")
         if len(pairs): rows.append(names | dict(dice=pairs.dice.mean(), pairs=len(pairs)))
     return pd.DataFrame(rows, columns=["arm", "dataset", "case", "patient", "dice", "pairs"])
-
-def analyze_study(paths: Sequence[Path], key: Path, out: Path) -> dict[str, pd.DataFrame]:
-    "Tables of a filled study, written as CSV"
-    output_folder(out, "rows.csv")
-    readings = read_readings(paths, read_key(key))
-    mask_scores = score_reader_masks(readings)
-    tables = dict(intra=intra_reader_agreement(readings), inter=inter_reader_agreement(readings),
-                  effects=mask_effects(readings))
-    if len(mask_scores): tables["masks"] = summarize_patient_scores(mask_scores, ["arm"], ["dice"])
-    rows = readings.drop(columns="folder")
-    for name, table in (tables | dict(rows=rows)).items():
-        write(Path(out) / f"{name}.csv", to_csv(table.map(escape_formula)))
-    return tables
