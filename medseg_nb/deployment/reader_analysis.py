@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['first_readings', 'question_agreement', 'side_by_side', 'decision_tables', 'correction_rows', 'analyze_study']
 
-# %% ../../nbs/library/9_deployment/14_reader_analysis.ipynb #2544006b
+# %% ../../nbs/library/9_deployment/14_reader_analysis.ipynb #e925986e
 import tempfile
 from collections.abc import Sequence
 from itertools import combinations
@@ -16,15 +16,15 @@ import pandas as pd
 
 from ..kit.core import InputError, escape_formula, output_folder, write
 from ..data.manifest import read_table
-from .reader_study import (TRUTH_COLUMNS, Question, Study, case_digest, export_readings, from_planes,
-                                               read_study)
-from .reading import (ARMS, RATING_RANGE, inter_reader_agreement, intra_reader_agreement, mask_effects,
-                                          read_key, read_readings, score_reader_masks)
+from .reader_study import (TRUTH_COLUMNS, USABILITY_COLUMNS, Question, Study, case_digest,
+                                               export_readings, from_planes, read_study)
+from .reading import (ARMS, inter_reader_agreement, intra_reader_agreement, mask_effects, read_key,
+                                          read_readings, score_reader_masks)
 from ..evaluation.comparisons import compare_models
 from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.metrics import confusion_matrix, dice
-from ..evaluation.reader_studies import (compare_modalities, count_themes, fleiss_kappa, preference, summarize_sus,
-                                                 time_saved, weighted_kappa)
+from ..evaluation.reader_studies import (compare_modalities, count_themes, fleiss_kappa, preference,
+                                                 summarize_sus, time_saved, weighted_kappa)
 from ..images.files import Encoding, read_mask
 from ..kit.report import to_csv
 
@@ -98,11 +98,11 @@ def correction_rows(rows: pd.DataFrame, place: Path) -> pd.DataFrame:
             changed_pixels=int((drawn != shown).sum()), dice=dice(*confusion_matrix(drawn > 0, shown > 0))))
     return pd.DataFrame(found, columns=["reader", "dataset", "case", "patient", "seconds", "changed_pixels", "dice"])
 
-# %% ../../nbs/library/9_deployment/14_reader_analysis.ipynb #d68bfca5
+# %% ../../nbs/library/9_deployment/14_reader_analysis.ipynb #384baf28
 def _tables_of_arms(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     "What studies with and without the mask have in common"
-    masks, tables = score_reader_masks(rows), dict(intra=intra_reader_agreement(rows), inter=inter_reader_agreement(rows),
-                                                   effects=mask_effects(rows))
+    masks = score_reader_masks(rows)
+    tables = dict(intra=intra_reader_agreement(rows), inter=inter_reader_agreement(rows), effects=mask_effects(rows))
     if len(masks): tables["masks"] = summarize_patient_scores(masks, ["arm"], ["dice"])
     if rows.seconds.notna().any(): tables["time_saved"] = pd.DataFrame([time_saved(first_readings(rows))])
     return tables
@@ -119,7 +119,7 @@ def _tables_of_study(rows: pd.DataFrame, study: Study, place: Path) -> dict[str,
 def _usability(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
     place = Path(paths[0]).parent / "usability.csv"
     if not place.exists(): return {}
-    answers = read_table(place).drop(columns="reader").apply(pd.to_numeric, errors="coerce")
+    answers = read_table(place)[USABILITY_COLUMNS].apply(pd.to_numeric, errors="coerce")
     return dict(usability=pd.DataFrame([summarize_sus(answers.to_numpy())]))
 
 def _markdown(tables: dict[str, pd.DataFrame], n_readings: int) -> str:

@@ -7,7 +7,7 @@ __all__ = ['DAY_S', 'STATEMENTS', 'MAX_READING_BYTES', 'reader_tokens', 'ReaderG
            'ReaderDesk', 'describe_next', 'mask_bytes', 'open_reading', 'keep_reading', 'keep_usability', 'page_file',
            'create_reader_app', 'run_reader_server']
 
-# %% ../../nbs/library/9_deployment/13_reader_page.ipynb #f02db974
+# %% ../../nbs/library/9_deployment/13_reader_page.ipynb #dba06016
 import hmac
 import secrets
 import threading
@@ -24,8 +24,8 @@ from pydantic import BaseModel, Field
 
 import medseg_nb
 from ..kit.core import InputError, read_json, read_text, translate_write_errors
-from .reader_study import (TASKS, LogRow, Progress, ReadingLog, check_answers, case_digest, pack_mask,
-                                               read_sent_mask, read_study, unpack_mask)
+from .reader_study import (TASKS, LogRow, Progress, ReadingLog, check_answers, case_digest,
+                                               pack_mask, read_sent_mask, read_study, unpack_mask)
 from .reading import read_key
 from .views import label_color
 from .web import NOTE, Guard, create_server, equal_secrets, listen, new_api, page
@@ -172,13 +172,17 @@ def mask_bytes(desk: ReaderDesk, reading: dict, side: int) -> bytes:
     name = f"{case_digest(reading['dataset'], reading['case'])}.npy"
     return np.load(desk.place / "masks" / str(_sides(desk, reading)[side]) / name, allow_pickle=False).tobytes()
 
-# %% ../../nbs/library/9_deployment/13_reader_page.ipynb #4084e8f1
+# %% ../../nbs/library/9_deployment/13_reader_page.ipynb #1f45acc5
 def open_reading(desk: ReaderDesk, reader: str, code: str) -> dict:
     "The reading that is on a reader's desk, if this is its code"
     with desk.lock: return _require_next(desk, reader, code)
 
+def _require_own(desk: ReaderDesk, reader: str, code: str) -> None:
+    if code in desk.readings[reader]: return
+    raise refusal(404, f"reading {code[:20]!r}: is none of yours; reload the page")
+
 def _require_next(desk: ReaderDesk, reader: str, code: str) -> dict:
-    if code not in desk.readings[reader]: raise refusal(404, f"reading {code[:20]!r}: is none of yours; reload the page")
+    _require_own(desk, reader, code)
     if code in desk.progress[reader].answered:
         raise refusal(409, f"reading {code}: is answered already, and its first answer stands; reload the page")
     if code != desk.pending(reader): raise refusal(409, f"reading {code}: is not the next one; reload the page")
@@ -188,7 +192,7 @@ def _require_next(desk: ReaderDesk, reader: str, code: str) -> dict:
 
 def _require_seat(desk: ReaderDesk, reader: str, seat: str) -> None:
     if not equal_secrets(seat, desk.progress[reader].seat):
-        raise refusal(409, "page: is open in another window, which goes on; close it, and reload this one to go on here")
+        raise refusal(409, "page: is open in another window, which goes on; reload this one to go on here")
 
 def _is_repeated(desk: ReaderDesk, reader: str, code: str, data: dict, mask: bytes | None) -> bool:
     "Whether an answer is the one that was kept, sent again"
@@ -197,7 +201,7 @@ def _is_repeated(desk: ReaderDesk, reader: str, code: str, data: dict, mask: byt
 
 def keep_reading(desk: ReaderDesk, reader: str, code: str, sent: SentReading) -> dict:
     "Keep a draft or an answer; it is on disk when this returns"
-    if code not in desk.readings[reader]: raise refusal(404, f"reading {code[:20]!r}: is none of yours; reload the page")
+    _require_own(desk, reader, code)
     shape, answers = _shape(desk, desk.readings[reader][code]), _sent_answers(desk, sent)
     mask = None
     if sent.mask is not None and desk.study.corrects:
@@ -234,7 +238,7 @@ def keep_usability(desk: ReaderDesk, reader: str, sent: SentUsability) -> dict:
         desk.append(reader, "usability", data=dict(answers={f"s{k}": v for k, v in enumerate(sent.answers, 1)}))
     return dict(kept="usability")
 
-# %% ../../nbs/library/9_deployment/13_reader_page.ipynb #5737f685
+# %% ../../nbs/library/9_deployment/13_reader_page.ipynb #8b72c31f
 def page_file(name: str) -> str:
     "A file of the pages"
     return read_text(Path(medseg_nb.__file__).parent / "deployment" / "pages" / name)
@@ -251,7 +255,8 @@ def _add_reading_routes(api, desk: ReaderDesk) -> None:
     @api.get("/api/readings/{code}/image", description="Pixels of one channel: bytes by slice, row and column")
     def image(request: Request, code: str, channel: int = 0):
         found = _image(desk, open_reading(desk, who(request), code))
-        if not 0 <= channel < len(found): raise InputError("channel", "is not there", f"count from 0 to {len(found) - 1}")
+        if not 0 <= channel < len(found):
+            raise InputError("channel", "is not there", f"count from 0 to {len(found) - 1}")
         return data(found[channel].tobytes())
     @api.get("/api/readings/{code}/mask/{side}", description="Labels of the mask at a side, 0 left and 1 right")
     def mask(request: Request, code: str, side: int):
