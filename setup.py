@@ -38,6 +38,7 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     packages=find_packages(include=["medseg_nb", "medseg_nb.*"]),
+    package_data={"medseg_nb.deployment": ["pages/*"]},
     cmdclass={"build_py": BuildWithTables},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

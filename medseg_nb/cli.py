@@ -7,8 +7,9 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'STUDY_SECTIONS', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff',
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
-           'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'evaluate', 'bench',
-           'claims_list', 'claims_audit', 'readers_new', 'readers_analyse', 'doctor', 'refused', 'main']
+           'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'serve_readers', 'evaluate',
+           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
+           'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -539,6 +540,14 @@ def serve_page(model: Annotated[str, typer.Argument(help="name of a shipped mode
     from medseg_nb.deployment.segmenter import load_segmenter
     run_app_server(load_segmenter(model), bind, port)
 
+@serve_app.command("readers", epilog="Example: medseg serve readers study")
+def serve_readers(study: Annotated[Path, typer.Argument(help="folder that `readers new --task` wrote")],
+                  bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
+                  port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0):
+    "Let readers rate, compare and correct masks in the browser, blinded, each by a link of their own; research use only."
+    from medseg_nb.deployment.reader_page import run_reader_server
+    run_reader_server(study, bind, port)
+
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(
     predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
@@ -612,19 +621,43 @@ def readers_new(data: Annotated[list[str], typer.Option(help="id of a data set (
                 repeats: Annotated[int, typer.Option(help="hidden repeats in each session of a reader")] = 4,
                 fold: Annotated[int,
                                 typer.Option(help="cases are of the patients that this fold tests, so that its runs "
-                                             "never saw them")] = 0, seed: int = 0):
+                                             "never saw them")] = 0, seed: int = 0,
+                task: Annotated[Optional[str],
+                                typer.Option(help="rate, compare, correct, outcome or real: a study for `serve readers`; "
+                                             "sheets alone if left out")] = None,
+                masks: Annotated[Optional[list[str]],
+                                 typer.Option(help="NAME=MODEL, NAME=FOLDER or NAME=reference: a method whose masks are "
+                                              "shown (repeatable)")] = None,
+                truth: Annotated[Optional[str], typer.Option(help="of `outcome`: the field that is to be foretold")] = None,
+                synthetic: Annotated[Optional[Path],
+                                     typer.Option(help="of `real`: folder of synthetic images")] = None):
     """Draw a blinded, balanced study with hidden repeats; write its design, its key, and templates of protocol, consent
     and ethical review."""
-    from medseg_nb.deployment.reading import write_study
-    name = write_study(data, readers, cases, repeats, fold, seed, out)
+    if task:
+        from medseg_nb.deployment.reader_study import write_served_study
+        name = write_served_study(task, masks or [], data, readers, cases, repeats, fold, seed, out, truth, synthetic)
+    else:
+        for option, value in (("--masks", masks), ("--truth", truth), ("--synthetic", synthetic)):
+            if value: raise InputError(option, "is for a study that is served", "name its --task")
+        from medseg_nb.deployment.reading import write_study
+        name = write_study(data, readers, cases, repeats, fold, seed, out)
     print(f"study {name} in {out}; keep key.csv from the readers; the forms are templates and need local approval")
 
+@readers_app.command("export", epilog="Example: medseg readers export study --out filled")
+def readers_export(study: Annotated[Path, typer.Argument(help="folder of a served study")],
+                   out: Annotated[Path, typer.Option(help="folder for the filled design, masks and usability")]):
+    "Write what readers have answered as a filled design, with their masks as label maps."
+    from medseg_nb.deployment.reader_study import export_readings
+    print(export_readings(study, out))
+
 @readers_app.command("analyse", epilog="Example: medseg readers analyse filled.csv --key key.csv --out results")
-def readers_analyse(design: Annotated[list[Path], typer.Argument(help="the filled design.csv, or all filled sheets")],
+def readers_analyse(design: Annotated[list[Path], typer.Argument(help="the filled design.csv, all filled sheets, or "
+                                                                  "the readings.sqlite of a served study")],
                     key: Annotated[Path, typer.Option(help="key.csv of the study")],
                     out: Annotated[Path, typer.Option(help="folder for the tables")]):
-    "Agreement within and between readers, and ratings and times with and without the model's mask, of a filled study."
-    from medseg_nb.deployment.reading import analyze_study
+    """Agreement of readers, time saved, preference, decisions against a truth (multi-reader multi-case), usability and
+    themes of comments, of a filled or served study; tables, and one page."""
+    from medseg_nb.deployment.reader_analysis import analyze_study
     for name, table in analyze_study(design, key, out).items():
         print(f"{name}: {len(table)} rows in {out / f'{name}.csv'}")
 

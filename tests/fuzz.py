@@ -148,7 +148,8 @@ BASE = {  # calls that are sound but for what is put in; {n} is new in each; wha
     "explain": ["{key}", "one.png", "--target", "class:x", "--out", "why"], "bench": ["nosuch"],
     "serve dicom": ["nosuch", *DICOM], "serve app": ["nosuch"], "evaluate": ["seg", "seg", "--out", "scores.csv"],
     "claims list": [], "claims audit": ["table.csv", "--out", "verdicts.csv"], "readers new": [*STUDY, "readers/{n}"],
-    "readers analyse": ["design.csv", "--key", "key.csv", "--out", "results"]}
+    "readers analyse": ["design.csv", "--key", "key.csv", "--out", "results"], "serve readers": ["nosuch"],
+    "readers export": ["nosuch", "--out", "results"]}
 NOWHERE = ["--bind", "127.0.0.300"]  # no address: a server that finds nothing else wrong ends here
 FURTHER = {  # calls that judge a parameter which the ones above are refused before
     ("explain", "method"): ["{key}", "one.png", "--target", "class:1", "--out", "why"],

@@ -7,8 +7,9 @@ __all__ = ['MEASUREMENT_LEVELS', 'ICC_FORMS', 'NON_INFERIORITY_MARGIN', 'ARMS', 
            'KEY_COLUMNS', 'NOTICE', 'PROTOCOL', 'CONSENT', 'ETHICS', 'RATING_RANGE', 'MAX_SECONDS',
            'SIMULATED_TIME_SAVED', 'estimate_from_sums', 'sum_by_patient', 'center_values', 'drop_perfect_limits',
            'krippendorff_alpha', 'icc', 'bland_altman', 'non_inferiority', 'compare_with_margin', 'plan_readings',
-           'study_name', 'choose_study_cases', 'write_study', 'read_key', 'read_readings', 'simulate_readings',
-           'intra_reader_agreement', 'inter_reader_agreement', 'mask_effects', 'score_reader_masks', 'analyze_study']
+           'study_name', 'choose_study_cases', 'check_study_size', 'write_design', 'write_study', 'read_key',
+           'read_readings', 'simulate_readings', 'intra_reader_agreement', 'inter_reader_agreement', 'mask_effects',
+           'score_reader_masks']
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #bc38cff0
 import re
@@ -19,14 +20,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtri, stdtrit
 
-from ..kit.core import InputError, choose, digest, escape_formula, output_folder, rng, write
+from ..kit.core import InputError, choose, digest, output_folder, rng, write
 from ..data.manifest import Case, load_cases, read_table
 from ..data.duplicates import find_suspects
 from ..images.files import Encoding, read_mask
 from ..evaluation.metrics import reader_agreement
 from ..kit.report import to_csv
 from ..data.splits import fold_indices
-from ..evaluation.intervals import (bca_limits, bootstrap_means, name_interval, summarize_patient_scores,
+from ..evaluation.intervals import (bca_limits, bootstrap_means, name_interval,
                                             wilson_interval)
 from ..evaluation.comparisons import compare_models
 
@@ -290,7 +291,7 @@ PROTOCOL = """# Protocol of reader study {study}
 
 - Question: [WHAT IS ASKED OF THE READERS, AND WHAT RATING 1 AND RATING 5 MEAN]
 - Cases: {cases}, one a patient, none of which the model was trained on (test side of fold {fold}). Readers: {readers}. Readings of one reader: {readings}.
-- Arms: unaided (image alone) and aided (image with the model's mask). Each reader reads each case once in each arm, in two sessions at least [4] weeks apart.
+- Arms: {arms}. Each reader reads each case once in each arm; sessions lie at least [4] weeks apart.
 - Hidden repeats: {repeats} in each session and reader, in the arm of their first reading.
 - Margin of non-inferiority, stated before the first reading: [{margin} Dice]. Time is compared within reader and case as the ratio aided to unaided.
 - A reader fills in `rating` (whole number, 1 to 5), `seconds` (decimal point), and if wanted `mask` (path of a label map) and `comment`.
@@ -342,32 +343,44 @@ Study {study}, [INSTITUTION], [PERSON IN CHARGE]
 """
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #53270a57
-def write_study(ids: Sequence[str],  # data sets
-                readers: int, count: int,
-                repeats: int,  # readers; cases of each data set; repeats in each session and reader
-                k: int, seed: int,
-                out: Path,           # folder; a study that lies there is not overwritten
-               ) -> str:             # its name
-    "Write a study: design, sheets, key, protocol and forms"
-    out = Path(out)
-    if (out / "design.csv").exists():
-        raise InputError(str(out / "design.csv"), "is there already, and may be filled in", "name another folder")
+def check_study_size(ids: Sequence[str],  # data sets
+                     readers: int, count: int,  # readers; cases of each data set
+                     repeats: int,              # in each session and reader
+                     out: Path) -> None:
+    "Refuse a study that cannot be, or would replace another"
+    if (Path(out) / "design.csv").exists():
+        raise InputError(str(Path(out) / "design.csv"), "is there already, and may be filled in", "name another folder")
     output_folder(out)
     if len(set(ids)) < len(ids):
         raise InputError("--data", f"{max(ids, key=list(ids).count)} is named twice", "name each data set once")
     for name, value, least, most in [("--readers", readers, 2, 99),
                                      ("--cases", count, 6, 999), ("--repeats", repeats, 0, count * len(ids) // 3)]:
         if not least <= value <= most: raise InputError(name, f"is {value}", f"give a number from {least} to {most}")
-    key = plan_readings(choose_study_cases(ids, count, k, seed), readers, repeats, seed)
+
+def write_design(key: pd.DataFrame, readers: int, cases: int, repeats: int, k: int, out: Path,
+                 arms: str | None = None,  # what the arms show, for the protocol
+                ) -> None:
+    "Write a study's design, sheets, key, protocol and forms"
     design = key.reindex(columns=DESIGN_COLUMNS, fill_value="")
-    facts = dict(study=key.study[0], notice=NOTICE, readers=readers,
-                 cases=count * len(ids), repeats=repeats, readings=len(key) // readers, fold=k,
-                 margin=NON_INFERIORITY_MARGIN)
+    facts = dict(study=key.study[0], notice=NOTICE, readers=readers, cases=cases, repeats=repeats,
+                 readings=len(key) // readers, fold=k, margin=NON_INFERIORITY_MARGIN,
+                 arms=arms or "unaided (image alone) and aided (image with the model's mask)")
     for name, text in dict(protocol=PROTOCOL, consent_template=CONSENT, ethics_template=ETHICS).items():
         write(out / f"{name}.md", text.format(**facts))
     for reader, sheet in design.groupby("reader", sort=False): write(out / "sheets" / f"{reader}.csv", to_csv(sheet))
     write(out / "key.csv", to_csv(key)); write(out / "design.csv", to_csv(design))
-    return facts["study"]
+
+def write_study(ids: Sequence[str],  # data sets
+                readers: int, count: int,
+                repeats: int,  # readers; cases of each data set; repeats in each session and reader
+                k: int, seed: int,
+                out: Path,           # folder; a study that lies there is not overwritten
+               ) -> str:             # its name
+    "Write a study that is filled in by hand"
+    check_study_size(ids, readers, count, repeats, out)
+    key = plan_readings(choose_study_cases(ids, count, k, seed), readers, repeats, seed)
+    write_design(key, readers, count * len(ids), repeats, k, Path(out))
+    return key.study[0]
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #8576e1c1
 RATING_RANGE, MAX_SECONDS = (1, 5), 86_400  # of ratings; seconds
@@ -390,7 +403,7 @@ def _parse_rating(text: str) -> float | None:
 def _parse_seconds(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d{1,6}(\.\d{1,12})?", text) and 0 < float(text) <= MAX_SECONDS else None
 
-def _parse_numbers(table: pd.DataFrame, path: str) -> pd.DataFrame:
+def _parse_numbers(table: pd.DataFrame, path: str, needs_rating: bool) -> pd.DataFrame:
     "Ratings and times as numbers; nan where a cell is empty"
     parsed_table = table.copy()
     for column, parse, rule in [("rating", _parse_rating,
@@ -403,7 +416,8 @@ def _parse_numbers(table: pd.DataFrame, path: str) -> pd.DataFrame:
             raise InputError(path, f"{column} of {table.code.iloc[k]} is `{table[column].iloc[k][:20]}`",
                              f"write {rule}, or leave the cell empty")
         parsed_table[column] = np.array(values, float)
-    if parsed_table.rating.isna().all(): raise InputError(path, "no rating is filled in", "fill in the column rating")
+    if needs_rating and parsed_table.rating.isna().all():
+        raise InputError(path, "no rating is filled in", "fill in the column rating")
     return parsed_table
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #e8f8263b
@@ -431,20 +445,22 @@ def _check_against_key(table: pd.DataFrame, key: pd.DataFrame, path: str) -> Non
                              f"{changed_column} of {r['code']} is {r[changed_column] or '(none)'}, and was "
                              f"{key_rows.at[r['code'], changed_column]}", "leave the design as it was given")
 
-def read_readings(paths: Sequence[Path], key: pd.DataFrame) -> pd.DataFrame:
+def read_readings(paths: Sequence[Path], key: pd.DataFrame,
+                  further: Sequence[str] = (),  # columns of the study's own questions
+                 ) -> pd.DataFrame:
     "A filled design, or all of its sheets, with what the codes mean; checked against the key"
     parts = []
     for path in map(Path, paths):
         part = read_table(path).map(str.strip)
         part.columns = [c.strip() for c in part]
-        if missing := [c for c in DESIGN_COLUMNS if c not in part]:
+        if missing := [c for c in (*DESIGN_COLUMNS, *further) if c not in part]:
             raise InputError(str(path), f"has no column {missing[0]}",
                              f"it needs the columns {','.join(DESIGN_COLUMNS)}")
-        parts.append(part[DESIGN_COLUMNS].assign(folder=str(path.parent)))
+        parts.append(part[[*DESIGN_COLUMNS, *further]].assign(folder=str(path.parent)))
     table, name = pd.concat(parts, ignore_index=True), ", ".join(map(str, paths))
     _check_against_key(table, key, name)
     facts = key.set_index("code").loc[table.code, ["dataset", "case", "patient", "repeat"]].reset_index(drop=True)
-    return pd.concat([_parse_numbers(table, name), facts], axis=1)
+    return pd.concat([_parse_numbers(table, name, not further), facts], axis=1)
 
 # %% ../../nbs/library/9_deployment/01_reading.ipynb #f7159d7d
 SIMULATED_TIME_SAVED = .3  # share of the time that simulated readers save with a mask; put in, and to be found again
@@ -527,16 +543,3 @@ def score_reader_masks(readings: pd.DataFrame) -> pd.DataFrame:
         names = dict(arm=arm, dataset=dataset, case=case, patient=f"{dataset}/{part.patient.iloc[0]}")
         if len(pairs): rows.append(names | dict(dice=pairs.dice.mean(), pairs=len(pairs)))
     return pd.DataFrame(rows, columns=["arm", "dataset", "case", "patient", "dice", "pairs"])
-
-def analyze_study(paths: Sequence[Path], key: Path, out: Path) -> dict[str, pd.DataFrame]:
-    "Tables of a filled study, written as CSV"
-    output_folder(out, "rows.csv")
-    readings = read_readings(paths, read_key(key))
-    mask_scores = score_reader_masks(readings)
-    tables = dict(intra=intra_reader_agreement(readings), inter=inter_reader_agreement(readings),
-                  effects=mask_effects(readings))
-    if len(mask_scores): tables["masks"] = summarize_patient_scores(mask_scores, ["arm"], ["dice"])
-    rows = readings.drop(columns="folder")
-    for name, table in (tables | dict(rows=rows)).items():
-        write(Path(out) / f"{name}.csv", to_csv(table.map(escape_formula)))
-    return tables

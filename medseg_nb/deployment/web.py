@@ -111,13 +111,13 @@ class Guard:
         heads = _decode_headers(scope)
         token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if line := self.reason_rejected(heads): return await send_json_line(send, 403, line)
-        if token and scope["method"] == "GET" and equal_secrets(token, self.entry): return await self.enter(send)
-        if not self.is_authorized(heads):
+        if token and scope["method"] == "GET" and (secret := self.redeem(token)): return await self.enter(send, secret)
+        if not (holder := self.holder(heads)):
             return await send_json_line(send, 401,
                                         "request: has no valid token; open the newest link that the server printed, or "
                                         "send " "`Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
         if token: return await send_json_line(send, 303, "", {"Location": "/"})
-        await self.forward(scope, heads, receive, send)
+        await self.forward(scope | dict(holder=holder), heads, receive, send)
 
     def reason_rejected(self, heads: dict[str, str]) -> str:  # empty where there is none
         "Why a request is not meant for this server"
@@ -129,17 +129,26 @@ class Guard:
             return "request: comes from another site; use the server's own page"
         return ""
 
-    def is_authorized(self, heads: dict[str, str]) -> bool:
-        authorization = heads.get("authorization", "")
-        return (equal_secrets(authorization, f"Bearer {self.token}")
-                | equal_secrets(_cookie(heads, self.cookie), self.token))
+    def secrets_of(self, heads: dict[str, str]) -> tuple[str, str]:
+        "What a request shows: the cookie, and the token of a program"
+        return _cookie(heads, self.cookie), heads.get("authorization", "").removeprefix("Bearer ")
 
-    async def enter(self, send: Callable) -> None:
-        "Give the cookie, take the token out of the address, and make a new link"
+    def holder(self, heads: dict[str, str]) -> str:  # empty for nobody
+        "Who asks"
+        cookie, bearer = self.secrets_of(heads)
+        return "owner" if equal_secrets(cookie, self.token) | equal_secrets(bearer, self.token) else ""
+
+    def redeem(self, token: str) -> str:  # empty where it opens nothing
+        "The secret that the token of a link stands for; a link is used once"
+        if not equal_secrets(token, self.entry): return ""
         self.entry = secrets.token_urlsafe(16)
         self.say(f"the link was used; the next one: {self.link}")
+        return self.token
+
+    async def enter(self, send: Callable, secret: str) -> None:
+        "Give the cookie, and take the token out of the address"
         await send_json_line(send, 303, "", {"Location": "/",
-                                             "Set-Cookie": f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; "
+                                             "Set-Cookie": f"{self.cookie}={secret}; HttpOnly; SameSite=Strict; "
                                              f"Path=/"})
 
     async def forward(self, scope: dict, heads: dict[str, str], receive: Callable, send: Callable) -> None:
