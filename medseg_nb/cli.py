@@ -544,7 +544,7 @@ def serve_page(model: Annotated[str, typer.Argument(help="name of a shipped mode
 def serve_readers(study: Annotated[Path, typer.Argument(help="folder that `readers new --task` wrote")],
                   bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
                   port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0):
-    "Let readers rate, compare and correct masks in the browser, blinded, each by a link of their own; research use only."
+    "Let readers rate, compare and correct masks in the browser, blinded, each by an own link; research use only."
     from medseg_nb.deployment.reader_page import run_reader_server
     run_reader_server(study, bind, port)
 
@@ -623,12 +623,12 @@ def readers_new(data: Annotated[list[str], typer.Option(help="id of a data set (
                                 typer.Option(help="cases are of the patients that this fold tests, so that its runs "
                                              "never saw them")] = 0, seed: int = 0,
                 task: Annotated[Optional[str],
-                                typer.Option(help="rate, compare, correct, outcome or real: a study for `serve readers`; "
+                                typer.Option(help="rate, compare, correct, outcome or real: for `serve readers`; "
                                              "sheets alone if left out")] = None,
                 masks: Annotated[Optional[list[str]],
-                                 typer.Option(help="NAME=MODEL, NAME=FOLDER or NAME=reference: a method whose masks are "
+                                 typer.Option(help="NAME=MODEL, NAME=FOLDER or NAME=reference: whose masks are "
                                               "shown (repeatable)")] = None,
-                truth: Annotated[Optional[str], typer.Option(help="of `outcome`: the field that is to be foretold")] = None,
+                truth: Annotated[Optional[str], typer.Option(help="of `outcome`: the field to be predicted")] = None,
                 synthetic: Annotated[Optional[Path],
                                      typer.Option(help="of `real`: folder of synthetic images")] = None):
     """Draw a blinded, balanced study with hidden repeats; write its design, its key, and templates of protocol, consent

@@ -106,7 +106,7 @@ def write_models_page() -> str:
     "Everything that is registered under a name"
     parts = ["# Models\n\n> Which networks, losses, augmentations and methods can a training name?\n\n`medseg train "
              "--data ID --model NAME` and a plan take these names; [Extending](/docs/extending.md) says how one of "
-             "your own joins them. Which segments best is the matter of the [benchmark](/nbs/study/05_benchmark.ipynb)."]
+             "your own joins them. Which segments best, the [benchmark](/nbs/study/05_benchmark.ipynb) asks."]
     for module, notebook in list_library().items():
         if not registered_names(module): continue
         title, question, *_ = read_prose(notebook)
