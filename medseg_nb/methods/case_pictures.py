@@ -122,8 +122,9 @@ def tint_errors(picture: CasePicture) -> np.ndarray:  # (row, column, 3), 0 to 1
     return tinted
 
 def wrap_label(text: str) -> str:
-    "Lines short enough to stand beside a picture"
-    return "\n".join(chain.from_iterable(wrap(line, 15) for line in text.split("\n")))
+    "Lines short enough to stand beside a picture, with names in the place of ids"
+    lines = str(display_text(text)).split("\n")
+    return "\n".join(chain.from_iterable(wrap(line, 15, break_long_words=False) for line in lines))
 
 def plot_case_pictures(rows: dict[str, list[CasePicture]]  # by what stands beside a row: best, median, worst
                       ):

@@ -188,7 +188,9 @@ def panels(n: int, height: float):
 def model_colors(models: Sequence[str]) -> dict[str, tuple]:
     "A colour for each network, the same in all panels"
     import matplotlib.pyplot as plt
-    return {m: plt.get_cmap("tab20").colors[k % 20] for k, m in enumerate(sorted(set(models)))}
+    names = sorted(set(models))
+    colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20").colors
+    return {m: colors[k % len(colors)] for k, m in enumerate(names)}
 
 def plot_cost_curves(budgets: pd.DataFrame, chance: dict[str, float]):
     "Mean patient Dice of cooled copies by budget; a broken line began elsewhere than at random; dotted: constant mask"
@@ -201,9 +203,10 @@ def plot_cost_curves(budgets: pd.DataFrame, chance: dict[str, float]):
         lowest = budgets.dice[budgets.dataset == dataset].min()
         if chance.get(dataset, 0) > lowest - .2: ax.axhline(chance[dataset], ls=":", lw=.8, color="0.4")
         ticks = sorted(budgets.budget_s[budgets.dataset == dataset].unique())
-        ax.set(title=dataset, xscale="log", xlabel=BUDGET_LABEL)
+        ax.set(title=dataset, xscale="log")
         ax.set_xticks(ticks, [f"{s:g}" for s in ticks]); ax.minorticks_off()
     axes[0][0].set_ylabel("mean patient Dice")
+    axes[0][len(datasets) // 2].set_xlabel(BUDGET_LABEL)
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
                fontsize=7)
     return fig
