@@ -534,11 +534,15 @@ def serve_dicom(
 def serve_page(model: Annotated[str, typer.Argument(help="name of a shipped model, key of a run, or folder of an "
                                                     "artefact")],
                bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
-               port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0):
-    "Open images in the browser: mask, uncertainty, sizes, exports; on this machine alone; research use only."
+               port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+               to: Annotated[Optional[str], typer.Option(help="archive that corrected masks go to: TITLE@HOST:PORT or a "
+                                                         "DICOMweb root")] = None):
+    """Open images in the browser: see, accept, correct and explain a mask, export it; on this machine alone; research use
+    only."""
     from medseg_nb.deployment.app import run_app_server
+    from medseg_nb.deployment.dicom import parse_archive
     from medseg_nb.deployment.segmenter import load_segmenter
-    run_app_server(load_segmenter(model), bind, port)
+    run_app_server(load_segmenter(model), bind, port, parse_archive(to) if to else None)
 
 @serve_app.command("readers", epilog="Example: medseg serve readers study")
 def serve_readers(study: Annotated[Path, typer.Argument(help="folder that `readers new --task` wrote")],
