@@ -7,9 +7,9 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'STUDY_SECTIONS', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff',
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
-           'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'serve_readers', 'evaluate',
-           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
-           'refused', 'main']
+           'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
+           'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse',
+           'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -488,6 +488,17 @@ def predict(model: Annotated[str, typer.Argument(help="name of a shipped model, 
     rejected = int((table.status != "done").sum())
     print(f"{len(table) - rejected} of {len(table)} images segmented; research use only")
     if rejected: raise typer.Exit(3)
+
+@app.command(epilog="Example: medseg risk patient.csv --data outcome_thoracic")
+def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the fields that are known before surgery")],
+         data: Annotated[str, typer.Option(help="data set that the model is fitted on")] = "outcome_thoracic",
+         endpoint: Annotated[Optional[str], typer.Option(help="its outcome, where it has several")] = None,
+         as_json: Json = False):
+    "Say a patient's risk with its interval, what pushed it, and the patients most like this one; research use only."
+    from medseg_nb.deployment.risk import fit_risk, read_patient, risk_lines, state_risk
+    model = fit_risk(data, endpoint)
+    statement = state_risk(model, read_patient(patient, data, model.encoder))
+    say(statement, as_json, risk_lines(statement))
 
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
 def explain(
