@@ -546,10 +546,10 @@ def serve_page(model: Annotated[str, typer.Argument(help="name of a shipped mode
                                                     "artefact")],
                bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
                port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
-               to: Annotated[Optional[str], typer.Option(help="archive that corrected masks go to: TITLE@HOST:PORT or a "
+               to: Annotated[Optional[str],
+                             typer.Option(help="archive that corrected masks go to: TITLE@HOST:PORT or a "
                                                          "DICOMweb root")] = None):
-    """Open images in the browser: see, accept, correct and explain a mask, export it; on this machine alone; research use
-    only."""
+    "See, accept, correct, explain and export masks in the browser; on this machine alone; research use only."
     from medseg_nb.deployment.app import run_app_server
     from medseg_nb.deployment.dicom import parse_archive
     from medseg_nb.deployment.segmenter import load_segmenter

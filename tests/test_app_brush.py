@@ -69,7 +69,8 @@ def test_the_log_names_no_file_and_is_only_added_to(skin, models, tmp_path):
         for kind in ("accept", "restore"): page.client.post(f"/api/cases/{case['id']}/review", json=dict(kind=kind))
         pdf = page.client.get(f"/api/cases/{case['id']}/report.pdf")
         rows = page.client.get("/api/log").json()
-        assert [r["what"] for r in rows] == ["correct", "accept", "restore", "report"] and len({r["case"] for r in rows}) == 1
+        assert [r["what"] for r in rows] == ["correct", "accept", "restore", "report"] and len({r["case"]
+                                                                                                for r in rows}) == 1
         assert "Jane" not in json.dumps(rows) and all(r["who"] and r["time"] > 0 for r in rows)
         assert "Jane" not in pdf.headers["content-disposition"] and b"Jane" not in pdf.content
         text = b"".join(s.read_bytes() for s in pikepdf.open(io.BytesIO(pdf.content)).objects
@@ -109,7 +110,8 @@ def test_an_explanation_is_quick_and_a_slow_one_can_be_cancelled(skin):
     line(skin.client.post(at, json=dict(x=10 ** 6, y=0)), 400, "outside of the image")
     line(skin.client.post(at, json=dict(x=x, y=y, method="magic")), 400, "magic")
     background = np.argwhere(labels(skin, case)[0] == 0)[0]
-    line(skin.client.post(at, json=dict(x=int(background[1]), y=int(background[0]), what="object")), 400, "in no object")
+    line(skin.client.post(at, json=dict(x=int(background[1]), y=int(background[0]), what="object")), 400,
+         "in no object")
     answers = []
     def slow(): answers.append(skin.client.post(at, json=dict(x=x, y=y, method="quadtree")))
     asking = threading.Thread(target=slow)
@@ -152,7 +154,8 @@ def test_accept_correct_undo_save_export(skin, desk, tmp_path):
     model = labels(skin, case)[0]
     press(tab, "a"); tab.wait_for_selector("body[data-review=accepted]")
     begin(tab)
-    tab.keyboard.press("e"); stroke(tab, (.05, .1), (.95, .1)); tab.keyboard.press("b"); stroke(tab, (.5, .02), (.5, .2))
+    tab.keyboard.press("e"); stroke(tab, (.05, .1), (.95, .1)); tab.keyboard.press("b"); stroke(tab, (.5, .02),
+                                                                                                (.5, .2))
     tab.wait_for_selector("body[data-strokes='2']"); shot(tab, "correct")
     tab.keyboard.press("z"); tab.wait_for_selector("body[data-strokes='1']")
     tab.keyboard.press("y"); tab.wait_for_selector("body[data-strokes='2']")
@@ -173,7 +176,8 @@ def test_accept_correct_undo_save_export(skin, desk, tmp_path):
     tab.click("#restore"); tab.wait_for_selector("body[data-review='']")
     assert (labels(skin, case)[0] == model).all()
     rows = skin.client.get("/api/log").json()
-    assert [r["what"] for r in rows] == ["accept", "correct", "report", "restore"] and rows[1]["facts"]["removed"] == removed
+    assert [r["what"] for r in rows] == ["accept", "correct", "report",
+                                         "restore"] and rows[1]["facts"]["removed"] == removed
     assert rows[1]["facts"]["undone"] == 2
 
 
@@ -235,7 +239,8 @@ def test_at_the_size_of_a_tablet_nothing_is_cut_off(skin, desk, width, scheme):
     tab.emulate_media(color_scheme=scheme); tab.set_viewport_size(dict(width=width, height=1100))
     choose(tab, lesion()); begin(tab); stroke(tab, (.2, .2), (.8, .3)); shot(tab, f"correct_{width}_{scheme}")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    small = tab.evaluate("[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.offsetHeight < 32).map(b => b.id)")
+    small = tab.evaluate("[...document.querySelectorAll('button')]"
+                         ".filter(b => b.offsetParent && b.offsetHeight < 32).map(b => b.id)")
     assert not small, "a finger finds every button"
     tab.once("dialog", lambda d: d.accept())
     tab.click("#discard"); tab.wait_for_selector("body:not([data-mode])"); shot(tab, f"page_{width}_{scheme}")

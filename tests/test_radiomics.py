@@ -11,7 +11,8 @@ from medseg_nb.images.files import Image
 from medseg_nb.kit.core import InputError, rng
 from medseg_nb.methods.radiomics import FAMILIES, family, feature_stability, radiomics, radiomics_table
 
-if "mirp" in os.environ.get("MEDSEG_REQUIRE", "").lower().split(","): import mirp  # noqa: F401 (fails where it is absent)
+if "mirp" in os.environ.get("MEDSEG_REQUIRE",
+                            "").lower().split(","): import mirp  # noqa: F401 (fails where it is absent)
 else: pytest.importorskip("mirp", reason="mirp is not installed: pip install 'medseg_nb[radiomics]'")
 
 # Digital phantom of the Image Biomarker Standardisation Initiative (theibsi/data_sets, design by A. Zwanenburg, CC BY
@@ -22,8 +23,8 @@ REGION = "11111 11111 11111 11111  11111 11111 01111 11111  11100 11111 11011 11
 # three digits; of shapes with the manual's tolerance, all others exact in these digits; textures merged in 3D.
 SHAPE = """volume 556 4, vol_approx 592 4, area_mesh 388 3, av .698 .004, comp_1 .0411 .0003, comp_2 .599 .004,
 sph_dispr 1.19 .01, sphericity .843 .005, asphericity .186 .001, com .672 .004, diam 13.1 .1, pca_maj_axis 11.4 .1,
-pca_min_axis 9.31 .06, pca_least_axis 8.54 .05, pca_elongation .816 .005, pca_flatness .749 .005, vol_dens_aabb .869 .005,
-area_dens_aabb .866 .005, vol_dens_aee 1.17 .01, area_dens_aee 1.36 .01, vol_dens_conv_hull .961 .006,
+pca_min_axis 9.31 .06, pca_least_axis 8.54 .05, pca_elongation .816 .005, pca_flatness .749 .005,
+vol_dens_aabb .869 .005, area_dens_aabb .866 .005, vol_dens_aee 1.17 .01, area_dens_aee 1.36 .01, vol_dens_conv_hull .961 .006,
 area_dens_conv_hull 1.03 .01, integ_int 1200 10"""
 EXACT = dict(
     stat="""mean 2.15, var 3.05, skew 1.08, kurt -.355, median 1, min 1, p10 1, p90 4, max 6, iqr 3, range 5, mad 1.55,
@@ -34,8 +35,8 @@ inv_diff_norm .856, inv_diff_mom .631, inv_diff_mom_norm .902, inv_var .0574, co
 clust_tend 7.41, clust_shade 17.4, clust_prom 147, info_corr1 -.0288, info_corr2 .269""",
     rlm="""sre .729, lre 2.76, lgre .607, hgre 9.64, srlge .372, srhge 8.67, lrlge 2.16, lrhge 15.6, glnu 281,
 glnu_norm .43, rlnu 328, rlnu_norm .501, r_perc .68, gl_var 3.48, rl_var .598, rl_entr 2.62""",
-    szm="""sze .255, lze 550, lgze .253, hgze 15.6, szlge .0256, szhge 2.76, lzlge 503, lzhge 1490, glnu 1.4, glnu_norm .28,
-zsnu 1, zsnu_norm .2, z_perc .0676, gl_var 2.64, zs_var 331, zs_entr 2.32""")
+    szm="""sze .255, lze 550, lgze .253, hgze 15.6, szlge .0256, szhge 2.76, lzlge 503, lzhge 1490, glnu 1.4,
+glnu_norm .28, zsnu 1, zsnu_norm .2, z_perc .0676, gl_var 2.64, zs_var 331, zs_entr 2.32""")
 SUFFIX = dict(stat="", cm="_d1_3d_v_mrg", rlm="_3d_v_mrg", szm="_3d")
 
 
@@ -59,7 +60,8 @@ def test_published_values_of_the_digital_phantom():
     expected, region = published(), planes(REGION)
     found = radiomics(Image(planes(INTENSITIES), (2., 2., 2.)), region, bins=None)
     assert set(found.index) == set(expected) and len(found) == 98
-    off = {n: (found[n], v) for n, (v, tolerance) in expected.items() if abs(three_digits(found[n]) - v) > tolerance + 1e-9}
+    off = {n: (found[n], v) for n, (v, tolerance) in expected.items() if abs(three_digits(found[n]) - v) > tolerance
+           + 1e-9}
     assert not off
     values = planes(INTENSITIES)[region > 0]
     assert found["stat_mean"] == pytest.approx(values.mean()) and found["stat_energy"] == (values ** 2).sum()
@@ -87,7 +89,8 @@ def test_where_a_region_lies_and_what_lies_beyond_does_not_matter():
         mask[tuple(slice(a, a + 9) for a in at)][ball] = 3
         return radiomics(Image(array, (1., 1., 1.5)), mask)
     first = placed((0, 0, 0), 0.)
-    for at, outside in (((15, 13, 11), 0.), ((4, 7, 2), 1e6)): pd.testing.assert_series_equal(first, placed(at, outside), rtol=1e-8)
+    for at, outside in (((15, 13, 11), 0.),
+                        ((4, 7, 2), 1e6)): pd.testing.assert_series_equal(first, placed(at, outside), rtol=1e-8)
 
 
 def test_a_tumor_of_a_brain_scan_takes_two_seconds():

@@ -31,7 +31,8 @@ def patient(place, **changes):
 
 @pytest.mark.parametrize("changes,words", [
     (dict(age=None), "age is missing; add the column"), (dict(age=""), "age is missing; fill it in"),
-    (dict(age=119), "age 119 is outside of the training patients'"), (dict(age=-1), "column age: -1 is outside 0 to 120"),
+    (dict(age=119), "age 119 is outside of the training patients'"), (dict(age=-1),
+                                                                      "column age: -1 is outside 0 to 120"),
     (dict(age="old"), "column age: 'old' is not a number"), (dict(seizure="maybe"), "'maybe' is neither yes nor no"),
     (dict(sex="unheard"), "sex 'unheard' is not among the training patients'"),
     (dict(simulated_success=1), "simulated_success is known only after surgery"),
@@ -62,13 +63,15 @@ def test_pushes_are_those_of_the_formula_and_add_up(model, tmp_path):
     for f in model.encoder.fields:
         assert pushed[f.name] == pytest.approx(sum(by_column.get(c, 0) for c in f.columns), abs=1e-9)
     risk = state_risk(model, case)["risk"]
-    assert model.model.intercept_[0] + weight @ model.x.mean() + pushed.sum() == pytest.approx(np.log(risk / (1 - risk)))
+    logit = model.model.intercept_[0] + weight @ model.x.mean() + pushed.sum()
+    assert logit == pytest.approx(np.log(risk / (1 - risk)))
 
 
 def test_the_patient_itself_is_most_like_it(model):
     for case in model.cases[:3]:
         found = patients_alike(model, case)
-        assert found.distance[0] == 0 and found.distance.is_monotonic_increasing and found.event[0] == model.event[case.patient]
+        assert found.distance[0] == 0 and found.distance.is_monotonic_increasing
+        assert found.event[0] == model.event[case.patient]
 
 
 def test_the_statement_is_the_same_twice_and_hides_no_limit(tmp_path, capsys):

@@ -428,7 +428,8 @@ def send_mask(desk: Desk, case: OpenCase) -> dict:
     "Send the mask that stands to the archive as DICOM SEG"
     import pydicom
     if not desk.archive:
-        raise InputError("archive", "is not named", "start the server with `--to TITLE@HOST:PORT` or a DICOMweb address")
+        raise InputError("archive", "is not named",
+                         "start the server with `--to TITLE@HOST:PORT` or a DICOMweb address")
     path = export_mask(case, desk.cases.model, "dcm")
     desk.archive.send(path, "MEDSEG")
     uid = str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
@@ -447,12 +448,14 @@ def explain_point(desk: Desk, case: OpenCase, question: SentQuestion) -> dict:
 
 # %% ../../nbs/library/9_deployment/27_app.ipynb #39cd79f1
 def _size_text(row: dict, instances: bool) -> str:
-    return f"{row['objects']} objects" if instances else f"{row['size']:,.0f} {row['unit'].replace('3', '³').replace('2', '²')}"
+    unit = row["unit"].replace("3", "³").replace("2", "²")
+    return f"{row['objects']} objects" if instances else f"{row['size']:,.0f} {unit}"
 
 def report_facts(desk: Desk, case: OpenCase) -> dict:
     "What a report says of a case"
     model, image = desk.cases.model, case.image
-    model_sizes, sizes = (label_sizes(m, model.labels, model.instances, image.spacing) for m in (case.mask, case.answer))
+    model_sizes, sizes = (label_sizes(m, model.labels, model.instances, image.spacing) for m in (case.mask,
+                                                                                                 case.answer))
     told = None if case.explanation is None else {k: v for k, v in case.explanation.items() if k != "picture"}
     return dict(case=case.code, model=model.name, kind="picture" if image.ndim == 2 else "volume", shape=image.shape,
                 spacing=image.spacing, review=case.review or "not reviewed", explanation=told,
@@ -474,7 +477,8 @@ def report_pdf(desk: Desk, case: OpenCase) -> bytes:
 def _explained_png(case: OpenCase, flip: list[bool]) -> bytes:
     "The picture of which an explanation was asked, under its map"
     from PIL import Image as Picture
-    under = Picture.open(BytesIO(encode_png(display_pixels(case.image, case.window, case.explanation["k"])))).convert("RGBA")
+    under = Picture.open(BytesIO(encode_png(display_pixels(case.image, case.window,
+                                                           case.explanation["k"])))).convert("RGBA")
     over = Picture.open(BytesIO(base64.b64decode(case.explanation["picture"].partition(",")[2]))).convert("RGBA")
     pixels = np.asarray(Picture.alpha_composite(under, over).convert("RGB"))
     return encode_png(pixels[::-1 if flip[1] else 1, ::-1 if flip[0] else 1])
@@ -497,7 +501,8 @@ def _add_review_routes(api, desk: Desk, get: Callable) -> None:
         return describe_case(case, desk.cases.model)
     @api.get("/api/explanations", description="Methods of explanation, quick and slow, or why there is none")
     def methods(): return desk.explainer.describe()
-    @api.post("/api/cases/{id}/explanation", description="Why the model answers so at a point; ends the question before")
+    @api.post("/api/cases/{id}/explanation",
+              description="Why the model answers so at a point; ends the question before")
     def ask_why(id: str, question: SentQuestion): return explain_point(desk, get(id), question)
     @api.delete("/api/explanation", description="Cancel the explanation that is worked on")
     def cancel(): return dict(cancelled=desk.explainer.cancel())

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..kit.core import InputError, ResourceError, to_json
 from .reader_page import page_file
-from .views import LABEL_COLORS, OVERLAY_OPACITY, display_pixels, encode_png, find_outlines, volume_plane
+from .views import (LABEL_COLORS, OVERLAY_OPACITY, display_pixels, encode_png, find_outlines,
+                                        volume_plane)
 from .web import NOTE
 from ..images.files import Image
 
@@ -33,7 +34,8 @@ def outlined_png(image: Image, mask: np.ndarray, k: int, windows: Sequence, flip
     return encode_png(shown[::-1 if flip[1] else 1, ::-1 if flip[0] else 1])
 
 # %% ../../nbs/library/9_deployment/26_case_report.ipynb #1bbcc57a
-def utc_minute(seconds: float) -> str: return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+def utc_minute(seconds: float) -> str: return datetime.fromtimestamp(seconds,
+                                                                     timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 def typeset_case(facts: dict,                # as `pages/report.typ` reads them
                  pictures: dict[str, bytes], # PNG by name: model, answer, explanation

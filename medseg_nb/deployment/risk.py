@@ -71,7 +71,8 @@ def fit_risk(dataset: str, endpoint: str | None = None) -> RiskModel:
 def read_patient(path: Path, dataset: str, encoder: Encoder) -> Case:
     "The patient of a CSV file, if the model may say something of him"
     table, known = read_table(path), {c.name: c for c in load_manifest(dataset).columns}
-    if len(table) != 1: raise InputError(str(path), f"has {len(table)} rows", "give one patient, in one row below the header")
+    if len(table) != 1: raise InputError(str(path), f"has {len(table)} rows",
+                                         "give one patient, in one row below the header")
     _check_columns(path, list(table.columns), known, encoder)
     row = table.iloc[0]
     fields = {n: None for n in known} | {n: read_field(row[n], known[n], str(path)) for n in table.columns}
@@ -107,9 +108,11 @@ def _check_range(path: Path, case: Case, encoder: Encoder) -> None:
 def field_shap(model: RiskModel, case: Case) -> pd.Series:  # by field; log-odds
     "What each field adds to the mean patient's log-odds"
     import shap
-    explainer = shap.LinearExplainer(model.model, shap.maskers.Independent(model.x.to_numpy(), max_samples=len(model.x)))
+    explainer = shap.LinearExplainer(model.model, shap.maskers.Independent(model.x.to_numpy(),
+                                                                           max_samples=len(model.x)))
     values = pd.Series(explainer.shap_values(model.encode(case).to_numpy())[0], model.x.columns)
-    return pd.Series({f.name: values[[c for c in f.varying_columns if c in values]].sum() for f in model.encoder.fields})
+    return pd.Series({f.name: values[[c for c in f.varying_columns if c in values]].sum()
+                      for f in model.encoder.fields})
 
 def patients_alike(model: RiskModel, case: Case, n: int = N_ALIKE) -> pd.DataFrame:  # distance, event and fields
     "Training patients that are nearest in the columns that the model sees, each divided by its spread"
@@ -140,9 +143,11 @@ def state_risk(model: RiskModel, case: Case) -> dict:
     low, high = np.percentile(drawn, [2.5, 97.5])
     pushed = field_shap(model, case).sort_values(key=np.abs, ascending=False, kind="stable")
     return dict(dataset=model.dataset, outcome=model.endpoint, patients=len(model.cases), events=int(model.event.sum()),
-                risk=float(risk_of(model.model, x)[0]), low=float(low), high=float(high), share=float(model.event.mean()),
+                risk=float(risk_of(model.model, x)[0]), low=float(low), high=float(high),
+                share=float(model.event.mean()),
                 pushed={n: float(v) for n, v in pushed.items()}, values={n: case.fields[n] for n in pushed.index},
-                alike=patients_alike(model, case).to_dict("records"), judged=judge_model(model), limits=LIMITS, use=NOTE)
+                alike=patients_alike(model, case).to_dict("records"), judged=judge_model(model), limits=LIMITS,
+                use=NOTE)
 
 # %% ../../nbs/library/9_deployment/28_risk.ipynb #61c54b46
 def _percent(value: float) -> str: return f"{100 * value:.1f} %"
@@ -152,13 +157,16 @@ def risk_lines(statement: dict) -> list[str]:
     s, judged = statement, statement["judged"]
     words = {True: "yes", False: "no"}
     def value(name): return words.get(s["values"][name], s["values"][name])
-    up, down = ([f"  {n} = {value(n)}: {v:+.2f}" for n, v in s["pushed"].items() if sign * v >= .005] for sign in (1, -1))
-    lines = [f"{s['use']}. Model of {s['outcome']} on {s['dataset']}: {s['patients']} patients, {s['events']} with the event",
-             f"Risk {_percent(s['risk'])}, 95 % interval {_percent(s['low'])} to {_percent(s['high'])}; of all patients "
-             f"{_percent(s['share'])} had the event", "Pushed up (log-odds):", *(up or ["  nothing"]),
+    up, down = ([f"  {n} = {value(n)}: {v:+.2f}" for n, v in s["pushed"].items() if sign * v >= .005] for sign in (1,
+                                                                                                                   -1))
+    lines = [f"{s['use']}. Model of {s['outcome']} on {s['dataset']}: {s['patients']} patients, "
+             f"{s['events']} with the event",
+             f"Risk {_percent(s['risk'])}, 95 % interval {_percent(s['low'])} to {_percent(s['high'])}; of all "
+             f"patients {_percent(s['share'])} had the event", "Pushed up (log-odds):", *(up or ["  nothing"]),
              "Pushed down (log-odds):", *(down or ["  nothing"]),
              f"The {len(s['alike'])} patients most like this one (distance, event):"]
     lines += [f"  {r['distance']:.2f}, {words[r['event']]}" for r in s["alike"]]
-    return [*lines, f"For patients not seen: AUC {judged['auc']:.2f} [{judged['auc_low']:.2f}, {judged['auc_high']:.2f}], "
+    return [*lines, f"For patients not seen: AUC {judged['auc']:.2f} [{judged['auc_low']:.2f}, "
+            f"{judged['auc_high']:.2f}], "
             f"calibration slope {judged['slope']:.2f} [{judged['slope_low']:.2f}, {judged['slope_high']:.2f}]",
             "What it must not be used for:", *(f"  {line}" for line in s["limits"])]

@@ -27,7 +27,8 @@ def crop_to_region(array: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, n
 def _check_region(image: Image, region: np.ndarray, subject: str) -> None:
     "Refuse what has no features"
     if image.ndim != 3 or image.channels:
-        raise InputError(subject, "is no volume of one channel", "choose a channel; features of pictures are not defined here")
+        raise InputError(subject, "is no volume of one channel",
+                         "choose a channel; features of pictures are not defined here")
     if image.spacing is None or not all(np.isfinite(s) and s > 0 for s in image.spacing):
         raise InputError(subject, "has no spacing in mm", "give its voxels a size")
     if region.shape != image.shape:
@@ -67,14 +68,16 @@ def _compute(features: Sequence, image, mask) -> None:
 def radiomics(image: Image,              # a volume of one channel
               mask: np.ndarray,          # its label map; what is above 0 is the region
               subject: str = "image",    # what an error names
-              bins: int | None = N_BINS, # of intensity for the textures; None: the intensities are whole numbers already
-             ) -> pd.Series:             # by the name of mirp, which the IBSI manual lists; units are mm and the image's
+              bins: int | None = N_BINS,
+              # of intensity for the textures; None: the intensities are whole numbers already
+             ) -> pd.Series:             # by mirp's names; units are mm and the image's
     "Features of a region by the IBSI definitions"
     region = np.asarray(mask) > 0
     _check_region(image, region, subject)
     generator, GenericImage, BaseMask, Settings = _import_mirp()
     array, region = crop_to_region(np.asarray(image.array, float), region)
-    place = dict(image_origin=(0.,) * 3, image_orientation=np.eye(3), image_spacing=tuple(map(float, image.spacing[::-1])),
+    place = dict(image_origin=(0.,) * 3, image_orientation=np.eye(3), image_spacing=tuple(map(float,
+                                                                                              image.spacing[::-1])),
                  image_dimensions=array.shape[::-1])
     picture = GenericImage(image_data=array.transpose(2, 1, 0), **place)
     masks = BaseMask("region", image_data=region.transpose(2, 1, 0), **place)
@@ -101,7 +104,8 @@ def feature_stability(first: pd.DataFrame,  # (patient, feature) under one mask,
                      ) -> pd.DataFrame:     # feature, family, n, concordance with low and high, ordered by it
     "How nearly each feature is the same under two masks of the same patients"
     shared = first.index.intersection(second.index)
-    if len(shared) < 3: raise InputError("features", f"of {len(shared)} patients are under both masks", "give three or more")
+    if len(shared) < 3: raise InputError("features", f"of {len(shared)} patients are under both masks",
+                                         "give three or more")
     picks = rng("radiomics", "stability", len(shared)).integers(0, len(shared), (draws, len(shared)))
     rows = []
     for name in first.columns.intersection(second.columns):
@@ -109,7 +113,8 @@ def feature_stability(first: pd.DataFrame,  # (patient, feature) under one mask,
         drawn = [concordance(pair[0][p], pair[1][p]) for p in picks]
         known = [v for v in drawn if np.isfinite(v)]
         low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
-        rows.append(dict(feature=name, family=family(name), n=len(shared), concordance=concordance(*pair), low=low, high=high))
+        rows.append(dict(feature=name, family=family(name), n=len(shared), concordance=concordance(*pair), low=low,
+                         high=high))
     return pd.DataFrame(rows).sort_values(["concordance", "feature"], ascending=[False, True], ignore_index=True)
 
 def radiomics_table(cases: Mapping[str, tuple[Image, np.ndarray]],  # image and mask by patient
