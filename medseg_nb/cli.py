@@ -7,9 +7,9 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'STUDY_SECTIONS', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff',
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
-           'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'serve_readers', 'evaluate',
-           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
-           'refused', 'main']
+           'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
+           'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse',
+           'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -489,6 +489,17 @@ def predict(model: Annotated[str, typer.Argument(help="name of a shipped model, 
     print(f"{len(table) - rejected} of {len(table)} images segmented; research use only")
     if rejected: raise typer.Exit(3)
 
+@app.command(epilog="Example: medseg risk patient.csv --data outcome_thoracic")
+def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the fields that are known before surgery")],
+         data: Annotated[str, typer.Option(help="data set that the model is fitted on")] = "outcome_thoracic",
+         endpoint: Annotated[Optional[str], typer.Option(help="its outcome, where it has several")] = None,
+         as_json: Json = False):
+    "Say a patient's risk with its interval, what pushed it, and the patients most like this one; research use only."
+    from medseg_nb.deployment.risk import fit_risk, read_patient, risk_lines, state_risk
+    model = fit_risk(data, endpoint)
+    statement = state_risk(model, read_patient(patient, data, model.encoder))
+    say(statement, as_json, risk_lines(statement))
+
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
 def explain(
     model: Annotated[str, typer.Argument(help="name of a shipped model, or key of a run")],
@@ -534,11 +545,15 @@ def serve_dicom(
 def serve_page(model: Annotated[str, typer.Argument(help="name of a shipped model, key of a run, or folder of an "
                                                     "artefact")],
                bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
-               port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0):
-    "Open images in the browser: mask, uncertainty, sizes, exports; on this machine alone; research use only."
+               port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+               to: Annotated[Optional[str],
+                             typer.Option(help="archive that corrected masks go to: TITLE@HOST:PORT or a "
+                                                         "DICOMweb root")] = None):
+    "See, accept, correct, explain and export masks in the browser; on this machine alone; research use only."
     from medseg_nb.deployment.app import run_app_server
+    from medseg_nb.deployment.dicom import parse_archive
     from medseg_nb.deployment.segmenter import load_segmenter
-    run_app_server(load_segmenter(model), bind, port)
+    run_app_server(load_segmenter(model), bind, port, parse_archive(to) if to else None)
 
 @serve_app.command("readers", epilog="Example: medseg serve readers study")
 def serve_readers(study: Annotated[Path, typer.Argument(help="folder that `readers new --task` wrote")],

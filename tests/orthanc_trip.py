@@ -3,6 +3,7 @@
 import base64
 import fcntl
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -10,12 +11,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pydicom
+from fastapi.testclient import TestClient
 
 from medseg_nb.data.annotations import read_seg
-from medseg_nb.deployment.dicom import PASSWORD, USER, SeriesQueue, read_series, slice_files
+from medseg_nb.deployment.app import create_app
+from medseg_nb.deployment.dicom import PASSWORD, USER, SeriesQueue, parse_archive, read_series, slice_files
+from medseg_nb.deployment.segmenter import Segmenter
 from test_dicom import Node, push, slices, wait
 
 HTTP, DICOM, NODE = 8042, 4242, 11112
@@ -81,6 +87,10 @@ def main(orthanc: str, plugin: str, place: Path) -> None:
                 for way, to in dict(c_store=f"PACS@127.0.0.1:{DICOM}",
                                     stow=f"http://127.0.0.1:{HTTP}/dicom-web").items()]
         assert made[0] == made[1], "the same answer is the same object, whichever way it goes"
+        corrected = [corrected_trip(place / f"app_{way}", to, series)
+                     for way, to in dict(c_store=f"PACS@127.0.0.1:{DICOM}",
+                                         stow=f"http://127.0.0.1:{HTTP}/dicom-web").items()]
+        assert corrected[0] == corrected[1] != made[0], "a corrected mask is an object of its own"
     finally: server.terminate(); server.wait(20)
 
 
@@ -112,6 +122,31 @@ def trip(place: Path, to: str, series: Path, came: str) -> str:  # UID of the SE
     assert kept == {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p).PixelData for p in slice_files(series)}
     ask(f"/instances/{made}", method="DELETE")
     return pydicom.dcmread(place / "seg.dcm").SOPInstanceUID
+
+
+def corrected_trip(place: Path, to: str, series: Path) -> str:  # UID of the SEG
+    "A mask that was corrected in the page goes to Orthanc, and comes back with equal voxels"
+    place.mkdir()
+    os.environ[USER], os.environ[PASSWORD] = "kit", "right"
+    model = Segmenter("abc", ["grey"], (8, 8), "none", {1: "bright"}, False, None, None)
+    object.__setattr__(model, "label_map", lambda image, subject: (image.array > 150).astype(np.int32))
+    with TestClient(create_app(model, place / "log.sqlite", parse_archive(to))) as page:
+        case = page.post("/api/cases", files=[("files", (p.name, p.read_bytes())) for p in slice_files(series)]).json()
+        at = f"/api/cases/{case['id']}"
+        planes = np.frombuffer(page.get(f"{at}/labels").content, "<u2").reshape(case["shape"][::-1]).copy()
+        planes[1, 2:5, 3:9], planes[2, :4] = 1, 0
+        sent = dict(kind="correct", shape=planes.shape, mask=base64.b64encode(zlib.compress(planes.tobytes())).decode())
+        assert page.post(f"{at}/review", json=sent).status_code == 200
+        told = page.post(f"{at}/send").json()
+        assert [r["what"] for r in page.get("/api/log").json()] == ["correct", "send"], told
+    made, = segs()
+    (place / "seg.dcm").write_bytes(ask(f"/instances/{made}/file"))
+    image, _ = read_series(series)
+    back = read_seg(place / "seg.dcm", image, dict(bright=1))[0]
+    assert (back == planes.transpose(2, 1, 0)).all() and (back != (image.array > 150)).any() and told["sent"] == \
+        pydicom.dcmread(place / "seg.dcm").SOPInstanceUID
+    ask(f"/instances/{made}", method="DELETE")
+    return told["sent"]
 
 
 if __name__ == "__main__":

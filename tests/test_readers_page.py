@@ -335,6 +335,8 @@ def test_side_by_side_at_the_size_of_a_tablet(chromium, tmp_path):
     place = new_study(tmp_path / "study", "compare", ["a=reference", "b=reference"], "phantom_mri_volumes")
     with served(place) as page, opened(chromium, page, "R1", 1180, 820) as tab:
         assert tab.locator("canvas").count() == 4 and "Left" in tab.inner_text("#stages")
+        letters = [tab.locator(f".edge.{e}").all_inner_texts() for e in ("left", "right", "top", "bottom")]
+        assert letters == [["R"] * 2, ["L"] * 2, ["A"] * 2, ["P"] * 2], "both panes say which side is which"
         tab.keyboard.press("ArrowUp")
         assert tab.get_attribute("body", "data-slice") == "13"
         tab.keyboard.press("5"); tab.keyboard.press("Tab")

@@ -10,7 +10,7 @@ __all__ = ['RelativePath', 'NonEmptyName', 'FiniteNumber', 'Template', 'GENERATO
            'strip_module', 'data_key', 'Fold', 'FrozenSplit', 'load_frozen_split', 'content_key', 'locate_dataset',
            'base_folder', 'ensure_dataset', 'generate_phantoms', 'unpack_archive', 'archive_stem', 'fetch_dataset',
            'list_files', 'hash_files', 'verify_files', 'read_table', 'Case', 'case_image', 'case_reader_masks',
-           'case_mask', 'case_semantic_mask', 'extract_id', 'load_cases', 'content_hash']
+           'case_mask', 'case_semantic_mask', 'extract_id', 'read_field', 'load_cases', 'content_hash']
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #138d6c56
 import contextlib
@@ -726,6 +726,11 @@ def extract_id(rule: str | IdRule | None, row: dict, subject: str) -> str:
     if not match:
         raise InputError(subject, f"{row[rule.column]!r} does not match {rule.pattern}", "mend the manifest's pattern")
     return (match[1] or "").strip()
+
+# %% ../../nbs/library/2_data/00_manifest.ipynb #3b3efb55
+def read_field(text: str, column: MetadataColumn, subject: str) -> float | bool | str | None:
+    "A value that a person wrote for a field, as its type; None where it is empty"
+    return _parse_cell(text, column.model_copy(update=dict(column=column.name)), MISSING_VALUES, subject)
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #a6486c3b
 def _required_columns(m: Manifest) -> set[str]:

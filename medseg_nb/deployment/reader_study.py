@@ -32,10 +32,9 @@ from ..kit.core import (InputError, ResourceError, choose, digest, escape_formul
 from ..data.manifest import Case, read_table
 from ..images.files import Encoding, Image, check_pair, read_image, read_mask, suffix, write_mask
 from ..kit.report import to_csv
-from .app import slice_view
 from .reading import (ARMS, DESIGN_COLUMNS, check_study_size, choose_study_cases, plan_readings,
                                           read_key, study_name, write_design)
-from .views import display_pixels, display_windows
+from .views import display_pixels, display_windows, slice_view
 from ..evaluation.reader_studies import SUS_ITEMS
 
 # %% ../../nbs/library/9_deployment/13_reader_study.ipynb #53f9edd4

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_COLORS', 'OVERLAY_OPACITY', 'label_sizes', 'display_windows', 'volume_plane', 'display_pixels', 'encode_nifti',
-           'encode_png', 'label_color', 'find_outlines', 'overlay_pixels']
+           'encode_png', 'label_color', 'find_outlines', 'overlay_pixels', 'slice_view']
 
 # %% ../../nbs/library/9_deployment/05_views.ipynb #8b580d7a
 import gzip
@@ -85,3 +85,15 @@ def overlay_pixels(image: Image,
     colors = np.array([list(bytes.fromhex(c[1:])) for c in LABEL_COLORS])[(part - 1) % len(LABEL_COLORS)]
     opacity = np.where(find_outlines(part), 1, np.where(part > 0, OVERLAY_OPACITY, 0))[..., None]
     return ((1 - opacity) * pixels + opacity * colors).round().astype(np.uint8)
+
+# %% ../../nbs/library/9_deployment/05_views.ipynb #9ae2fd87
+# flip: across, down; letters: left, right, top, bottom; aspect: pixel height by width
+def slice_view(image: Image) -> dict:
+    "How a slice is shown"
+    across, down = (image.spacing[0], image.spacing[1])[::-1 if image.ndim == 2 else 1] if image.spacing else (1., 1.)
+    if image.affine is None: return dict(flip=[False, False], letters=None, aspect=down / across)
+    from nibabel import aff2axcodes
+    directions, opposite = aff2axcodes(image.affine)[:2], dict(zip("RLAPSI", "LRPAIS"))
+    flip = [g in "RAS" for g in directions]
+    ends = [opposite[g] if f else g for g, f in zip(directions, flip)]  # where the screen's right and lower edge lie
+    return dict(flip=flip, letters=[opposite[ends[0]], ends[0], opposite[ends[1]], ends[1]], aspect=down / across)

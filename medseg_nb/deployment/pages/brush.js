@@ -120,6 +120,10 @@ export function attachBrush(pane, tool, changed) { // tool() gives {label, radiu
   pane.over.addEventListener('pointerleave', () => { ring.style.display = 'none' })
 }
 
+export function markEdges(frame, view) { // which side of the patient each edge of a slice is: left, right, top, bottom
+  for (const [k, letter] of (view.letters || []).entries()) frame.append(Object.assign(document.createElement('i'), { className: `edge ${['left', 'right', 'top', 'bottom'][k]}`, textContent: letter }))
+}
+
 export async function pack(bytes) { // zlib, then base64
   const packed = new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new CompressionStream('deflate'))).arrayBuffer())
   let text = ''

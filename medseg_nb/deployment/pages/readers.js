@@ -1,5 +1,5 @@
 // The page of a reader: shows one reading after the other, keeps what is drawn and answered, and decides nothing.
-import { Pane, attachBrush, pack } from '/brush.js'
+import { Pane, attachBrush, markEdges, pack } from '/brush.js'
 
 const $ = id => document.getElementById(id)
 const make = (tag, text = '', more = {}) => Object.assign(document.createElement(tag), { textContent: text, ...more })
@@ -83,7 +83,7 @@ async function masks() {
 }
 
 async function showReading() {
-  for (const p of panes) p.host.parentElement.remove()
+  for (const p of panes) p.host.closest('.pane').remove()
   $('channel').replaceChildren(...now.channels.map((name, n) => make('option', name, { value: n })))
   $('slice').max = now.shape[0] - 1; $('slice').value = Math.floor(now.shape[0] / 2); zoom = 1; erases = false; actions = []; changedMask = false
   $('slide').hidden = now.shape[0] === 1; $('which').hidden = now.channels.length < 2; $('brush-tools').hidden = !study.corrects
@@ -92,7 +92,8 @@ async function showReading() {
   panes = found.map((mask, k) => {
     const host = make('div', '', { className: `stage${study.corrects ? ' draws' : ''}`, id: `stage-${k}` }), box = make('div', '', { className: 'pane' })
     if (found.length > 1) box.append(make('h2', ['Left', 'Right'][k]))
-    box.append(host); $('stages').append(box)
+    const frame = make('div', '', { className: 'frame' }); frame.append(host); markEdges(frame, now.view)
+    box.append(frame); $('stages').append(box)
     const pane = new Pane(host, now.view, colors())
     pane.slice = +$('slice').value; pane.load(now.shape, pixels, mask)
     if (study.corrects) attachBrush(pane, tool, stroke => { act('stroke', stroke); document.body.dataset.stroke = stroke.slowest.toFixed(2); changedMask = true; later() })
