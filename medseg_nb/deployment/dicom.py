@@ -6,10 +6,9 @@
 __all__ = ['NOTHING_FOUND', 'MAX_ATTEMPTS', 'SEG_STORAGE', 'USER', 'PASSWORD', 'MAX_SLICE_BYTES', 'HELLO_TIMEOUT_S',
            'MAX_PER_PEER', 'MAX_CONNECTIONS', 'slice_files', 'read_header', 'read_series', 'keyed_uid', 'to_seg',
            'to_bytes', 'to_report', 'has_position', 'read_with_headers', 'seg_of_mask', 'Answer', 'answer_image',
-           'reason_for_burned_in_text', 'deidentify', 'deidentify_folder', 'SeriesQueue', 'select_open', 'is_complete',
-           'list_due', 'list_unsent', 'is_finished', 'close_finished', 'delete_expired', 'count_attempt', 'answer_due',
-           'send_unsent', 'DimseArchive', 'DicomWebArchive', 'parse_archive', 'Connections', 'StorageNode',
-           'listen_for_slices', 'RepeatedCall', 'run_dicom_node']
+           'SeriesQueue', 'select_open', 'is_complete', 'list_due', 'list_unsent', 'is_finished', 'close_finished',
+           'delete_expired', 'count_attempt', 'answer_due', 'send_unsent', 'DimseArchive', 'DicomWebArchive',
+           'parse_archive', 'Connections', 'StorageNode', 'listen_for_slices', 'RepeatedCall', 'run_dicom_node']
 
 # %% ../../nbs/library/9_deployment/08_dicom.ipynb #21553470
 import hashlib
@@ -268,83 +267,6 @@ def answer_image(model: Segmenter,
     seg = seg_of_mask(model, mask, heads, replaces)
     labels = [int(v) for v in np.unique(mask) if v] or [1] if model.instances else sorted(model.labels)
     return Answer(image, mask, seg, to_report(seg, mask, heads, image.spacing, labels, model.name))
-
-# %% ../../nbs/library/9_deployment/08_dicom.ipynb #4215c640
-_ALLOWED = """SOPClassUID Modality InstanceNumber SeriesNumber Laterality PatientPosition PatientOrientation \
-AcquisitionNumber Rows Columns PixelSpacing
-ImagerPixelSpacing SliceThickness SpacingBetweenSlices ImagePositionPatient ImageOrientationPatient \
-GantryDetectorTilt SamplesPerPixel
-PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue \
-RescaleSlope RescaleIntercept
-WindowCenter WindowWidth LossyImageCompression BurnedInAnnotation PixelData RedPaletteColorLookupTableDescriptor
-GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData \
-GreenPaletteColorLookupTableData
-BluePaletteColorLookupTableData KVP EchoTime RepetitionTime FlipAngle MagneticFieldStrength ScanningSequence \
-SequenceVariant ScanOptions
-MRAcquisitionType EchoTrainLength""".split()
-# words of ImageType; other words may name somebody
-_TYPES = {"ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "OTHER"}
-_TEXT_MODALITIES = {"US", "SC", "XC", "ES", "OT", "RF", "XA", "DOC"}  # modalities whose pictures often carry text
-
-def reason_for_burned_in_text(d) -> str:  # empty where there is no reason
-    "Why a picture may carry text in its pixels"
-    if d.get("BurnedInAnnotation") == "YES": return "its header says that text is burned in"
-    if d.get("BurnedInAnnotation") == "NO": return ""
-    if d.get("Modality") in _TEXT_MODALITIES:
-        return f"pictures of modality {d.Modality} often carry text, and its header does not say that this one has none"
-    if str(d.get("SOPClassUID", "")).startswith("1.2.840.10008.5.1.4.1.1.7"):
-        return "it is a secondary capture, which often carries text"
-    return "its image type is secondary, which often carries text" if "SECONDARY" in (d.get("ImageType") or []) else ""
-
-def _secret_key(secret: str) -> bytes:
-    if len(secret) < 16:
-        raise InputError("secret", f"has {len(secret)} letters",
-                         "take at least 16, and keep them apart from the pictures")
-    return secret.encode()
-
-def deidentify(d,            # a dataset of one frame
-               secret: str,  # at least 16 letters; whoever has it can recognise a patient
-              ):             # a new dataset
-    "A picture without what names its patient"
-    from pydicom import Dataset
-    from pydicom.dataset import FileMetaDataset
-    key, new, kind = _secret_key(secret), Dataset(), str(d.get("SOPClassUID", ""))
-    if not kind.startswith("1.2.840.10008.") or "PixelData" not in d or int(
-        d.get("NumberOfFrames") or 1) > 1 or "SegmentSequence" in d:
-        raise InputError(kind or "file", "is no single picture of a standard kind", "export single frames")
-    for name in _REQUIRED: setattr(new, name, "")
-    for name in _ALLOWED:
-        if name in d: new.add(d[name])
-    if "ImageType" in d: new.ImageType = [str(w) if w in _TYPES else "OTHER" for w in np.atleast_1d(d.ImageType)[:3]]
-    if "RescaleType" in d: new.RescaleType = d.RescaleType if d.RescaleType in ("HU", "OD") else "US"  # unspecified
-    for name in _HASHED:
-        if d.get(name): setattr(new, name, keyed_uid(key, str(d[name].value)))
-    new.PatientID = (hmac.digest(key, f"patient {d.get('PatientID', '')}".encode(), "sha256").hex()[:16]
-                     if d.get("PatientID") else "")
-    new.PatientIdentityRemoved, new.DeidentificationMethod = (
-        "YES", "medseg_nb: list of what may stay, UIDs by keyed hash")
-    new.file_meta = FileMetaDataset()
-    new.file_meta.TransferSyntaxUID = d.file_meta.TransferSyntaxUID
-    new.file_meta.MediaStorageSOPClassUID, new.file_meta.MediaStorageSOPInstanceUID = d.SOPClassUID, new.SOPInstanceUID
-    return new
-
-# %% ../../nbs/library/9_deployment/08_dicom.ipynb #458f83de
-def deidentify_folder(folder: Path, out: Path, secret: str,
-                     ) -> list[dict]:  # file, status, reason; kept out of `out`, since old file names may name somebody
-    """Write each picture of a folder without what names its patient, under a new name; what may carry text is listed
-    instead"""
-    import pydicom
-    rows, files = [], slice_files(folder)
-    _secret_key(secret)
-    if not files: raise InputError(str(folder), "holds no DICOM file", "name a folder of DICOM files")
-    for path in files:
-        try: d = pydicom.dcmread(path); new, reason = deidentify(d, secret), reason_for_burned_in_text(d)
-        except InputError as e: rows.append(dict(file=path.name, status="rejected", reason=e.fault)); continue
-        except Exception as e:
-            rows.append(dict(file=path.name, status="rejected", reason=f"is damaged ({type(e).__name__})")); continue
-        if not reason: write(Path(out) / f"{new.SOPInstanceUID}.dcm", to_bytes(new))
-        rows.append(dict(file=path.name, status="flagged" if reason else "done", reason=reason))
-    return rows
 
 # %% ../../nbs/library/9_deployment/08_dicom.ipynb #c7d47efb
 def _hashed_name(uid: str) -> str: return hashlib.sha256(str(uid).encode()).hexdigest()[:32]
