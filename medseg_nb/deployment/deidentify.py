@@ -76,7 +76,6 @@ def _clean_dataset(d, key: bytes):  # a new dataset
     from pydicom import Dataset
     new = Dataset()
     for tag in d.keys():
-        if tag.is_private: continue
         with suppress(Exception):  # of a damaged element
             element = d[tag]
             value = _clean_value(element.keyword, element.value, key) if element.keyword else None
