@@ -10,8 +10,8 @@ import pydicom
 import pytest
 from conftest import needs
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (CTImageStorage, EncapsulatedPDFStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless,
-                         SecondaryCaptureImageStorage, UltrasoundImageStorage)
+from pydicom.uid import (CTImageStorage, EncapsulatedPDFStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian,
+                         MRImageStorage, RLELossless, SecondaryCaptureImageStorage, UltrasoundImageStorage)
 
 from medseg_nb.deployment.deidentify import deidentify_folder
 from medseg_nb.images.files import read_image
@@ -209,3 +209,42 @@ def test_command_goes_on_where_it_was_killed_and_lists_what_is_refused(tmp_path)
     assert not [p for p in (tmp_path / "out").rglob(".*")], "nothing half written is left"
     missing = medseg("deidentify", tmp_path / "none", tmp_path / "x", cwd=tmp_path)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "is no folder" in missing.stderr
+
+
+def enhanced(order, name):
+    "An Enhanced MR with a name in its groups, the frames in any order"
+    d = picture(0, "ISO_IR 192", name)
+    d.SOPClassUID, d.SOPInstanceUID, d.NumberOfFrames = EnhancedMRImageStorage, f"{UID}.77", len(order)
+    def group(**values):
+        item, around = Dataset(), Dataset()
+        for word, value in values.items():
+            if word == "to": continue
+            setattr(item, word, value)
+        item.ImageComments = name
+        setattr(around, values["to"], [item])
+        return around
+    shared, frames = group(to="PixelMeasuresSequence", PixelSpacing=[1.5, 2], SliceThickness=2.5), []
+    shared.update(group(to="PlaneOrientationSequence", ImageOrientationPatient=[.8, .6, 0, -.6, .8, 0]))
+    for k in order: frames.append(group(to="PlanePositionSequence", ImagePositionPatient=[10, 20, 30 + 2.5 * k]))
+    for k, frame in zip(order, frames):
+        frame.update(group(to="PixelValueTransformationSequence", RescaleSlope=1, RescaleIntercept=-1024))
+        frame.update(group(to="FrameContentSequence", FrameComments=name, DimensionIndexValues=[k + 1]))
+    d.SharedFunctionalGroupsSequence, d.PerFrameFunctionalGroupsSequence = [shared], frames
+    for word in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
+                 "RescaleIntercept", "RescaleType"): delattr(d, word)
+    d.PixelData = b"".join((np.arange(35) * 3 + 40 * k).astype(np.uint16).tobytes() for k in order)
+    return d
+
+
+def test_enhanced_image_keeps_its_place_and_loses_its_names(tmp_path):
+    from medseg_nb.deployment.dicom import read_with_headers
+    name = NAMES["utf8"][1]
+    for k in range(4): save(picture(k), tmp_path / "series" / f"{k}.dcm")
+    path = save(enhanced([2, 0, 3, 1], name), tmp_path / "in" / "e.dcm")
+    row, = deidentify_folder(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    new = tmp_path / "out" / row["written"]
+    assert not [f for f in forms(name) if f in new.read_bytes()] and any(f in path.read_bytes() for f in forms(name))
+    truth = read_image(tmp_path / "series")
+    for p in (path, new):
+        image, heads = read_with_headers(p)
+        assert (image.array == truth.array).all() and np.allclose(image.affine, truth.affine) and not heads

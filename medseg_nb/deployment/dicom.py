@@ -35,6 +35,7 @@ from ..kit.core import (InputError, MedsegError, ResourceError, digest, describe
                                 to_json, write)
 from ..images.headers import silence_dicom_logs, with_redacted_errors, sanitize_header
 from ..images.files import Image, read_image, suffix
+from ..images.multiframe import is_multiframe, read_multiframe
 from .segmenter import Segmenter
 from .web import NOTE
 
@@ -236,8 +237,9 @@ def has_position(path: Path) -> bool:
 
 def read_with_headers(path: Path  # folder of a series, or a file
                      ) -> tuple[Image, list]:
-    "Image, and headers where it is DICOM"
+    "Image, and headers where it is DICOM of one frame a file"
     if path.is_dir(): return read_series(path)
+    if suffix(path) == ".dcm" and path.is_file() and is_multiframe(path): return read_multiframe(path), []
     return read_image(path), [read_header(path)] if suffix(path) == ".dcm" else []
 
 def seg_of_mask(model: Segmenter,

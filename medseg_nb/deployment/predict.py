@@ -17,9 +17,9 @@ import pandas as pd
 
 from ..kit.core import (InputError, MedsegError, ResourceError, describe_error, escape_formula, to_one_line,
                                 output_folder, progress, write)
-from .dicom import answer_image, has_position, slice_files, to_bytes
+from .dicom import answer_image, has_position, read_with_headers, slice_files, to_bytes
 from ..evaluation.evaluate import files_by_stem, uncompressed_stem
-from ..images.files import Image, read_image, write_mask
+from ..images.files import Image, write_mask
 from ..kit.report import to_csv
 from .segmenter import Segmenter, load_segmenter
 from .views import encode_nifti, encode_png, label_sizes, overlay_pixels
@@ -87,7 +87,7 @@ def _segment_file(model: Segmenter, path: Path, place: Path) -> tuple[Image, np.
         write(place, to_bytes(answer.seg))
         write(place.parent / "reports" / place.name, to_bytes(answer.report))
         return answer.image, answer.mask
-    image = read_image(path)
+    image, _ = read_with_headers(path)
     place = label_map_path(image, path, place)
     mask = model.label_map(image, str(path))
     write_mask(place, mask, image.affine if image.ndim == 3 else None)
