@@ -40,7 +40,8 @@ _EMPTY = """PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTim
 ReferringPhysicianName Manufacturer PositionReferenceIndicator""".split()
 _IMAGE_TYPES = "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER VOLUME NONE M P OTHER"
 _CODES = {name: set(values.split()) for name, values in dict(
-    Modality="CT MR PT NM CR DX MG IO PX US XA RF OT SC XC ES OP OPT SM GM", Laterality="L R", ImageLaterality="L R U B",
+    Modality="CT MR PT NM CR DX MG IO PX US XA RF OT SC XC ES OP OPT SM GM", Laterality="L R",
+    ImageLaterality="L R U B",
     PatientPosition="HFS HFP HFDR HFDL FFS FFP FFDR FFDL", LossyImageCompression="00 01", BurnedInAnnotation="NO",
     PatientOrientation="A P R L H F AR AL AH AF PR PL PH PF RA RP RH RF LA LP LH LF HA HP HR HL FA FP FR FL",
     PhotometricInterpretation="MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_ICT YBR_RCT",
@@ -83,9 +84,11 @@ def _clean_dataset(d, key: bytes):  # a new dataset
     return new
 
 # %% ../../nbs/library/9_deployment/20_deidentify.ipynb #fd9b0909
-_MULTIFRAME = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.128.1")  # enhanced
+# enhanced
+_MULTIFRAME = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.128.1")
 _DOCUMENTS = "1.2.840.10008.5.1.4.1.1.88. 1.2.840.10008.5.1.4.1.1.104.".split()  # reports, encapsulated documents
-_CAPTURES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.6.", "1.2.840.10008.5.1.4.1.1.3.")  # screens, ultrasound
+# screens, ultrasound
+_CAPTURES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.6.", "1.2.840.10008.5.1.4.1.1.3.")
 _TEXT_MODALITIES = {"US", "SC", "XC", "ES", "OT", "RF", "XA", "DOC"}  # whose pictures often carry text
 
 def reason_for_burned_in_text(d) -> str:  # empty where there is no reason
@@ -160,7 +163,8 @@ def load_key(path: Path) -> bytes:
         raise InputError(str(path), "can be read by others", f"chmod 600 {path}")
     text = path.read_bytes().strip()
     if len(text) < 32:
-        raise InputError(str(path), f"holds a key of {len(text)} letters", "bring the old one back, or name another file")
+        raise InputError(str(path), f"holds a key of {len(text)} letters",
+                         "bring the old one back, or name another file")
     return text
 
 # %% ../../nbs/library/9_deployment/20_deidentify.ipynb #c6244035
@@ -204,7 +208,7 @@ def _write_without_name(path: Path, out: Path, key: bytes) -> str:  # path below
     return name
 
 def deidentify_folder(folder: Path, out: Path, key_file: Path,
-                     ) -> list[dict]:  # file, written (path below `out`), fault; old names may name somebody: not in `out`
+                     ) -> list[dict]:  # file, written (path below `out`), fault; not in `out`, since names may name
     "Write each picture of a folder, and of the folders in it, without what names its patient"
     silence_dicom_logs()
     folder, out, key_file = Path(folder), Path(out), Path(key_file)

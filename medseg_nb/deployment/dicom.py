@@ -518,7 +518,7 @@ class DimseArchive:
         ae = net.AE(ae_title=title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 30
         ae.add_requested_context(d.SOPClassUID, d.file_meta.TransferSyntaxUID)
-        if d.SOPClassUID != SEG_STORAGE: ae.add_requested_context(SEG_STORAGE)  # who takes it is there, and refuses a report
+        if d.SOPClassUID != SEG_STORAGE: ae.add_requested_context(SEG_STORAGE)  # who takes it is there
         association = ae.associate(self.host, self.port, ae_title=self.title,
                                    evt_handlers=[(net.evt.EVT_CONN_OPEN, _send_at_once)])
         if not association.is_established:

@@ -67,7 +67,8 @@ def describe_shipped(card: ModelCard) -> Facts:
     elsewhere = ", ".join(f"{name} {share:.0%}" for name, share in card.unusual.items() if name != "held-out images")
     held_out = describe_held_out(card.test_patients, card.unit, 0, card.dataset)
     return describe_data(load_manifest(card.dataset)) | held_out | {
-        "model.name": f"`{card.name}`", "model.run": f"`{card.run}`", "model.purpose": card.purpose, "model.input": describe_input(card),
+        "model.name": f"`{card.name}`", "model.run": f"`{card.run}`",
+        "model.purpose": card.purpose, "model.input": describe_input(card),
         "model.output": "label map of " + ", ".join(k for k, v in card.labels.items() if v),
         "model.network": f"`{card.network}`, {card.parameters:,} weights in eight bits; start: {card.start}",
         "model.training": f"{card.training_patients} {card.unit}s of `{card.dataset}`",
@@ -84,7 +85,8 @@ def _read_run_rows(place: Path) -> pd.DataFrame:
     if not (place / ROWS_FILE).is_file():
         raise InputError(str(place), f"has lost its rows ({ROWS_FILE}), so nothing says how it was tested", remedy)
     try: rows = read_rows(place)
-    except Exception as e: raise InputError(str(place / ROWS_FILE), f"is damaged ({type(e).__name__})", remedy) from None
+    except Exception as e:
+        raise InputError(str(place / ROWS_FILE), f"is damaged ({type(e).__name__})", remedy) from None
     if lacking := {"case", "patient", "region", "dice"} - set(rows):
         raise InputError(str(place / ROWS_FILE), f"has no column {min(lacking)}", remedy)
     return rows
@@ -120,7 +122,8 @@ def fill_template(text: str, facts: Facts, name: str) -> str:
 
 def _name_line(line: str) -> str:
     "What a row of a table, or a point of a list, is about"
-    if not line.startswith("|"): return line.removeprefix("- ").split(":")[0].replace("*", "") if line.startswith("- ") else ""
+    if line.startswith("- "): return line.removeprefix("- ").split(":")[0].replace("*", "")
+    if not line.startswith("|"): return ""
     cells = [c.strip() for c in line.strip().strip("|").split("|")]
     return ": ".join(cells[:2]) if re.fullmatch("R[0-9]+", cells[0]) else cells[0]
 
@@ -138,7 +141,8 @@ def list_missing(text: str) -> list[str]:
 
 def compose_dossier(facts: Facts, template: str) -> str:
     "The dossier as Markdown"
-    version = {"kit.version": medseg_nb.__version__, "model.command": f"`medseg dossier {facts['model.name'].strip('`')}`"}
+    version = {"kit.version": medseg_nb.__version__,
+               "model.command": f"`medseg dossier {facts['model.name'].strip('`')}`"}
     missing = "\n".join(list_missing(fill_template(template, facts | version | {"missing.list": ""}, "dossier.md")))
     return fill_template(template, facts | version | {"missing.list": missing}, "dossier.md")
 
@@ -148,7 +152,8 @@ def format_page(text: str, title: str) -> str:
     from markdown_it import MarkdownIt
     body = MarkdownIt("commonmark", dict(html=False)).enable("table").render(text)
     return fill_template(page_file("dossier.html"),
-                         {"page.title": title, "page.body": body.replace("MISSING", "<mark>MISSING</mark>")}, "dossier.html")
+                         {"page.title": title, "page.body": body.replace("MISSING", "<mark>MISSING</mark>")},
+                         "dossier.html")
 
 def write_dossier(model: str,  # name of a shipped model, name or key of a run
                   out: Path,   # new folder, or one that this wrote

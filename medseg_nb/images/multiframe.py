@@ -18,7 +18,8 @@ from .headers import check_slice, with_redacted_errors
 # %% ../../nbs/library/1_images/02_multiframe.ipynb #c2e79f57
 # SOP classes: Enhanced CT, MR and PET
 ENHANCED = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2.1", "4.1", "128.1"))
-_FRAME_GROUPS = dict(PlanePositionSequence=["ImagePositionPatient"], PlaneOrientationSequence=["ImageOrientationPatient"],
+_FRAME_GROUPS = dict(PlanePositionSequence=["ImagePositionPatient"],
+                     PlaneOrientationSequence=["ImageOrientationPatient"],
                      PixelMeasuresSequence=["PixelSpacing", "SliceThickness"],
                      PixelValueTransformationSequence=["RescaleSlope", "RescaleIntercept"])
 
