@@ -178,8 +178,8 @@ def _describe_observer(model: str):
     "Who measured: a program"
     from highdicom import sr
     from pydicom.sr.codedict import codes
-    device = sr.DeviceObserverIdentifyingAttributes(keyed_uid(b"device", model), name="medseg_nb", model_name=model[:64],
-                                                    manufacturer_name="medseg_nb")
+    device = sr.DeviceObserverIdentifyingAttributes(keyed_uid(b"device", model), name="medseg_nb",
+                                                    model_name=model[:64], manufacturer_name="medseg_nb")
     return sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device))
 
 def _measure(n_voxels: int, spacing: tuple[float, ...]):  # mm, of two or three axes
@@ -465,7 +465,7 @@ def _send_one(queue: SeriesQueue, path: Path, send: Callable[[Path], None]) -> s
         return "sent"
     refusal = ""
     try: send(path)
-    except InputError as e: refusal = f"{e.subject} {e.fault}"  # of this object: the SEG is there, and is worth having without it
+    except InputError as e: refusal = f"{e.subject} {e.fault}"  # the SEG is there, and is worth having alone
     queue.update_answer(path.parent, report_sent=True)
     return f"its report is refused, the SEG is kept there: {refusal}" if refusal else "report sent"
 

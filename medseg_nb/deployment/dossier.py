@@ -107,8 +107,8 @@ def describe_run(key: str) -> Facts:
         "model.network": f"`{config['model']}`, seed {config['seed']}",
         "model.training": f"the other folds of `{m.id}`", "model.hash": f"`{sha256(place / 'weights.safetensors')}`",
         "model.scores": format_scores(scores, unit), "model.dice": f"mean Dice {rows.dice.mean():.3f} over regions",
-        "model.failures": f"**Where it fails:** Dice by region, the lowest first: {worst}; {missed}. MISSING: scores by "
-                          "size and by group of patients.",
+        "model.failures": f"**Where it fails:** Dice by region, the lowest first: {worst}; {missed}. MISSING: scores "
+                          "by size and by group of patients.",
         "model.external": "MISSING: the run was not scored on patients of another place.",
         "model.unusual": "MISSING: the run has no card, so no ranges of its training images", "model.missed": missed}
 

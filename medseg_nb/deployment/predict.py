@@ -125,7 +125,8 @@ def predict_files(model: str,  # name of a shipped model, key of a run, or path 
                  ) -> pd.DataFrame:  # file, status, reason, foreground, sizes by label
     "Segment images and write label maps, pictures of them, and `predict.csv`"
     files, predictor = list_input_files(inputs), load_segmenter(model)
-    places = ("{}.png", "{}.nii.gz", "{}.dcm", "pictures/{}.png", "reports/{}.dcm", "uncertainty/{}.png", "uncertainty/{}.nii.gz")
+    places = ("{}.png", "{}.nii.gz", "{}.dcm", "pictures/{}.png", "reports/{}.dcm", "uncertainty/{}.png",
+              "uncertainty/{}.nii.gz")
     mask_paths = {(out / p.format(output_stem(f))).resolve() for f, p in product(files, places)}
     overwritten_files = sorted(mask_paths & {f.resolve() for f in files})
     if overwritten_files:
