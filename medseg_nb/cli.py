@@ -8,8 +8,8 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
            'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
-           'evaluate', 'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse',
-           'doctor', 'refused', 'main']
+           'evaluate', 'bench', 'claims_list', 'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export',
+           'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -626,6 +626,32 @@ def claims_audit(table: Annotated[Path,
     prevalence?"""
     from medseg_nb.evaluation.table_audit import audit_file
     print(audit_file(table, out))
+
+# %% ../nbs/library/99_cli.ipynb #4122e502
+@app.command(epilog="Example: medseg deidentify scans/ clean/")
+def deidentify(folder: Annotated[Path, typer.Argument(help="folder of DICOM files, and of folders of them")],
+               out: Annotated[Path, typer.Argument(help="folder for the new files; one that was begun goes on")],
+               key: Annotated[Path, typer.Option(help="file of the key of ids and UIDs, made where it is not there; "
+                                                 "whoever has it can recognise a patient")] = Path(
+                                                     "private/deidentify.key")):
+    """Write DICOM images without what names their patient; dates are removed, what may show text or is no image is
+    listed and not written. Exit code 3 if any is. It does not hide a face that a scan of a head shows."""
+    from medseg_nb.deployment.deidentify import deidentify_folder
+    rows = deidentify_folder(folder, out, key)
+    faults = [r["fault"] for r in rows if r["fault"]]
+    print(f"{len(rows) - len(faults)} of {len(rows)} files written; the key is {key}")
+    for fault in faults: print(f"error: {fault}", file=sys.stderr)
+    if faults: raise typer.Exit(3)
+
+# %% ../nbs/library/99_cli.ipynb #1ad5fcc0
+@app.command(epilog="Example: medseg dossier nuclei --out dossier")
+def dossier(model: Annotated[str, typer.Argument(help="name of a shipped model, name or key of a run")],
+            out: Annotated[Path, typer.Option(help="folder for the page and its Markdown")]):
+    """Write what a regulator would ask of a model: intended use, risks and the tests that hold them, life cycle, data
+    protection, monitoring; what is missing is marked. It claims no conformity; research use only."""
+    from medseg_nb.deployment.dossier import write_dossier
+    page, missing = write_dossier(model, out)
+    print(f"{page}; {missing} things are marked as missing; research use only")
 
 # %% ../nbs/library/99_cli.ipynb #3f509c50
 @readers_app.command("new", epilog="Example: medseg readers new --data phantom_lung --readers 4 --out study")

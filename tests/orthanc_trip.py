@@ -106,13 +106,13 @@ def trip(place: Path, to: str, series: Path, came: str) -> str:  # UID of the SE
     if to.startswith("http"):
         wrong = start(password="wrong")
         wait(lambda: "refuses user or password (status 401)" in wrong.said()); wrong.kill()
-        assert not segs() and len(SeriesQueue(place / "queue").list_unsent()) == 1, "the answer is kept"
+        assert not segs() and len(SeriesQueue(place / "queue").list_unsent()) == 2, "the answer is kept"
     node = start()
     try:
-        wait(segs); wait(lambda: ": sent" in node.said())
+        wait(segs); wait(lambda: ": report sent" in node.said())
         route(came); time.sleep(2)  # a repeated send doubles nothing
         made, = segs()
-        assert node.said().count(": sent") == 1 and "Traceback" not in node.said()
+        assert node.said().count(": sent") == node.said().count(": report sent") == 1 and "Traceback" not in node.said()
     finally: node.kill()
     image, _ = read_series(series)
     (place / "seg.dcm").write_bytes(ask(f"/instances/{made}/file"))

@@ -285,10 +285,10 @@ def test_archive_that_refuses(tmp_path):
         to_bytes(to_seg((image.array > 150).astype(np.int32), heads, {1: "bright"}, "abc")))
     assert highdicom.seg.segread(tmp_path / "s.dcm").number_of_segments == 1
     with archive(status=0xA900) as (_, to):
-        with pytest.raises(InputError, match="did not store the SEG .status A900"):
+        with pytest.raises(InputError, match="did not store the object .status A900"):
             DimseArchive("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
     with archive(status=0xA700) as (_, to):
-        with pytest.raises(ResourceError, match="did not store the SEG .status A700"):
+        with pytest.raises(ResourceError, match="did not store the object .status A700"):
             DimseArchive("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "MEDSEG")
         with pytest.raises(ResourceError, match="refuses this node"):
             DimseArchive("PACS", "127.0.0.1", to).send(tmp_path / "s.dcm", "NOBODY")
@@ -297,7 +297,7 @@ def test_archive_that_refuses(tmp_path):
 
 
 def test_validator_finds_no_error_in_what_is_written(tmp_path):
-    from medseg_nb.deployment.dicom import deidentify, segment_as_seg, to_bytes, to_seg
+    from medseg_nb.deployment.dicom import answer_image, to_bytes, to_seg
     validator = needs("dciodvfy")
     full = (dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName", "StudyID", "StudyDate",
                            "StudyTime", "AccessionNumber", "Manufacturer", "PositionReferenceIndicator", "KVP",
@@ -307,12 +307,11 @@ def test_validator_finds_no_error_in_what_is_written(tmp_path):
     folder = slices(tmp_path / "ct", change=lambda k: full)
     image, heads = read_series(folder)
     mask = (image.array > 150).astype(np.int32)
-    one, single, _ = segment_as_seg(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
-    assert single.any()
-    written = dict(slice_=one, classes=to_seg(mask, heads, {1: "bright"}, "abc"),
+    one = answer_image(fake(lambda image: (image.array > 150).astype(np.int32)), slice_files(folder)[0])
+    assert one.mask.any()
+    written = dict(slice_=one.seg, report=one.report, classes=to_seg(mask, heads, {1: "bright"}, "abc"),
                    instances=to_seg(mask, heads, {1: "nucleus"}, "abc", True),
-                   none=to_seg(0 * mask, heads, {1: "bright"}, "abc"),
-                   clean=deidentify(pydicom.dcmread(slice_files(folder)[0]), "a secret of the clinic"))
+                   none=to_seg(0 * mask, heads, {1: "bright"}, "abc"))
     for name, d in written.items():
         (tmp_path / name).write_bytes(to_bytes(d))
         done = subprocess.run([validator, tmp_path / name], capture_output=True, text=True)
@@ -383,7 +382,7 @@ def test_damaged_files_of_the_queue_cost_themselves_alone(node, tmp_path):
     for folder in places: assert push(folder, first.port) == [0] * 6
     wait(lambda: first.said().count(": answered") == 3); first.kill()
     queue = SeriesQueue(tmp_path / "queue")
-    segs = queue.list_unsent()
+    segs = queue.list_unsent()[::2]  # each is followed by its report
     uids = {p.stem for p in segs}
     segs[0].write_bytes(b""); segs[1].write_bytes(segs[1].read_bytes()[:-40])
     (segs[2].parent / "answer.json").write_bytes(b""); (segs[2].parent / "released").write_bytes(b"\xff")
@@ -460,14 +459,14 @@ FULL = dict.fromkeys(["PatientSex", "PatientBirthDate", "ReferringPhysicianName"
 
 
 def test_odd_headers_give_a_valid_seg_and_grave_ones_a_refusal(tmp_path):
-    from medseg_nb.deployment.dicom import segment_as_seg, to_bytes
+    from medseg_nb.deployment.dicom import answer_image, to_bytes
     validator = needs("dciodvfy")
     model = fake(lambda image: (image.array > 150).astype(np.int32))
     for name, text in ODD.items():
         folder = slices(tmp_path / name, change=lambda k: FULL)
         for p in slice_files(folder): spoil(p, name, text)
         for place in (folder, slice_files(folder)[0]):
-            (tmp_path / "seg.dcm").write_bytes(to_bytes(segment_as_seg(model, place)[0]))
+            (tmp_path / "seg.dcm").write_bytes(to_bytes(answer_image(model, place).seg))
             done = subprocess.run([validator, tmp_path / "seg.dcm"], capture_output=True, text=True)
             assert not [x for x in done.stderr.splitlines() if x.startswith("Error") and "Laterality" not in x], (
                 (name, done.stderr))
@@ -475,7 +474,7 @@ def test_odd_headers_give_a_valid_seg_and_grave_ones_a_refusal(tmp_path):
         folder = slices(tmp_path / name, change=lambda k: FULL)
         for p in slice_files(folder): spoil(p, name, text)
         for place in (folder, slice_files(folder)[2]):
-            with pytest.raises(InputError, match="/[1-6].dcm: ") as e: segment_as_seg(model, place)
+            with pytest.raises(InputError, match="/[1-6].dcm: ") as e: answer_image(model, place)
             assert ("\n" not in str(e.value)
                     and not [w for w in ("Name", "7777", "a\\", "999")
                              if w in str(e.value).replace(str(folder), "")]), e.value
@@ -608,13 +607,13 @@ FAILED = {"00081198": dict(vr="SQ", Value=[{"00081197": dict(vr="US", Value=[0xA
 
 @pytest.mark.parametrize("status, answer, kind, fault, error", [
     (401, b"", "text/plain", "refuses user or password .status 401.; set MEDSEG_DICOMWEB_USER", ResourceError),
-    (409, b"", "text/plain", "did not store the SEG .status 409", InputError),
-    (503, b"", "text/plain", "did not store the SEG .status 503", ResourceError),
-    (302, b"", "text/plain", "did not store the SEG .status 302", ResourceError),
+    (409, b"", "text/plain", "did not store the object .status 409", InputError),
+    (503, b"", "text/plain", "did not store the object .status 503", ResourceError),
+    (302, b"", "text/plain", "did not store the object .status 302", ResourceError),
     (200, b"<html>welcome</html>", "text/html", "does not answer as DICOMweb does", ResourceError),
     (200, b"{", "application/dicom+json", "does not answer as DICOMweb does", ResourceError),
     (200, {}, "application/dicom+json", "does not answer as DICOMweb does", ResourceError),
-    (200, FAILED, "application/dicom+json", "did not store the SEG .reason A900", InputError)],
+    (200, FAILED, "application/dicom+json", "did not store the object .reason A900", InputError)],
     ids=["password", "conflict", "busy", "redirection", "page", "broken", "silent", "failed"])
 def test_web_archive_that_refuses(tmp_path, status, answer, kind, fault, error):
     from medseg_nb.deployment.dicom import to_bytes, to_seg

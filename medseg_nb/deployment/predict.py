@@ -17,9 +17,9 @@ import pandas as pd
 
 from ..kit.core import (InputError, MedsegError, ResourceError, describe_error, escape_formula, to_one_line,
                                 output_folder, progress, write)
-from .dicom import has_position, segment_as_seg, slice_files, to_bytes
+from .dicom import answer_image, has_position, read_with_headers, slice_files, to_bytes
 from ..evaluation.evaluate import files_by_stem, uncompressed_stem
-from ..images.files import Image, read_image, write_mask
+from ..images.files import Image, write_mask
 from ..kit.report import to_csv
 from .segmenter import Segmenter, load_segmenter
 from .views import encode_nifti, encode_png, label_sizes, overlay_pixels
@@ -83,10 +83,11 @@ def _is_text(name: str) -> bool:
 def _segment_file(model: Segmenter, path: Path, place: Path) -> tuple[Image, np.ndarray]:  # what was read, and written
     "Segment one input and write its label map"
     if place.suffix == ".dcm":
-        seg, mask, image = segment_as_seg(model, path)
-        write(place, to_bytes(seg))
-        return image, mask
-    image = read_image(path)
+        answer = answer_image(model, path)
+        write(place, to_bytes(answer.seg))
+        write(place.parent / "reports" / place.name, to_bytes(answer.report))
+        return answer.image, answer.mask
+    image, _ = read_with_headers(path)
     place = label_map_path(image, path, place)
     mask = model.label_map(image, str(path))
     write_mask(place, mask, image.affine if image.ndim == 3 else None)
@@ -124,7 +125,8 @@ def predict_files(model: str,  # name of a shipped model, key of a run, or path 
                  ) -> pd.DataFrame:  # file, status, reason, foreground, sizes by label
     "Segment images and write label maps, pictures of them, and `predict.csv`"
     files, predictor = list_input_files(inputs), load_segmenter(model)
-    places = ("{}.png", "{}.nii.gz", "{}.dcm", "pictures/{}.png", "uncertainty/{}.png", "uncertainty/{}.nii.gz")
+    places = ("{}.png", "{}.nii.gz", "{}.dcm", "pictures/{}.png", "reports/{}.dcm", "uncertainty/{}.png",
+              "uncertainty/{}.nii.gz")
     mask_paths = {(out / p.format(output_stem(f))).resolve() for f, p in product(files, places)}
     overwritten_files = sorted(mask_paths & {f.resolve() for f in files})
     if overwritten_files:
