@@ -8,8 +8,8 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
            'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'serve_readers', 'evaluate',
-           'bench', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
-           'refused', 'main']
+           'bench', 'stream', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse',
+           'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -589,6 +589,31 @@ def bench(what: Annotated[str,
     table = speed.benchmark_model(what)
     print(table[speed.REPORT_COLUMNS].round(3).to_string(index=False))
     if limits: print(speed.fastest_within(table, limits))
+
+# %% ../nbs/library/99_cli.ipynb #ff6d9211
+@app.command(epilog="Example: medseg stream video.mp4 --model skin --out answers --video")
+def stream(source: Annotated[str, typer.Argument(help="a video, a folder of pictures, or a camera: its number, or "
+                                                 "/dev/videoN")],
+           model: Annotated[str, typer.Option(help="name of a shipped model, name or key of a run, or folder of an "
+                                              "artefact")],
+           out: Annotated[Path, typer.Option(help="folder for stream.json, stream.csv, and what else is asked for")],
+           rate: Annotated[Optional[float],
+                           typer.Option(min=0, help="frames a second; the source's own if left out; 0: as answers "
+                                        "come, and none is dropped")] = None,
+           smoothing: Annotated[float, typer.Option(min=0, help="seconds over which answers are smoothed; 0: not")] = .1,
+           masks: Annotated[bool, typer.Option("--masks", help="write the label map of each frame")] = False,
+           video: Annotated[bool, typer.Option("--video", help="write a video of the frames with their masks")] = False):
+    """Segment a video, a folder of pictures or a camera frame by frame; where the model is too slow, the oldest frames are
+    dropped and counted. Research use only."""
+    from medseg_nb.deployment.segmenter import load_segmenter
+    from medseg_nb.deployment.stream import check_model, format_summary, open_source, stream_frames
+    if not (rate or 0) < float("inf") or not smoothing < float("inf"):
+        raise typer.BadParameter("give finite numbers", param_hint="--rate, --smoothing")
+    segmenter = load_segmenter(model)
+    check_model(segmenter)
+    summary = stream_frames(segmenter, open_source(source, len(segmenter.channels)), out, rate, smoothing, masks, video)
+    print(format_summary(summary))
+    if summary["broken"]: raise typer.Exit(3)
 
 # %% ../nbs/library/99_cli.ipynb #fd363cb5
 @claims_app.command("list", epilog="Example: medseg claims list --profile cpu")
