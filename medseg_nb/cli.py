@@ -7,9 +7,9 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'STUDY_SECTIONS', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff',
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
-           'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'serve_readers', 'evaluate',
-           'bench', 'stream', 'claims_list', 'claims_audit', 'readers_new', 'readers_export', 'readers_analyse',
-           'doctor', 'refused', 'main']
+           'models_build', 'export', 'predict', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
+           'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list', 'claims_audit', 'readers_new',
+           'readers_export', 'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -547,6 +547,17 @@ def serve_readers(study: Annotated[Path, typer.Argument(help="folder that `reade
     "Let readers rate, compare and correct masks in the browser, blinded, each by an own link; research use only."
     from medseg_nb.deployment.reader_page import run_reader_server
     run_reader_server(study, bind, port)
+
+@serve_app.command("navigation", epilog="Example: medseg serve navigation --model phantom")
+def serve_navigation(model: Annotated[str, typer.Option(help="name of a shipped model, key of a run, or folder of an "
+                                                        "artefact")],
+                     bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
+                     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 18944):
+    """Answer images of a navigation system (OpenIGTLink) with label map and surface; on this machine alone, without a
+    password; research use only."""
+    from medseg_nb.deployment.navigation import run_navigation_server
+    from medseg_nb.deployment.segmenter import load_segmenter
+    run_navigation_server(load_segmenter(model), bind, port)
 
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(
