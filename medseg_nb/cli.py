@@ -458,21 +458,29 @@ def models_build(names: Annotated[Optional[list[str]],
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")
 def export(model: Annotated[str, typer.Argument(help="name of a shipped model, name or key of a run")],
-           out: Annotated[Path, typer.Option(help="new folder for the artefact")],
+           out: Annotated[Path, typer.Option(help="new folder for the artefact; with --whole, the file")],
            to: Annotated[str, typer.Option(help="onnx, openvino or tensorrt")] = "onnx",
            int8: Annotated[bool,
                            typer.Option("--int8",
                                         help="whole numbers of eight bits, calibrated on training patients")] = False,
            prune: Annotated[float,
                             typer.Option(help="share of the channels to take out, such as 0.5; what is left is trained "
-                                         "on")] = 0., plugins: Plugins = None):
+                                         "on")] = 0., whole: Annotated[
+               bool, typer.Option("--whole", help="one ONNX file from raw pixels to the label map, for programs without "
+                                  "this kit; --out names the file")] = False, plugins: Plugins = None):
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
+    if whole and (int8 or prune or to != "onnx"):
+        raise InputError("--whole", "is written in full precision, as ONNX", "leave out --int8, --prune and --to")
     from medseg_nb.deployment.export import export_run, format_export_report
     from medseg_nb.training.shipped_models import list_shipped_models
     from medseg_nb.training.training import resolve_run
     key = model if model in list_shipped_models() else resolve_run(model)
-    for line in format_export_report(export_run(key, to, out, int8, prune)): print(line)
+    if whole:
+        from medseg_nb.deployment.graph import export_whole
+        lines = export_whole(key, out)
+    else: lines = format_export_report(export_run(key, to, out, int8, prune))
+    for line in lines: print(line)
     print(f"{out}; research use only")
 
 @app.command(epilog="Example: medseg predict nuclei scans/ --out masks/")

@@ -207,7 +207,7 @@ class Smoother:
         shift = shift * np.array(probability.shape[1:]) / np.array(before.shape)
         return np.stack([ndimage.shift(p, shift, order=1, mode="nearest") for p in probability])
 
-# %% ../../nbs/library/9_deployment/16_stream.ipynb #24fd0216
+# %% ../../nbs/library/9_deployment/16_stream.ipynb #379866f4
 def summarize_times(latencies: np.ndarray,  # s, of each answer in order
                    ) -> dict:               # ms
     "Quantiles of the latency, and jitter: the mean change from one answer to the next"
@@ -218,8 +218,8 @@ def summarize_times(latencies: np.ndarray,  # s, of each answer in order
 
 def format_summary(summary: dict) -> str:
     "A stream in one line"
-    times = ", ".join(f"{k.removesuffix('_ms')} {summary[k]:.1f} ms" for k in ("p50_ms", "p95_ms", "p99_ms", "jitter_ms")
-                      if summary[k] is not None)
+    times = ", ".join(f"{k} {summary[f'{k}_ms']:.1f} ms" for k in ("p50", "p95", "p99", "jitter")
+                      if summary[f"{k}_ms"] is not None)
     return (f"{summary['answers']} answers, {summary['frames_per_second']:.1f} a second, {summary['dropped']} dropped, "
             f"{summary['broken']} broken" + (f"; latency {times}" if times else "") + "; research use only")
 
@@ -288,7 +288,7 @@ def read_into(queue: FrameQueue, source: Source,
         queue.close()
     except BaseException as e: queue.close(e)
 
-# %% ../../nbs/library/9_deployment/16_stream.ipynb #618dede6
+# %% ../../nbs/library/9_deployment/16_stream.ipynb #6a65c5c5
 def check_model(model: Segmenter) -> None:
     "Refuse a model that cannot answer frames"
     if len(model.shape) != 2: raise InputError(model.name, "takes volumes", "name a model of pictures")
@@ -302,7 +302,7 @@ def check_model(model: Segmenter) -> None:
 def stream_frames(model: Segmenter,
                   source: Source,
                   out: Path,               # folder for stream.json and stream.csv
-                  rate: float | None = None,  # frames a second; None: the source's own; 0: as answers come, none dropped
+                  rate: float | None = None,  # frames a second; None: the source's; 0: as answers come, none dropped
                   smoothing: float = SMOOTHING_S,  # s
                   masks: bool = False,     # write each label map
                   video: bool = False,     # write a video of the frames with their masks
