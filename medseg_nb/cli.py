@@ -466,8 +466,8 @@ def export(model: Annotated[str, typer.Argument(help="name of a shipped model, n
            prune: Annotated[float,
                             typer.Option(help="share of the channels to take out, such as 0.5; what is left is trained "
                                          "on")] = 0., whole: Annotated[
-               bool, typer.Option("--whole", help="one ONNX file from raw pixels to the label map, for programs without "
-                                  "this kit; --out names the file")] = False, plugins: Plugins = None):
+               bool, typer.Option("--whole", help="one ONNX file from raw pixels to the label map, for programs "
+                                  "without this kit; --out names the file")] = False, plugins: Plugins = None):
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
     if whole and (int8 or prune or to != "onnx"):
@@ -619,11 +619,11 @@ def stream(source: Annotated[str, typer.Argument(help="a video, a folder of pict
            rate: Annotated[Optional[float],
                            typer.Option(min=0, help="frames a second; the source's own if left out; 0: as answers "
                                         "come, and none is dropped")] = None,
-           smoothing: Annotated[float, typer.Option(min=0, help="seconds over which answers are smoothed; 0: not")] = .1,
+           smoothing: Annotated[float, typer.Option(min=0, help="seconds of smoothing; 0: none")] = .1,
            masks: Annotated[bool, typer.Option("--masks", help="write the label map of each frame")] = False,
-           video: Annotated[bool, typer.Option("--video", help="write a video of the frames with their masks")] = False):
-    """Segment a video, a folder of pictures or a camera frame by frame; where the model is too slow, the oldest frames are
-    dropped and counted. Research use only."""
+           video: Annotated[bool, typer.Option("--video", help="write a video of frames and masks")] = False):
+    """Segment a video, a folder of pictures or a camera frame by frame; where the model is too slow, the oldest frames
+    are dropped and counted. Research use only."""
     from medseg_nb.deployment.segmenter import load_segmenter
     from medseg_nb.deployment.stream import check_model, format_summary, open_source, stream_frames
     if not (rate or 0) < float("inf") or not smoothing < float("inf"):

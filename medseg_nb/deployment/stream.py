@@ -223,7 +223,7 @@ def format_summary(summary: dict) -> str:
     return (f"{summary['answers']} answers, {summary['frames_per_second']:.1f} a second, {summary['dropped']} dropped, "
             f"{summary['broken']} broken" + (f"; latency {times}" if times else "") + "; research use only")
 
-# %% ../../nbs/library/9_deployment/16_stream.ipynb #c6cf7874
+# %% ../../nbs/library/9_deployment/16_stream.ipynb #1317cd2f
 class OverlayVideo:
     "A video of the frames with their masks; it is whole once it is closed, however the stream ended"
     def __init__(self, path: Path, rate: float):
@@ -245,7 +245,7 @@ class OverlayVideo:
         self.container.metadata["comment"] = "research use only"
         self.stream = self.container.add_stream("h264", self.rate)
         self.stream.width, self.stream.height, self.stream.pix_fmt = columns, rows, "yuv420p"
-        self.stream.codec_context.time_base = 1 / self.rate
+        self.stream.codec_context.time_base, self.stream.codec_context.thread_count = 1 / self.rate, 1
 
     def close(self) -> None:
         if self.container is None: return
@@ -288,7 +288,7 @@ def read_into(queue: FrameQueue, source: Source,
         queue.close()
     except BaseException as e: queue.close(e)
 
-# %% ../../nbs/library/9_deployment/16_stream.ipynb #6a65c5c5
+# %% ../../nbs/library/9_deployment/16_stream.ipynb #dd26282d
 def check_model(model: Segmenter) -> None:
     "Refuse a model that cannot answer frames"
     if len(model.shape) != 2: raise InputError(model.name, "takes volumes", "name a model of pictures")
@@ -309,6 +309,7 @@ def stream_frames(model: Segmenter,
                  ) -> dict:                # what stream.json holds
     "Answer frame after frame, and report times and losses, however the stream ends; raises what ended it"
     check_model(model)
+    if "torch" in sys.modules: sys.modules["torch"].set_num_threads(1)  # threads that wait for each other cost seconds
     out, rows = output_folder(out, "stream.json"), []
     rate = 0. if source.is_live else source.rate if rate is None else rate
     queue = FrameQueue(QUEUE_LENGTH, drops=bool(rate) or source.is_live)
