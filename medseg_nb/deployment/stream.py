@@ -288,7 +288,7 @@ def read_into(queue: FrameQueue, source: Source,
         queue.close()
     except BaseException as e: queue.close(e)
 
-# %% ../../nbs/library/9_deployment/16_stream.ipynb #dd26282d
+# %% ../../nbs/library/9_deployment/16_stream.ipynb #c140b946
 def check_model(model: Segmenter) -> None:
     "Refuse a model that cannot answer frames"
     if len(model.shape) != 2: raise InputError(model.name, "takes volumes", "name a model of pictures")
@@ -315,7 +315,7 @@ def stream_frames(model: Segmenter,
     queue = FrameQueue(QUEUE_LENGTH, drops=bool(rate) or source.is_live)
     answering, overlay = Answering(model, source, smoothing), OverlayVideo(out / "overlay.mp4", rate or source.rate)
     threading.Thread(target=read_into, args=(queue, source, rate), daemon=True).start()
-    start, fault = time.perf_counter(), ""
+    start, fault = np.array([time.perf_counter(), time.process_time()]), ""
     try:
         for frame in queue:
             label_map = answering.answer(frame)
@@ -327,20 +327,21 @@ def stream_frames(model: Segmenter,
     finally:
         queue.close()
         overlay.close()
-        summary = _write_report(out, model, source, rows, queue.dropped, time.perf_counter() - start, fault)
+        summary = _write_report(out, model, source, rows, queue.dropped,
+                                np.array([time.perf_counter(), time.process_time()]) - start, fault)
     return summary
 
 def _answer_row(frame: Frame, label_map: np.ndarray) -> dict:
     return dict(frame=frame.index, time_s=frame.time, latency_ms=1000 * (time.perf_counter() - frame.arrival),
                 foreground=float((label_map > 0).mean()))
 
-def _write_report(out: Path, model: Segmenter, source: Source, rows: list[dict], dropped: int, seconds: float,
-                  fault: str) -> dict:
+def _write_report(out: Path, model: Segmenter, source: Source, rows: list[dict], dropped: int, seconds: np.ndarray,
+                  fault: str) -> dict:  # seconds: of the clock, and of the processor
     table = pd.DataFrame(rows, columns=["frame", "time_s", "latency_ms", "foreground"])
     table.insert(3, "jitter_ms", table.latency_ms.diff().abs())
     summary = dict(use="research use only", model=model.name, source=Path(source.name).name, answers=len(rows),
-                   dropped=dropped, broken=len(source.broken), seconds=seconds, fault=fault,
-                   frames_per_second=len(rows) / seconds, **summarize_times(table.latency_ms.to_numpy(float) / 1000))
+                   dropped=dropped, broken=len(source.broken), seconds=seconds[0], fault=fault,
+                   frames_per_second=len(rows) / seconds[0], processor_ms=1000 * seconds[1] / max(len(rows), 1), **summarize_times(table.latency_ms.to_numpy(float) / 1000))
     write(out / "stream.csv", to_csv(table))
     write(out / "stream.json", to_json(summary))
     return summary
