@@ -288,7 +288,7 @@ def read_into(queue: FrameQueue, source: Source,
         queue.close()
     except BaseException as e: queue.close(e)
 
-# %% ../../nbs/library/9_deployment/16_stream.ipynb #c140b946
+# %% ../../nbs/library/9_deployment/16_stream.ipynb #581b26af
 def check_model(model: Segmenter) -> None:
     "Refuse a model that cannot answer frames"
     if len(model.shape) != 2: raise InputError(model.name, "takes volumes", "name a model of pictures")
@@ -341,7 +341,9 @@ def _write_report(out: Path, model: Segmenter, source: Source, rows: list[dict],
     table.insert(3, "jitter_ms", table.latency_ms.diff().abs())
     summary = dict(use="research use only", model=model.name, source=Path(source.name).name, answers=len(rows),
                    dropped=dropped, broken=len(source.broken), seconds=seconds[0], fault=fault,
-                   frames_per_second=len(rows) / seconds[0], processor_ms=1000 * seconds[1] / max(len(rows), 1), **summarize_times(table.latency_ms.to_numpy(float) / 1000))
+                   frames_per_second=len(rows) / seconds[0],
+                   processor_ms=1000 * seconds[1] / max(len(rows), 1),
+                   **summarize_times(table.latency_ms.to_numpy(float) / 1000))
     write(out / "stream.csv", to_csv(table))
     write(out / "stream.json", to_json(summary))
     return summary
