@@ -57,4 +57,4 @@ stress: env  ## fuzz readers, scores and every command, and kill sections of the
 lock: env  ## resolve the requirements of settings.ini anew, for all systems
 	@touch setup.py  # uv caches what setup.py says until its time changes, and settings.ini is what changes
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
-		--extra study --extra paper --extra deploy --extra hospital --extra app --extra site --extra cluster --extra dev setup.py -o requirements.lock
+		--extra study --extra paper --extra deploy --extra hospital --extra stream --extra app --extra site --extra cluster --extra dev setup.py -o requirements.lock

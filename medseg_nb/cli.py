@@ -8,8 +8,8 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
            'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
-           'evaluate', 'bench', 'claims_list', 'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export',
-           'readers_analyse', 'doctor', 'refused', 'main']
+           'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list', 'claims_audit', 'deidentify', 'dossier',
+           'readers_new', 'readers_export', 'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -458,21 +458,29 @@ def models_build(names: Annotated[Optional[list[str]],
 # %% ../nbs/library/99_cli.ipynb #3da775a1
 @app.command(epilog="Example: medseg export 0123456789abcdef --to onnx --int8 --out lesions")
 def export(model: Annotated[str, typer.Argument(help="name of a shipped model, name or key of a run")],
-           out: Annotated[Path, typer.Option(help="new folder for the artefact")],
+           out: Annotated[Path, typer.Option(help="new folder for the artefact; with --whole, the file")],
            to: Annotated[str, typer.Option(help="onnx, openvino or tensorrt")] = "onnx",
            int8: Annotated[bool,
                            typer.Option("--int8",
                                         help="whole numbers of eight bits, calibrated on training patients")] = False,
            prune: Annotated[float,
                             typer.Option(help="share of the channels to take out, such as 0.5; what is left is trained "
-                                         "on")] = 0., plugins: Plugins = None):
+                                         "on")] = 0., whole: Annotated[
+               bool, typer.Option("--whole", help="one ONNX file from raw pixels to the label map, for programs "
+                                  "without this kit; --out names the file")] = False, plugins: Plugins = None):
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
+    if whole and (int8 or prune or to != "onnx"):
+        raise InputError("--whole", "is written in full precision, as ONNX", "leave out --int8, --prune and --to")
     from medseg_nb.deployment.export import export_run, format_export_report
     from medseg_nb.training.shipped_models import list_shipped_models
     from medseg_nb.training.training import resolve_run
     key = model if model in list_shipped_models() else resolve_run(model)
-    for line in format_export_report(export_run(key, to, out, int8, prune)): print(line)
+    if whole:
+        from medseg_nb.deployment.graph import export_whole
+        lines = export_whole(key, out)
+    else: lines = format_export_report(export_run(key, to, out, int8, prune))
+    for line in lines: print(line)
     print(f"{out}; research use only")
 
 @app.command(epilog="Example: medseg predict nuclei scans/ --out masks/")
@@ -563,6 +571,17 @@ def serve_readers(study: Annotated[Path, typer.Argument(help="folder that `reade
     from medseg_nb.deployment.reader_page import run_reader_server
     run_reader_server(study, bind, port)
 
+@serve_app.command("navigation", epilog="Example: medseg serve navigation --model phantom")
+def serve_navigation(model: Annotated[str, typer.Option(help="name of a shipped model, key of a run, or folder of an "
+                                                        "artefact")],
+                     bind: Annotated[str, typer.Option(help="loopback address to listen on")] = "127.0.0.1",
+                     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 18944):
+    """Answer images of a navigation system (OpenIGTLink) with label map and surface; on this machine alone, without a
+    password; research use only."""
+    from medseg_nb.deployment.navigation import run_navigation_server
+    from medseg_nb.deployment.segmenter import load_segmenter
+    run_navigation_server(load_segmenter(model), bind, port)
+
 @app.command(epilog="Example: medseg evaluate masks/ truth/ --out scores.csv --spacing 1,1,3")
 def evaluate(
     predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
@@ -604,6 +623,31 @@ def bench(what: Annotated[str,
     table = speed.benchmark_model(what)
     print(table[speed.REPORT_COLUMNS].round(3).to_string(index=False))
     if limits: print(speed.fastest_within(table, limits))
+
+# %% ../nbs/library/99_cli.ipynb #ff6d9211
+@app.command(epilog="Example: medseg stream video.mp4 --model skin --out answers --video")
+def stream(source: Annotated[str, typer.Argument(help="a video, a folder of pictures, or a camera: its number, or "
+                                                 "/dev/videoN")],
+           model: Annotated[str, typer.Option(help="name of a shipped model, name or key of a run, or folder of an "
+                                              "artefact")],
+           out: Annotated[Path, typer.Option(help="folder for stream.json, stream.csv, and what else is asked for")],
+           rate: Annotated[Optional[float],
+                           typer.Option(min=0, help="frames a second; the source's own if left out; 0: as answers "
+                                        "come, and none is dropped")] = None,
+           smoothing: Annotated[float, typer.Option(min=0, help="seconds of smoothing; 0: none")] = .1,
+           masks: Annotated[bool, typer.Option("--masks", help="write the label map of each frame")] = False,
+           video: Annotated[bool, typer.Option("--video", help="write a video of frames and masks")] = False):
+    """Segment a video, a folder of pictures or a camera frame by frame; where the model is too slow, the oldest frames
+    are dropped and counted. Research use only."""
+    from medseg_nb.deployment.segmenter import load_segmenter
+    from medseg_nb.deployment.stream import check_model, format_summary, open_source, stream_frames
+    if not (rate or 0) < float("inf") or not smoothing < float("inf"):
+        raise typer.BadParameter("give finite numbers", param_hint="--rate, --smoothing")
+    segmenter = load_segmenter(model)
+    check_model(segmenter)
+    summary = stream_frames(segmenter, open_source(source, len(segmenter.channels)), out, rate, smoothing, masks, video)
+    print(format_summary(summary))
+    if summary["broken"]: raise typer.Exit(3)
 
 # %% ../nbs/library/99_cli.ipynb #fd363cb5
 @claims_app.command("list", epilog="Example: medseg claims list --profile cpu")

@@ -7,10 +7,10 @@ __all__ = ['MODEL_FILES', 'Hash', 'MAX_GRID', 'EXPORT_REMEDY', 'PROVIDERS', 'MAX
            'UNTRACED_SHAPES', 'MAX_TRACING_S', 'MAX_DIFFERENCE', 'MIN_EQUAL_LABELS', 'MIN_FOREGROUND_DICE', 'Card',
            'read_card', 'read_model_files', 'check_self_contained', 'Runner', 'create_runner', 'probe_tensorrt',
            'ExportedModel', 'load_exported_model', 'predict_scores', 'resize_linear', 'softmax', 'most_probable_labels',
-           'segment_exported', 'traceable_forms', 'even_padding_forms', 'make_traceable', 'to_onnx', 'torch_scores',
-           'compare_engines', 'calibration_images', 'quantize_onnx', 'openvino_files', 'convert_to_openvino',
-           'quantize_openvino', 'quantize_to_int8', 'foreground_dice', 'load_exportable_run', 'export_onnx',
-           'export_run', 'format_export_report']
+           'segment_exported', 'traceable_forms', 'even_padding_forms', 'make_traceable', 'trace_to_onnx', 'to_onnx',
+           'torch_scores', 'compare_engines', 'calibration_images', 'quantize_onnx', 'openvino_files',
+           'convert_to_openvino', 'quantize_openvino', 'quantize_to_int8', 'foreground_dice', 'load_exportable_run',
+           'export_onnx', 'export_run', 'format_export_report']
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #a848a74b
 import hashlib
@@ -338,22 +338,32 @@ def make_traceable(net):
 
 MAX_TRACING_S = 600  # seconds of processor time that an exporter may take for one network
 
+def trace_to_onnx(net,                    # traceable, in evaluation mode
+                  example,                # tensor of a size that is not square, two cases
+                  free: Sequence[int],    # axes whose size is free
+                  outputs: Sequence[str],
+                 ) -> bytes:              # one file
+    "A network as ONNX; raises ResourceError where that takes too long"
+    import torch
+    import_deploy_package("onnxscript")
+    time_limit = limit_cpu_time(MAX_TRACING_S, "export", "export a network with simpler parts, such as unet")
+    # a network that may not learn takes its plain path
+    with print_heartbeat("trace the network"), time_limit, silence_notes(), torch.inference_mode(
+        False), torch.no_grad():
+        program = torch.onnx.export(net, (example,), dynamo=True,
+                                    external_data=False, verbose=False, input_names=["image"],
+                                    output_names=list(outputs),
+                                    dynamic_shapes=({axis: torch.export.Dim.AUTO for axis in free},))
+    return _strip_notes(program.model_proto).SerializeToString()
+
 def to_onnx(net,            # in evaluation mode
             channels: int,
             ndim: int,      # 2 or 3
            ) -> bytes:      # one file
     "A network as ONNX, for any number of images of any size; raises ResourceError where that takes too long"
     import torch
-    import_deploy_package("onnxscript")
-    x, auto = torch.zeros(TRACED_SHAPE[ndim][0], channels, *TRACED_SHAPE[ndim][1:]), torch.export.Dim.AUTO
-    time_limit = limit_cpu_time(MAX_TRACING_S, "export", "export a network with simpler parts, such as unet")
-    # a network that may not learn takes its plain path
-    with print_heartbeat("trace the network"), time_limit, silence_notes(), torch.inference_mode(
-        False), torch.no_grad():
-        program = torch.onnx.export(make_traceable(net), (x,), dynamo=True,
-                                    external_data=False, verbose=False, input_names=["image"], output_names=["scores"],
-                                    dynamic_shapes=({0: auto} | {2 + i: auto for i in range(ndim)},))
-    return _strip_notes(program.model_proto).SerializeToString()
+    x = torch.zeros(TRACED_SHAPE[ndim][0], channels, *TRACED_SHAPE[ndim][1:])
+    return trace_to_onnx(make_traceable(net), x, [0, *range(2, 2 + ndim)], ["scores"])
 
 def _strip_notes(model):
     "An ONNX model without notes of where in which file each step was written"

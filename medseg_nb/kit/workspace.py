@@ -91,7 +91,7 @@ def require_extra(extra: str) -> None:
 def missing_package_error(module: str) -> ResourceError:
     "A module that could not be imported, as an error that names the extra which brings it"
     name = re.sub(r"[._]", "-", module.partition(".")[0])
-    extras = [e for e in ("study", "deploy", "hospital", "app", "paper")
+    extras = [e for e in ("study", "deploy", "hospital", "app", "stream", "paper")
               if any(re.sub(r"[._]", "-", r) == name for r in list_requirements(e))]
     return ResourceError(module, "not installed, and needed for this",
                          f"pip install 'medseg_nb[{extras[0] if extras else 'all'}]'")
