@@ -231,7 +231,8 @@ def add_other_nuclei(project: Project) -> None:
     for name in ("images", "masks"): (place / name).mkdir(parents=True)
     for k in range(14):
         mask = np.zeros((96, 96), bool)
-        for row, column in draws.integers(10, 86, (9, 2)): mask |= (y - row)**2 + (x - column)**2 < draws.integers(30, 70)
+        for row, column in draws.integers(10, 86, (9, 2)):
+            mask |= (y - row)**2 + (x - column)**2 < draws.integers(30, 70)
         picture = scipy.ndimage.gaussian_filter(30. + 90 * mask, 1.5) + draws.normal(0, 9, mask.shape)
         Image.fromarray(mask.astype(np.uint8)).save(place / "masks" / f"n{k:02}.png")
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"n{k:02}.png")

@@ -42,7 +42,8 @@ def visit(chromium, place: Path, pages: list[str]) -> list[str]:
     home = f"http://127.0.0.1:{server.server_port}/"
     for name, (width, height) in WIDTHS.items():
         tab = chromium.new_page(viewport=dict(width=width, height=height))
-        tab.on("request", lambda r: faults.append(f"asks for {r.url}") if not r.url.startswith((home, "data:")) else None)
+        def note_outside(r): faults.extend([] if r.url.startswith((home, "data:")) else [f"asks for {r.url}"])
+        tab.on("request", note_outside)
         tab.on("response", lambda r: faults.append(f"{r.status} {r.url}") if r.status >= 400 else None)
         tab.on("pageerror", lambda e: faults.append(str(e)))
         for page in pages:
