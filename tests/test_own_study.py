@@ -269,9 +269,10 @@ def test_a_network_of_a_study_starts_from_a_shipped_model(whole):
 @pytest.mark.parametrize("start, fault", {
     "nearly": ("nuclie", "nuclie: there is no such run with weights in runs/; did you mean nuclei?"),
     "unknown": ("zebra", "zebra: there is no such run with weights in runs/; train it"),
-    "volumes": ("hippocampus", "hippocampus: is a model of volumes, and these are pictures; start from a model of pict"),
+    "volumes": ("hippocampus", "hippocampus: is a model of volumes, and these are pictures; start from a model"),
 }.values(), ids=str)
 def test_a_start_that_does_not_fit_is_refused_in_one_line(whole, start, fault):
     done = whole.call("study", "phantom_skin", "--from", start)
     assert done.returncode == 2 and fault in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-    assert not list((whole.root / "own").glob("*.py")) and not (whole.root / "studies" / "phantom_skin" / "own").exists()
+    assert not list((whole.root / "own").glob("*.py"))
+    assert not (whole.root / "studies" / "phantom_skin" / "own").exists()
