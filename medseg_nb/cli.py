@@ -158,6 +158,8 @@ STUDY_SECTIONS = ["data", "benchmark", "errors", "instances", "more_patients", "
 @app.command(epilog="Example: medseg study my_scans --minutes 60")
 def study(id: str,
           minutes: Annotated[float, typer.Option(help="that it may take; more bring folds, networks, seeds")] = 60,
+          start: Annotated[Optional[str], typer.Option("--from", help="model that one more network starts from: a "
+                                                                      "shipped one, such as nuclei, or a run")] = None,
           jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, and stop")] = False):
     "Plan and carry out a study of your data set; called again, it goes on where it was."
@@ -170,15 +172,27 @@ def study(id: str,
     place = folder("studies") / id
     os.environ["MEDSEG_REPORTS"] = str(place)
     with lock_study(place):
-        for line in prepare_study(id, minutes, workers, place / "plan.yaml"): print(line, flush=True)
+        more = _plan_start(id, start) if start else ()
+        for line in prepare_study(id, minutes, workers, place / "plan.yaml", *more): print(line, flush=True)
         if not dry_run: _carry_out(id, place / "plan.yaml", workers)
+
+def _plan_start(id: str, name: str) -> tuple[str, str]:
+    "Write the network that starts from a model; its name, and what it takes from there"
+    from medseg_nb.data.manifest import load_cases, load_manifest
+    from medseg_nb.training.fine_tuning import describe_start, find_start, write_start
+    start, m = find_start(name), load_manifest(id)
+    if not m.image: return start.network, ""  # which no study takes
+    line = describe_start(start, len(m.image.channels), max(m.labels.values()) + 1, load_cases(id)[0].image().ndim)
+    write_start(start)
+    return start.network, line
 
 def _carry_out(id: str, plan: Path, workers: int) -> None:
     "Train what a study's plan names, write its report, and name its best network"
-    from medseg_nb.training.plan import OWN_PLAN
+    from medseg_nb.training.plan import OWN_PLAN, PRETRAINED, planned_starts
     from medseg_nb.training.study_plan import choose_recipe
     for line in choose_recipe(id, plan): print(line, flush=True)
     os.environ[OWN_PLAN] = str(plan)
+    PRETRAINED.update(planned_starts())
     _write_papers("own", _bring("own", id, STUDY_SECTIONS, workers))
     from medseg_nb.kit.report import display_text
     from medseg_nb.methods.instances import find_best_network
@@ -398,6 +412,7 @@ def _list_own_runs(names: dict[str, str]) -> list[dict]:
     import json
     from medseg_nb.kit.core import folder
     from medseg_nb.kit.report import ROWS_FILE, read_rows
+    from medseg_nb.training.plan import name_start
     from medseg_nb.training.training import list_trained_runs
     rows = []
     name_of_key = {key: name for name, key in names.items()}
@@ -406,7 +421,7 @@ def _list_own_runs(names: dict[str, str]) -> list[dict]:
         config = json.loads((place / "config.json").read_text())
         scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
         dice = float(scores["dice"].mean()) if "dice" in scores else None
-        rows.append(dict(key=key, name=name_of_key.get(key, ""), dice=dice)
+        rows.append(dict(key=key, name=name_of_key.get(key, ""), dice=dice, start=name_start(config["model"]))
                     | {k: config[k] for k in ("dataset", "model", "fold", "seed")})
     return sorted(rows, key=lambda r: (r["dataset"], r["model"], r["fold"], r["seed"]))
 
@@ -418,7 +433,8 @@ def models_list(as_json: Json = False):
     rows = [*_list_models_of_package(), *_list_own_runs(names)]
     lines = [f"{r['name'] or r['key']:24} {r['dataset']:24} {r['model']:16} fold {r['fold']}, seed {r['seed']}"
              + (f", Dice {r['dice']:.3f}" if r["dice"] is not None else "")
-             + (f", {r['license']}" if "license" in r else "") for r in rows]
+             + (f", {r['license']}" if "license" in r else "")
+             + (f", {r['start']}" if r.get("start", "random") != "random" else "") for r in rows]
     lines += [f"{name:24} the mean of {len(keys.split('+'))} runs" for name, keys in names.items() if "+" in keys]
     say(rows, as_json, lines)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.ndimage
 from conftest import REPO, Project
 from filelock import FileLock
 from PIL import Image
@@ -22,7 +24,7 @@ PATIENTS = 30
 def whole(tmp_path) -> Project:
     "The study's own sections, without results"
     for name in ("nbs", "data_manifests", "reports/peers"): shutil.copytree(REPO / name, tmp_path / "project" / name)
-    return Project(tmp_path / "project")
+    return Project(tmp_path / "project", dict(MEDSEG_MODELS=str(REPO / "models")))
 
 
 def draw_squares(place: Path) -> None:
@@ -220,3 +222,57 @@ def test_a_study_is_refused_in_one_line(whole, words, fault):
     done = whole.medseg("study", *words)
     assert done.returncode != 0 and fault in done.stderr.replace("\n", " "), done.stderr
     assert "Traceback" not in done.stderr and not (whole.root / "studies" / "squares" / "own").exists()
+
+
+def add_other_nuclei(project: Project) -> None:
+    "Bright blurred discs on dark ground, in pictures of one channel: what nuclei look like elsewhere"
+    place, draws = project.root.parent / "other", np.random.default_rng(0)
+    y, x = np.mgrid[:96, :96]
+    for name in ("images", "masks"): (place / name).mkdir(parents=True)
+    for k in range(14):
+        mask = np.zeros((96, 96), bool)
+        for row, column in draws.integers(10, 86, (9, 2)):
+            mask |= (y - row)**2 + (x - column)**2 < draws.integers(30, 70)
+        picture = scipy.ndimage.gaussian_filter(30. + 90 * mask, 1.5) + draws.normal(0, 9, mask.shape)
+        Image.fromarray(mask.astype(np.uint8)).save(place / "masks" / f"n{k:02}.png")
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"n{k:02}.png")
+    added = project.medseg("data", "add", str(place), "--id", "other", "--yes")
+    assert added.returncode == 0, added.stderr
+
+
+def test_a_network_of_a_study_starts_from_a_shipped_model(whole):
+    add_other_nuclei(whole)
+    study = ("study", "other", "--minutes", "4", "-j", "2", "--from", "nuclei")
+    dry = whole.medseg(*study, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "networks U-Net, from_nuclei; 1 fold" in dry.stdout
+    assert "from_nuclei: strided8_window pretrained on nuclei (nuclei_dsb2018_large)" in dry.stdout
+    assert "stem.first new, for 1 channel and 2 classes" in dry.stdout, "nuclei has three channels"
+    shorten_plan(whole, "other")
+    done = whole.medseg(*study)
+    assert done.returncode == 0, done.stderr
+    report = whole.root / "studies" / "other" / "own"
+    rows = pd.read_csv(report / "benchmark" / "cases.csv.xz").query("model in ['unet', 'from_nuclei']")
+    starts = rows.groupby("model").start.unique().map(list).to_dict()
+    assert starts == dict(unet=["random"], from_nuclei=["pretrained on nuclei"])
+    dice = rows.groupby("model").dice.mean()
+    assert dice.from_nuclei > max(dice.unet, .5), f"a second of training: {dice.to_dict()}"
+    page = (report / "article.html").read_text(encoding="utf-8")
+    assert "pretrained on nuclei" in page
+    key, = set(rows.query("model == 'from_nuclei'").run)
+    listed = next(r for r in json.loads(whole.call("models", "--json").stdout) if r["key"] == key)
+    assert listed["start"] == "pretrained on nuclei"
+    again = whole.call("study", "other", "--minutes", "4", "-j", "2", "--dry-run")
+    assert again.returncode == 0 and "from_nuclei" not in again.stdout, "another plan without the flag"
+
+
+@pytest.mark.parametrize("start, fault", {
+    "nearly": ("nuclie", "nuclie: there is no such run with weights in runs/; did you mean nuclei?"),
+    "unknown": ("zebra", "zebra: there is no such run with weights in runs/; train it"),
+    "volumes": ("hippocampus", "hippocampus: is a model of volumes, and these are pictures; start from a model"),
+}.values(), ids=str)
+def test_a_start_that_does_not_fit_is_refused_in_one_line(whole, start, fault):
+    done = whole.call("study", "phantom_skin", "--from", start)
+    assert done.returncode == 2 and fault in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list((whole.root / "own").glob("*.py"))
+    assert not (whole.root / "studies" / "phantom_skin" / "own").exists()

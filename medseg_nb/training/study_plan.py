@@ -7,9 +7,10 @@ __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 
            'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES', 'RECIPE_POLICIES',
            'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
            'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
-           'list_rungs', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'measure_study_throughput', 'study_plan',
-           'list_tested_sites', 'count_folds', 'describe_plan', 'write_plan', 'read_plan', 'known_throughput',
-           'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs', 'list_site_runs']
+           'list_rungs', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'list_networks',
+           'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan', 'write_plan',
+           'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs',
+           'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
@@ -171,9 +172,17 @@ def list_recipe_runs(dataset: str, plan: TrainingPlan) -> list[Config]:
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #6ff06855
 THROUGHPUT_ROUNDS, THROUGHPUT_STEPS = 2, 4
 
-def measure_study_throughput(dataset: str, settings: dict) -> dict[str, float]:  # images a processor second, by network
+def list_networks(axes: int, start: str | None) -> tuple[str, ...]:
+    "Networks of a study in the order in which time adds them; one that starts from another model is the second"
+    baseline, *others = NETWORKS[axes]
+    return (baseline, *([start] if start else []), *others)
+
+def measure_study_throughput(dataset: str, settings: dict,
+                             start: str | None = None,  # plug-in that starts from another model
+                            ) -> dict[str, float]:      # images a processor second, by network
     "What each network trains on this machine, on one thread"
-    modules, networks = list_models("cpu"), NETWORKS[3 if "depth" in settings else 2]
+    modules, networks = list_models("cpu"), list_networks(3 if "depth" in settings else 2, start)
+    if start: modules |= {start: f"own.{start}"}
     configs = {n: Config(dataset, n, steps=1, module=modules[n], **settings) for n in networks}
     speeds = defaultdict(list)
     for row in measure_throughput(configs, THROUGHPUT_ROUNDS, THROUGHPUT_STEPS):
@@ -182,9 +191,9 @@ def measure_study_throughput(dataset: str, settings: dict) -> dict[str, float]: 
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #7388a942
 def study_plan(dataset: str, fingerprint: Fingerprint, rung: Rung, throughput: dict[str, float],
-               precision: str) -> TrainingPlan:
+               precision: str, start: str | None = None) -> TrainingPlan:
     "What is trained on a data set"
-    networks = NETWORKS[len(fingerprint.size)][:rung.networks]
+    networks = list_networks(len(fingerprint.size), start)[:rung.networks]
     plan = load_plan("own")
     if has_objects(fingerprint):
         instances = plan.sections.instances.model_copy(update=dict(folds=[*range(rung.folds)]))
@@ -255,24 +264,31 @@ def known_throughput(place: Path,
     if not place.is_file() or not place.read_text(encoding="utf-8").startswith(f"{content}, "): return {}
     return {name: v for name, v in read_plan(place)[0].throughput.items() if not name.endswith("_3d")}
 
-def prepare_study(dataset: str, minutes: float, workers: int, place: Path) -> list[str]:  # the plan in words
+def prepare_study(dataset: str, minutes: float, workers: int, place: Path,
+                  start: str | None = None,  # plug-in that starts from another model
+                  start_line: str = "",      # what it takes from it
+                 ) -> list[str]:             # the plan in words
     "Plan a study, unless the same one was planned before, which then goes on with the plan it has"
     if not load_manifest(dataset).image:
         raise InputError(dataset, "is a table without images, which fits no study",
                          f"see medseg paper --profile own --data {dataset}")
     fingerprint, head = (measure_fingerprint(dataset),
-                         f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once")
+                         f"# {dataset} ({content_key(dataset)}), {minutes:g} minutes, {workers} at once"
+                         + (f", {start_line}" if start else ""))
     axes = len(fingerprint.size)
-    rungs = list_rungs(count_folds(dataset, fingerprint), len(NETWORKS[axes]), RUN_SECONDS[axes],
+    networks = list_networks(axes, start)
+    rungs = list_rungs(count_folds(dataset, fingerprint), len(networks), RUN_SECONDS[axes],
                        N_OBJECT_RUNS * has_objects(fingerprint), len(list_tested_sites(dataset)))
     choice_seconds = recipe_seconds(minutes, workers, axes)
     rung = choose_rung(rungs, minutes, workers, dataset, choice_seconds)
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
         precision = "bf16" if has_bf16() else "fp32"
-        throughput = (known_throughput(place, head.partition(", ")[0])
-                      or measure_study_throughput(dataset, choose_settings(fingerprint, precision)))
-        plan = study_plan(dataset, fingerprint, rung, throughput, precision)
-        write_plan(plan, place, head, [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)])
+        throughput = known_throughput(place, head.partition(", ")[0])
+        if not set(networks) <= set(throughput):
+            throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision), start)
+        plan = study_plan(dataset, fingerprint, rung, throughput, precision, start)
+        lines = [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)]
+        write_plan(plan, place, head, [*lines[:-1], *([start_line] if start else []), lines[-1]])
     return read_plan(place)[1]
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #50ac2889
