@@ -45,7 +45,8 @@ def picture(k, kind="ISO_IR 100", name="Müßig^Jörg", uid=UID, sop=CTImageStor
     d.file_meta.TransferSyntaxUID, d.file_meta.SourceApplicationEntityTitle = ExplicitVRLittleEndian, "MUSTER"
     put(d, kind, name)
     d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = sop, f"{uid}.{k + 1}", uid
-    d.StudyInstanceUID, d.FrameOfReferenceUID, d.Modality = f"{uid}.90", f"{uid}.91", "MR" if sop == MRImageStorage else "CT"
+    d.StudyInstanceUID, d.FrameOfReferenceUID = f"{uid}.90", f"{uid}.91"
+    d.Modality = "MR" if sop == MRImageStorage else "CT"
     d.PatientID, d.PatientBirthDate, d.StudyDate, d.StudyTime = f"MUSTER-{name[:1]}", "19510203", "20200304", "101112"
     d.ImageType, d.InstanceNumber, d.SeriesNumber = ["ORIGINAL", "PRIMARY", "AXIAL", "MUSTER"], k + 1, 3
     d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = 7, 5, 1, "MONOCHROME2"
@@ -55,7 +56,8 @@ def picture(k, kind="ISO_IR 100", name="Müßig^Jörg", uid=UID, sop=CTImageStor
     d.KVP, d.AcquisitionNumber, d.PatientPosition, d.PatientSex = 120, 1, "HFS", "O"
     d.RescaleType = "HU"
     if sop == MRImageStorage:
-        d.ScanningSequence, d.SequenceVariant, d.MRAcquisitionType, d.EchoTime, d.EchoTrainLength = "SE", "NONE", "2D", 9, 1
+        d.ScanningSequence, d.SequenceVariant, d.MRAcquisitionType = "SE", "NONE", "2D"
+        d.EchoTime, d.EchoTrainLength = 9, 1
         d.RepetitionTime = 500
         del d.RescaleSlope, d.RescaleIntercept, d.RescaleType
     d.PixelData = (np.arange(35) * 3 + 40 * k).astype(np.uint16).tobytes() + "Müßig".encode()
@@ -184,7 +186,8 @@ def test_compressed_pixels_are_written_plain_and_damage_is_named(tmp_path):
     assert (pydicom.dcmread(tmp_path / "out" / rle["written"]).pixel_array == plain.pixel_array).all()
     assert torn["fault"] and "Müßig" not in torn["fault"]
     twin = picture(0); twin.PixelData = bytes(70); save(twin, tmp_path / "in" / "twin.dcm")
-    assert "shares its SOPInstanceUID" in deidentify_folder(tmp_path / "in", tmp_path / "out", tmp_path / "key")[-1]["fault"]
+    rows = deidentify_folder(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    assert "shares its SOPInstanceUID" in rows[-1]["fault"]
 
 
 def medseg(*words, cwd, **more):

@@ -66,7 +66,8 @@ def test_it_says_research_use_and_claims_no_conformity():
     text = compose_dossier(describe_shipped(read_model_card("skin")), TEMPLATE)
     first = next(line for line in text.split("\n")[1:] if line)
     assert first.startswith("**Research use only. This is no medical device") and "starting point" in first
-    claims = r"\b(?:complies|compliant|conforms|is certified|is approved|is cleared|CE[- ]mark\w*|meets the requirements)\b"
+    claims = (r"\b(?:complies|compliant|conforms|is certified|is approved|is cleared|CE[- ]mark\w*|"
+              r"meets the requirements)\b")
     assert not re.search(claims, text, re.I), re.search(claims, text, re.I)
 
 
@@ -88,7 +89,8 @@ def test_a_run_without_rows_or_with_damaged_ones_is_refused(tmp_path, monkeypatc
     done = subprocess.run(words, capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0 and "research use only" in done.stdout, done.stderr
     page = (tmp_path / "out" / "dossier.html").read_text()
-    assert key in page and "<mark>MISSING</mark>: purpose of a run" in page and "http" not in re.sub(r">[^<]*<", "><", page)
+    assert key in page and "<mark>MISSING</mark>: purpose of a run" in page
+    assert "http" not in re.sub(r">[^<]*<", "><", page)
     rows = tmp_path / "runs" / key / ROWS_FILE
     content = rows.read_bytes()
     for damage, fault in ((content[:40], "is damaged"), (None, "has lost its rows")):

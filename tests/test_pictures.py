@@ -1,5 +1,5 @@
-"""No committed picture shows an image of a set that may not be shown: those of data in MEDSEG_DATA are compared with all
-pictures in files, figures, pages and notebooks, by hash first and then by correlation"""
+"""No committed picture shows an image of a set that may not be shown: those of data in MEDSEG_DATA are compared with
+all pictures in files, figures, pages and notebooks, by hash first and then by correlation"""
 import base64
 import io
 import os
