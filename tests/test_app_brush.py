@@ -1,4 +1,5 @@
 "The brush of the page: a person accepts, corrects and asks why, in Debian's Chromium and by the API."
+# ruff: noqa: F811 (a fixture has the name of what is imported)
 import base64
 import io
 import json

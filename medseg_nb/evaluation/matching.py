@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SLAB_PIXELS', 'THRESHOLDS', 'Overlaps', 'label_overlaps', 'InstancePairs', 'match_instances', 'instance_scores',
-           'instance_masks', 'iou_matrix', 'average_precision', 'label_connected_components', 'lesion_scores']
+           'count_splits_and_merges', 'instance_outlines', 'boundary_agreement', 'instance_masks', 'iou_matrix',
+           'average_precision', 'label_connected_components', 'lesion_scores']
 
 # %% ../../nbs/library/4_evaluation/01_matching.ipynb #813dc9a4
 from collections.abc import Sequence
@@ -116,6 +117,38 @@ def instance_scores(pred: np.ndarray,   # label map, one label an instance
     sq = float(pairs.matched_iou(.5).mean()) if hits[0] else np.nan
     return dict(pq=rq * sq if hits[0] else rq, rq=rq,
                 sq=sq, ap=float(np.mean(ap)), ap50=ap[0], ap75=ap[THRESHOLDS.index(.75)])
+
+# %% ../../nbs/library/4_evaluation/01_matching.ipynb #c0ffee02
+def _count_extra(inner: np.ndarray, outer: np.ndarray, pixels: np.ndarray) -> int:
+    "Labels beyond the first one of each outer label that holds more than half of them"
+    names, where = np.unique(inner, return_inverse=True)
+    share = pixels / np.bincount(where, pixels)[where]
+    hosts = outer[(inner > 0) & (outer > 0) & (share > .5)]
+    return len(hosts) - len(np.unique(hosts))
+
+def count_splits_and_merges(pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    "Predicted instances that share a true one, and true ones that share a predicted one, beyond the first"
+    table = label_overlaps(pred, truth)
+    return dict(splits=_count_extra(table.pred, table.truth, table.pixels),
+                merges=_count_extra(table.truth, table.pred, table.pixels))
+
+def instance_outlines(labels: np.ndarray) -> np.ndarray:  # bool
+    "Pixels of instances that touch another label along an axis"
+    outline = np.zeros(labels.shape, bool)
+    for axis in range(labels.ndim):
+        a, b = (np.moveaxis(x, axis, 0) for x in (labels, outline))
+        differs = a[1:] != a[:-1]
+        b[1:] |= differs; b[:-1] |= differs
+    return outline & (labels > 0)
+
+def boundary_agreement(pred: np.ndarray, truth: np.ndarray, tolerance: float = 2.) -> float:  # 0 to 1; px
+    "F1 of the outlines of all instances within a tolerance; nan where neither map holds any"
+    from scipy import ndimage
+    p, t = instance_outlines(pred), instance_outlines(truth)
+    if not p.any() or not t.any(): return 0. if p.any() or t.any() else np.nan
+    precision, recall = (float((ndimage.distance_transform_edt(~b)[a] <= tolerance).mean())
+                         for a, b in ((p, t), (t, p)))
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.
 
 # %% ../../nbs/library/4_evaluation/01_matching.ipynb #ee69d088
 def instance_masks(labels: np.ndarray) -> np.ndarray:  # bool (instance, *size)
