@@ -316,7 +316,8 @@ def current_sources() -> Sources: return _cached_sources(source_stamps())
 BOOKKEEPING = ("medseg_nb.kit.keys", "medseg_nb.kit.storage", "medseg_nb.kit.core.manifest_folder",
                "medseg_nb.kit.core.manifest_folders", "medseg_nb.data.manifest.GENERATOR_BOOKKEEPING",
                "medseg_nb.data.manifest.data_key", "medseg_nb.data.manifest.content_key",
-               "medseg_nb.training.training.read_failure_reason", "medseg_nb.training.training.train_missing")
+               "medseg_nb.training.training.read_failure_reason", "medseg_nb.training.training.train_missing",
+               "medseg_nb.training.plan.SectionPlans")
 
 def closure(starts: Iterable[tuple[str, str]],  # (module, name); the name may be imported there from another module
             extra: ast.Module | None = None,  # further code that uses modules of ours, for example a notebook's cells

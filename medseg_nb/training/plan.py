@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
-           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans', 'Rates',
-           'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file',
-           'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
-           'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
+           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'InstancesPlan', 'SynthesisPlan',
+           'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan',
+           'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets',
+           'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -86,6 +86,12 @@ class FewShotPlan(Entry):
     narrow: bool            # whether a source that the benchmark does not train gets half the width
     unaugmented: list[str]  # sources that are trained without augmentation too
 
+class FewerLabelsPlan(Entry):
+    "Networks that learn from few labels"
+    settings: Settings              # beside or instead of the benchmark's
+    shares: list[float] = Field(min_length=1)  # of the training patients, that are labelled; the first has a control
+    trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
+
 class InstancesPlan(Control):
     "Networks that tell instances apart"
     settings: Settings        # instead of the benchmark's
@@ -111,6 +117,7 @@ class SectionPlans(Entry):
     ablations: AblationsPlan | None = None
     combinations: Control | None = None
     errors: Networks | None = None
+    fewer_labels: FewerLabelsPlan | None = None
     fusion: FusionPlan | None = None
     generalization: FewShotPlan | None = None
     hybrid: Control | None = None
