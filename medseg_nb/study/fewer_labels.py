@@ -65,8 +65,9 @@ def describe_run(config: Config) -> dict:  # method, labels (percent of the trai
     "What a run stands for"
     method = METHODS[config.start.loss if config.start else config.loss]
     n = count_training_patients(config)
-    return dict(method=method, labels=ALL_LABELS if config.patients is None else float(round(100 * config.patients / n)),
-                labelled=config.patients or n, control=config.seed >= CONTROL_SEED)
+    labelled = config.patients or n
+    labels = ALL_LABELS if config.patients is None else float(round(100 * labelled / n))
+    return dict(method=method, labels=labels, labelled=labelled, control=config.seed >= CONTROL_SEED)
 
 def assemble_rows(configs: Sequence[Config], trained: pd.DataFrame) -> pd.DataFrame:
     "Per-case rows of all runs by what they stand for, and those of the best constant mask"
