@@ -101,7 +101,7 @@ def test_dice_on_the_pictures_of_the_lessons(name):
 def test_why_the_nodules_of_the_lessons_score_less_than_the_card():
     "They are cut to a quarter of the area that the model learned from, so it sees them twice as large as it knows them"
     segmenter, plain, padded = load_segmenter("nodules"), [], []
-    for p in load_pictures("nodules"):
+    for p in load_pictures("nodules")[::2]:
         truth, wide = p.mask > 0, np.pad(p.image, 32, mode="reflect")
         assert truth.shape == (64, 64) and wide.shape == segmenter.shape == (128, 128)
         found = [segmenter.label_map(Image(a, None), p.id) > 0 for a in (p.image, wide)]
