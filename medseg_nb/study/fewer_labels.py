@@ -20,7 +20,7 @@ from ..data.splits import fold_indices
 from ..evaluation.claims import judge_claim
 from ..evaluation.comparisons import CONTROL, compare_models, holm, is_above_zero, is_below_zero
 from ..evaluation.intervals import round_six_digits, summarize_patient_scores
-from ..kit.report import BUDGET_COLUMNS, Estimate, Report
+from ..kit.report import BUDGET_COLUMNS, Estimate, Report, label_networks, name_budgets, name_with_budget
 from ..methods.fewer_labels import TASK
 from ..methods.volumes import score_constant_mask
 from ..training.plan import Repeats, load_plan, section_plan
@@ -79,7 +79,7 @@ def assemble_rows(configs: Sequence[Config], trained: pd.DataFrame) -> pd.DataFr
 
 def summarize_scores(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by method and share of labels"
-    return summarize_patient_scores(rows[~rows.control], ["dataset", "labels", "method"], ["dice"])
+    return name_budgets(summarize_patient_scores(rows[~rows.control], ["dataset", "labels", "method"], ["dice"]), rows)
 
 def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
     "Each method minus labels alone on the same labels and patients, and labels alone minus itself (A/A)"
@@ -92,7 +92,7 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
         records += [dict(dataset=dataset, labels=labels, method=name, **compare_models(*pair, "dice"))
                     for name, pair in pairs.items()]
     table = pd.DataFrame(records)
-    return table.assign(p_holm=holm(table.p))
+    return name_budgets(table.assign(p_holm=holm(table.p)), rows)
 
 def read_cost(config: Config) -> float:  # processor seconds, with those of a pretext task
     "What a training took"
@@ -109,8 +109,9 @@ def summarize_cost(configs: Sequence[Config]) -> pd.DataFrame:
 def list_label_claims(gains: pd.DataFrame) -> list[dict]:
     "Ours: at the smallest number of labels each method is above the same labels alone"
     fewest = gains[(gains.labels == gains.groupby("dataset").labels.transform("min")) & (gains.method != CONTROL)]
+    def name(r): return name_with_budget(r.method, None, getattr(r, "start", None))
     return [judge_claim(f"fewer_labels.{r.method.replace(' ', '_').lower()}.{r.dataset}",
-                        f"With labels of {r.labels:g} % of the training patients, {r.method} is above the same labels "
+                        f"With labels of {r.labels:g} % of the training patients, {name(r)} is above the same labels "
                         "alone", "ours", "difference", (0, 0), (r.difference, r.difference_low, r.difference_high), r.n,
                         r.dataset, None, trainings=r.trainings) for r in fewest.itertuples()]
 
