@@ -20,7 +20,7 @@ from ..data.splits import fold_indices
 from ..evaluation.claims import judge_claim
 from ..evaluation.comparisons import CONTROL, compare_models, holm, is_above_zero, is_below_zero
 from ..evaluation.intervals import round_six_digits, summarize_patient_scores
-from ..kit.report import BUDGET_COLUMNS, Estimate, Report, label_networks, name_budgets, name_with_budget
+from ..kit.report import BUDGET_COLUMNS, Estimate, Report, name_budgets, name_with_budget
 from ..methods.fewer_labels import TASK
 from ..methods.volumes import score_constant_mask
 from ..training.plan import Repeats, load_plan, section_plan
@@ -119,7 +119,7 @@ def plot_shares(scores: pd.DataFrame):
     "Mean Dice with interval by share of labels, a line a method; dotted: all labels, and the best constant mask"
     import matplotlib.pyplot as plt
     datasets = list(dict.fromkeys(scores.dataset))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 1.9 * len(datasets), 2.7), squeeze=False,
+    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.2, 1.2 + 1.9 * len(datasets)), 2.9), squeeze=False,
                              layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         here = scores[scores.dataset == dataset]
@@ -127,7 +127,8 @@ def plot_shares(scores: pd.DataFrame):
         for k, method in enumerate(METHODS.values()):
             r = here[(here.method == method) & (here.labels < ALL_LABELS)].sort_values("labels")
             x = np.array([shares.index(v) for v in r.labels]) + .11 * (k - 2.5)
-            ax.errorbar(x, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o", ms=3.5, lw=1, label=method)
+            ax.errorbar(x, r.dice, [r.dice - r.dice_low, r.dice_high - r.dice], fmt="o", ms=3.5, lw=1,
+                        label=name_with_budget(method, None, r.start.iloc[0] if "start" in r else None))
         whole = here[here.labels == ALL_LABELS].set_index("method").dice
         ax.axhline(whole[METHODS["supervised"]], ls="--", lw=.8, color=".3", label="all labels")
         ax.axhline(whole["constant mask"], ls=":", lw=.8, color=".3", label="constant mask")
@@ -135,5 +136,5 @@ def plot_shares(scores: pd.DataFrame):
         ax.set_xticklabels([f"{s:g} %" for s in shares])
     axes[0][0].set_ylabel("mean patient Dice")
     axes[0][len(datasets) // 2].set_xlabel("labelled training patients")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=7)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     return fig
