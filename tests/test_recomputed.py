@@ -249,6 +249,19 @@ def test_differences_are_within_patients_and_trainings(reports, section, name):
     none(faults)
 
 
+def test_fewer_labels_are_compared_on_the_same_labels(reports):
+    gains, rows, faults = table(reports, "fewer_labels", "gains"), rows_of(reports, "fewer_labels"), []
+    def by_patient(of): return of.groupby(["patient", "fold", "draw"]).dice.mean()
+    rows = rows.assign(draw=rows.seed % 10)
+    for row in gains.to_dict("records"):
+        few = rows[(rows.dataset == row["dataset"]) & (rows.labels == row["labels"])]
+        alone, is_control = few[few.method == "labels alone"], row["method"] == CONTROL
+        other = alone[alone.seed >= 10] if is_control else few[few.method == row["method"]]
+        d = (by_patient(other) - by_patient(alone[alone.seed < 10])).groupby("patient").mean()
+        if not equal(row["difference"], d.mean()) or row["n"] != len(d): faults.append((row, d.mean()))
+    none(faults)
+
+
 def test_leakage_compares_the_same_images(reports):
     """The split by image minus the split by patient; folds are no trainings of a patient here, since a split by image
     tests one patient in several. A patient's mean is over its images and then over seeds, or over both at once: the two

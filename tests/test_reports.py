@@ -13,7 +13,7 @@ import pytest
 from conftest import REPO, read_table, stored_runs
 from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, benchmark,
-                             combinations, errors, fusion, generalization, hospital, hybrid,
+                             combinations, errors, fewer_labels, fusion, generalization, hospital, hybrid,
                              instances, leakage, outcomes,
                              peers, preparation, quality, reached, readers, realtime, search,
                              statistics, synthesis, xai)
@@ -130,7 +130,7 @@ def printed_data(page: str) -> dict[str, str]:
     import html
     found = {}
     for kind, section, name, rest in re.findall(
-        r'id="(table|figure)-([a-z]+)-([\w.]+)"(.*?<div class="provenance">.*?</div>)', page, re.S):
+        r'id="(table|figure)-([a-z_]+)-([\w.]+)"(.*?<div class="provenance">.*?</div>)', page, re.S):
         found[section, kind, name] = html.unescape(re.sub(r"<[^>]+>",
                                                           "", rest[rest.index('<div class="provenance">'):]))
     return found
@@ -219,6 +219,7 @@ def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
 
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(leakage, "leak", "gain"),
+    **summaries(fewer_labels, "scores", "gains"),
     **summaries(quality, "estimators", "comparisons"),
     **summaries(quality, "guarantee", "workload", prepare=quality.control_risk_by_dataset),
     **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),

@@ -25,7 +25,7 @@ STEPS = [("data", "data preparation"),
          ("networks", "search benchmark reached ablations peers leakage"),
          ("ideas", "hybrid instances synthesis fusion combinations"),
          ("trust", "metrics statistics errors quality xai"),
-         ("people", "readers outcomes"), ("use", "generalization realtime hospital")]
+         ("people", "readers outcomes"), ("use", "fewer_labels generalization realtime hospital")]
 STEP_TITLES = dict(data="Data", networks="Networks", ideas="Extensions", trust="Measurement", people="People",
                    use="Use")
 

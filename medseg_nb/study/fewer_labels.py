@@ -59,14 +59,14 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     return [*dict.fromkeys([*found, *(b for d in datasets for b in list_base_runs(profile, d))])]
 
 # %% ../../nbs/study/21_fewer_labels.ipynb #84eb7422
-ALL_LABELS = 100.
+ALL_LABELS = 100
 
 def describe_run(config: Config) -> dict:  # method, labels (percent of the training patients), control
     "What a run stands for"
     method = METHODS[config.start.loss if config.start else config.loss]
     n = count_training_patients(config)
     labelled = config.patients or n
-    labels = ALL_LABELS if config.patients is None else float(round(100 * labelled / n))
+    labels = ALL_LABELS if config.patients is None else round(100 * labelled / n)
     return dict(method=method, labels=labels, labelled=labelled, control=config.seed >= CONTROL_SEED)
 
 def assemble_rows(configs: Sequence[Config], trained: pd.DataFrame) -> pd.DataFrame:

@@ -556,6 +556,7 @@ def _run(config: dict, log: str, environment: dict[str, str], where: str) -> Non
     "What a worker process does: train one run, with its messages in a log, and end with the process that asked for it"
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     with open(log, "wb") as f: os.dup2(f.fileno(), 2)
+    for name in [n for n in os.environ if n.startswith("MEDSEG_")]: del os.environ[name]  # of whoever began the server
     os.environ.update(environment); os.chdir(where)
     try: run_training(Config(**config))
     except MedsegError as e:
