@@ -482,19 +482,19 @@ def export(model: Annotated[str, typer.Argument(help="name of a shipped model, n
            prune: Annotated[float,
                             typer.Option(help="share of the channels to take out, such as 0.5; what is left is trained "
                                          "on")] = 0., whole: Annotated[
-               bool, typer.Option("--whole", help="one ONNX file from raw pixels to the label map, for programs "
+               bool, typer.Option("--whole", help="one graph from raw pixels to the label map, for programs "
                                   "without this kit; --out names the file")] = False, plugins: Plugins = None):
     "Write a run as an artefact that needs no torch, with its parity report; research use only."
     plug(plugins)
-    if whole and (int8 or prune or to != "onnx"):
-        raise InputError("--whole", "is written in full precision, as ONNX", "leave out --int8, --prune and --to")
+    if whole and (int8 or prune):
+        raise InputError("--whole", "is written in full precision", "leave out --int8 and --prune")
     from medseg_nb.deployment.export import export_run, format_export_report
     from medseg_nb.training.shipped_models import list_shipped_models
     from medseg_nb.training.training import resolve_run
     key = model if model in list_shipped_models() else resolve_run(model)
     if whole:
         from medseg_nb.deployment.graph import export_whole
-        lines = export_whole(key, out)
+        lines = export_whole(key, to, out)
     else: lines = format_export_report(export_run(key, to, out, int8, prune))
     for line in lines: print(line)
     print(f"{out}; research use only")

@@ -28,7 +28,7 @@ ORT_WEB, ORT_WEB_SHA256 = "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     "The graph of the shipped phantom model, as a file"
-    data, rows = whole_graph("phantom")
+    (data,), rows = whole_graph("phantom")
     assert len(rows) == 5 and all(r["equal"] == 1 for r in rows)
     place = tmp_path_factory.mktemp("graph") / "lesions.onnx"
     place.write_bytes(data)
@@ -48,7 +48,7 @@ def test_graph_says_what_predict_says(graph, kit, shape):
     "Labels at each pixel, and probabilities to a ten-thousandth, for batches of any size"
     n, *size = shape
     images = np.stack([picture(k, *size) for k in range(n)])
-    labels, shares = run_whole(graph.read_bytes())(images)
+    labels, shares = run_whole([graph.read_bytes()])(images)
     assert labels.dtype == np.uint8 and labels.shape == shape and shares.shape == (n, 2, *size)
     for image, label_map, share in zip(images, labels, shares):
         pixels = Image(image, None, channels=3)
@@ -56,6 +56,16 @@ def test_graph_says_what_predict_says(graph, kit, shape):
         expected = resize_linear(kit.probabilities(kit.prepare_input(pixels, "x"))[0], size)
         assert np.abs(share - expected).max() < 1e-4
     assert labels.any()
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_volumes_are_one_graph_too(engine):
+    parts, rows = whole_graph("hippocampus", engine)
+    assert len(rows) == 5 and all(r["equal"] == 1 and r["difference"] < 1e-4 for r in rows)
+    volume = np.random.default_rng(0).random((1, 30, 44, 37, 1)).astype(np.float32)
+    labels, shares = run_whole(parts, engine)(volume)
+    assert (labels[0] == load_segmenter("hippocampus").label_map(Image(volume[0, ..., 0], None), "x")).all()
 
 
 def example() -> str:
@@ -88,12 +98,13 @@ def test_pixels_that_are_no_numbers_are_visible(graph):
     "The probabilities are no numbers then, so that a program can tell"
     image = picture(1, 30, 30)[None].astype(np.float32)
     image[0, 4, 4] = np.nan
-    assert np.isnan(run_whole(graph.read_bytes())(image)[1]).all()
+    assert np.isnan(run_whole([graph.read_bytes()])(image)[1]).all()
 
 
 @pytest.mark.parametrize("words, subject, fault", [
     (["phantom", "--whole", "--out", "a.onnx", "--int8"], "--whole", "is written in full precision"),
-    (["phantom", "--whole", "--out", "a.onnx", "--to", "openvino"], "--whole", "is written in full precision"),
+    (["phantom", "--whole", "--out", "a.onnx", "--to", "openvino"], "a.onnx", "is no name of a graph"),
+    (["phantom", "--whole", "--out", "a.onnx", "--to", "tensorrt"], "tensorrt", "unknown engine of a whole graph"),
     (["phantom", "--whole", "--out", "lesions"], "lesions", "is no name of a graph"),
     (["nothing", "--whole", "--out", "a.onnx"], "nothing", "no such run")])
 def test_call_that_is_refused(fresh, words, subject, fault):
@@ -165,7 +176,7 @@ def test_browser_says_what_python_says(graph, kit, tmp_path):
         labels, shares = tab.evaluate("window.labels"), tab.evaluate("window.probabilities")
         browser.close()
     assert faults == [] and all(a.startswith((address, "blob:")) for a in addresses)
-    ours, probabilities = run_whole(graph.read_bytes())(image[None])
+    ours, probabilities = run_whole([graph.read_bytes()])(image[None])
     assert (np.array(labels).reshape(80, 100) == ours[0]).all()
     assert (ours[0] == kit.label_map(Image(image, None, channels=3), "x")).all()
     assert np.abs(np.array(shares).reshape(probabilities[0].shape) - probabilities[0]).max() < 1e-4
