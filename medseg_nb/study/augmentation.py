@@ -139,18 +139,17 @@ def plot_effects(effects: pd.DataFrame):
     import matplotlib.pyplot as plt
     datasets, shares = list(dict.fromkeys(effects.dataset)), sorted(effects.share.unique())
     labels = [*dict.fromkeys(m for m in effects.method if m != CONTROL), CONTROL]
-    fig, axes = plt.subplots(1, len(datasets), figsize=(2.3 + 1.9 * len(datasets), 1.1 + .36 * len(labels)),
+    fig, axes = plt.subplots(1, len(datasets), figsize=(2.6 + 1.9 * len(datasets), 1.1 + .36 * len(labels)),
                              squeeze=False, sharey=True, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         band = ax.axvspan(*(100 * g for g in load_claimed_gain()), color=".88", lw=0)
         ax.axvline(0, color=".3", lw=.8, ls=":")
         _draw_effects(ax, effects[effects.dataset == dataset], labels, shares)
-        ax.set(title=dataset, ylim=(len(labels) - .5, -.5))
+        ax.set(title=dataset, ylim=(len(labels) - .5, -.5), xlabel="change of Dice (%)")
     axes[0][0].set_yticks(range(len(labels)), labels)
-    fig.supxlabel("relative change of Dice (%)", fontsize="small")
-    lines = {f"{change}, {share} % of the patients": plt.Line2D(
+    lines = {f"{change}, {share} % of patients": plt.Line2D(
         [], [], color=f"C{k}", marker=marker, ms=3.4, lw=1, mfc=f"C{k}" if change == ADDED else "white")
-        for k, share in enumerate(shares) for change, marker in ((ADDED, "o"), (TAKEN, "s"))}
-    fig.legend([*lines.values(), band], [*lines, "named by the source"], loc="outside lower center", ncols=2,
-               frameon=False, fontsize=7)
+        for change, marker in ((ADDED, "o"), (TAKEN, "s")) for k, share in enumerate(shares)}
+    fig.legend([*lines.values(), band], [*lines, "named by the source"], loc="outside lower center", ncols=3,
+               frameon=False, fontsize=6.5)
     return fig
