@@ -25,7 +25,8 @@ def policy(name: str): return resolve(MODULE, name, "augmentation policy")
 def numbered(n: int = 16, size: int = 24, depth: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     "Images of noise, and masks in which each pixel has an id of its own, up to what a float holds exactly"
     shape = (n, size, size, *([depth] if depth else []))
-    ids = torch.randperm(2**24, generator=seeded(1))[:math.prod(shape)].reshape(shape)
+    count = math.prod(shape)
+    ids = (torch.randperm(count, generator=seeded(1)) + 1).reshape(shape) * (2**24 // count)
     return torch.rand((n, 2, *shape[1:]), generator=seeded(2)), ids
 
 
