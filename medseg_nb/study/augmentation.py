@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..data.manifest import load_cases, load_manifest
 from ..data.splits import fold_indices
-from ..evaluation.claims import judge_claim, load_statements
+from ..evaluation.claims import VERDICTS, judge_claim, load_statements
 from ..evaluation.comparisons import (CONTROL, compare_models, holm, is_above_zero, is_below_zero,
                                               relative_change)
 from ..evaluation.intervals import round_six_digits, summarize_patient_scores
