@@ -88,8 +88,8 @@ def summarize_scores(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by policy and share of the patients, and how often each training image was taken"
     by = ["dataset", "share", "method"]
     table = summarize_patient_scores(rows[~rows.control], by, ["dice"])
-    passes = rows[~rows.control].groupby("run").agg({**dict.fromkeys(by, "first"), "passes": "first"})
-    return name_budgets(table.merge(passes.groupby(by).passes.mean().round(1).reset_index()), rows)
+    passes = rows[~rows.control].groupby([*by, "run"]).passes.first().groupby(level=by).mean().round(1)
+    return name_budgets(table.join(passes, on=by), rows)
 
 def list_contrasts(by_method: dict[str, pd.DataFrame]) -> list[tuple]:  # method, change, its rows, rows without it
     "What is compared with what, in one data set at one share"
@@ -139,8 +139,8 @@ def plot_effects(effects: pd.DataFrame):
     import matplotlib.pyplot as plt
     datasets, shares = list(dict.fromkeys(effects.dataset)), sorted(effects.share.unique())
     labels = [*dict.fromkeys(m for m in effects.method if m != CONTROL), CONTROL]
-    fig, axes = plt.subplots(1, len(datasets), figsize=(2.6 + 1.9 * len(datasets), 1.1 + .36 * len(labels)),
-                             squeeze=False, sharey=True, layout="constrained")
+    size = max(4.5, 1.9 + 1.7 * len(datasets)), 1.1 + .36 * len(labels)
+    fig, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         band = ax.axvspan(*(100 * g for g in load_claimed_gain()), color=".88", lw=0)
         ax.axvline(0, color=".3", lw=.8, ls=":")
