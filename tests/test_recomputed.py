@@ -262,6 +262,24 @@ def test_fewer_labels_are_compared_on_the_same_labels(reports):
     none(faults)
 
 
+def test_augmentation_is_compared_on_the_same_patients(reports):
+    effects, rows, faults = table(reports, "augmentation", "effects"), rows_of(reports, "augmentation"), []
+    for row in effects.to_dict("records"):
+        here = rows[(rows.dataset == row["dataset"]) & (rows.share == row["share"])]
+        def dice(method, control=False):
+            chosen = here[(here.method == method) & (here.control == control)]
+            return chosen.groupby(["patient", "fold", chosen.seed % 10]).dice.mean()
+        if row["method"] == CONTROL: a, b = dice("none", True), dice("none")
+        elif row["change"] == "added": a, b = dice(row["method"]), dice("none")
+        else: a, b = dice("all six"), dice(f"all but {row['method']}")
+        d, n_trainings = (a - b).groupby("patient").mean(), len(a.groupby(["fold", "seed"]))
+        gain = a.groupby("patient").mean().mean() / b.groupby("patient").mean().mean() - 1
+        counts = (row["n"], row["trainings"]) == (len(d), n_trainings)
+        if not counts or not equal(row["difference"], d.mean()) or not equal(row["gain"], gain):
+            faults.append((row, d.mean(), gain, n_trainings))
+    none(faults)
+
+
 def test_leakage_compares_the_same_images(reports):
     """The split by image minus the split by patient; folds are no trainings of a patient here, since a split by image
     tests one patient in several. A patient's mean is over its images and then over seeds, or over both at once: the two

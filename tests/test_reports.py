@@ -12,7 +12,7 @@ import pytest
 
 from conftest import REPO, read_table, stored_runs
 from medseg_nb.kit import execution as study
-from medseg_nb.study import (ablations, benchmark,
+from medseg_nb.study import (ablations, augmentation, benchmark,
                              combinations, errors, fewer_labels, fusion, generalization, hospital, hybrid,
                              instances, leakage, outcomes,
                              peers, preparation, quality, reached, readers, realtime, search,
@@ -220,6 +220,7 @@ def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(leakage, "leak", "gain"),
     **summaries(fewer_labels, "scores", "gains"),
+    **summaries(augmentation, "scores", "effects"),
     **summaries(quality, "estimators", "comparisons"),
     **summaries(quality, "guarantee", "workload", prepare=quality.control_risk_by_dataset),
     **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),

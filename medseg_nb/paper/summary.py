@@ -23,7 +23,7 @@ from .words import display_name, format_number
 SUPPORTED, REFUTED, INK, PAPER = "#0072b2", "#d55e00", "#222222", "#eef3f8"
 STEPS = [("data", "data preparation"),
          ("networks", "search benchmark reached ablations peers leakage"),
-         ("ideas", "hybrid instances synthesis fusion combinations"),
+         ("ideas", "hybrid instances augmentation synthesis fusion combinations"),
          ("trust", "metrics statistics errors quality xai"),
          ("people", "readers outcomes"), ("use", "fewer_labels generalization realtime hospital")]
 STEP_TITLES = dict(data="Data", networks="Networks", ideas="Extensions", trust="Measurement", people="People",

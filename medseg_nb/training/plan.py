@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
-           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'InstancesPlan', 'SynthesisPlan',
-           'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan',
-           'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets',
-           'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
+           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'InstancesPlan',
+           'SynthesisPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan',
+           'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan',
+           'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds',
+           'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -92,6 +93,13 @@ class FewerLabelsPlan(Entry):
     shares: list[float] = Field(min_length=1)  # of the training patients, that are labelled; the first has a control
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
+class AugmentationPlan(Entry):
+    "Networks that learn with one policy, with all, and with all but one"
+    settings: Settings              # beside or instead of the benchmark's
+    volumes: dict[str, Settings] = {}  # by data set of volumes, beside or instead of these
+    shares: list[float] = Field(min_length=1)  # of the training patients
+    trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
+
 class InstancesPlan(Control):
     "Networks that tell instances apart"
     settings: Settings        # instead of the benchmark's
@@ -115,6 +123,7 @@ class SynthesisPlan(Entry):
 class SectionPlans(Entry):
     "What sections train beside the benchmark, by their names"
     ablations: AblationsPlan | None = None
+    augmentation: AugmentationPlan | None = None
     combinations: Control | None = None
     errors: Networks | None = None
     fewer_labels: FewerLabelsPlan | None = None
