@@ -447,6 +447,9 @@ def models_card(name: Annotated[str, typer.Argument(help="name of a shipped mode
     "What a shipped model does, on whom it was tested, where it fails, and its license."
     from medseg_nb.deployment.model_cards import format_card
     from medseg_nb.training.shipped_models import read_model_card
+    if "/" in name:
+        raise InputError(name, "is no shipped model, and only these have cards here",
+                         f"medseg export {name} --out DIR writes the card of a run beside its artefact")
     card = read_model_card(name)
     say(card.model_dump(), as_json, format_card(card).splitlines())
 
