@@ -228,7 +228,8 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
     "A plan in words"
     grid, size = plan.settings["size"], "×".join(map(str, fingerprint.size))
     depth, pixels = (f"×{plan.settings['depth']}", "voxels") if "depth" in plan.settings else ("", "pixels")
-    yield (f"{dataset}: {fingerprint.patients} patients, {fingerprint.cases} cases of about {size}, "
+    patients = "unknown" if load_manifest(dataset).patient == "unknown" else fingerprint.patients
+    yield (f"{dataset}: {patients} patients, {fingerprint.cases} cases of about {size}, "
            f"{fingerprint.classes} label{'s' * (fingerprint.classes > 1)}; the smaller structures are "
            f"{fingerprint.lesion_width:.0%} of the image wide, {fingerprint.empty_share:.0%} of the cases are empty")
     yield f"grid {grid}×{grid}{depth}: they are {grid * fingerprint.lesion_width:.0f} {pixels} wide there"
