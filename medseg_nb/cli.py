@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_app', 'Profile', 'Data', 'Plugins', 'Json',
-           'STUDY_SECTIONS', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status', 'diff',
-           'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
+           'STUDY_SECTIONS', 'INTERRUPTED', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status',
+           'diff', 'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
            'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
            'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list', 'claims_audit', 'deidentify', 'dossier',
@@ -447,6 +447,9 @@ def models_card(name: Annotated[str, typer.Argument(help="name of a shipped mode
     "What a shipped model does, on whom it was tested, where it fails, and its license."
     from medseg_nb.deployment.model_cards import format_card
     from medseg_nb.training.shipped_models import read_model_card
+    if "/" in name:
+        raise InputError(name, "is no shipped model, and only these have cards here",
+                         f"medseg export {name} --out DIR writes the card of a run beside its artefact")
     card = read_model_card(name)
     say(card.model_dump(), as_json, format_card(card).splitlines())
 
@@ -510,7 +513,8 @@ def predict(model: Annotated[str, typer.Argument(help="name of a shipped model, 
     from medseg_nb.deployment.predict import predict_files
     table = predict_files(model, inputs, out, uncertainty)
     rejected = int((table.status != "done").sum())
-    print(f"{len(table) - rejected} of {len(table)} images segmented; research use only")
+    why = f"; why {rejected} {'was' if rejected == 1 else 'were'} not: {out / 'predict.csv'}" if rejected else ""
+    print(f"{len(table) - rejected} of {len(table)} images segmented{why}; research use only")
     if rejected: raise typer.Exit(3)
 
 @app.command(epilog="Example: medseg risk patient.csv --data outcome_thoracic")
@@ -772,6 +776,7 @@ def doctor(as_json: Json = False):
     if not all(r["ok"] for r in rows): raise typer.Exit(4)
 
 # %% ../nbs/library/99_cli.ipynb #652d5847
+INTERRUPTED = 130
 USAGE = typer.BadParameter.__base__  # every fault of a call; its own name is not public
 
 def refused(e: Exception) -> MedsegError | None:  # None for a fault of the kit
@@ -785,7 +790,10 @@ def refused(e: Exception) -> MedsegError | None:  # None for a fault of the kit
 def main() -> None:
     "Entry point of `medseg`: errors of the kit become one line and an exit code"
     enter_workspace()
-    try: sys.exit(app(standalone_mode=False) or 0)
+    try:
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED: raise KeyboardInterrupt  # typer makes a code of it, and says nothing
+        sys.exit(code)
     except USAGE as e:
         command = e.ctx.command_path if e.ctx else "medseg"
         print(f"error: {to_one_line(command)}: {to_one_line(e.format_message().rstrip('.'))}; see "
@@ -799,4 +807,4 @@ def main() -> None:
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
         print("error: interrupted; finished work is kept; call again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -1,6 +1,7 @@
 "Doubts of a newcomer: what a command says where nothing, or something unexpected, is to be done"
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -46,6 +47,16 @@ def test_a_dry_run_always_prints(project):
     project.edit("b", "before + 1", "before + 5")
     done = project.call("paper", "--dry-run")
     assert done.returncode == 1 and "b " in done.stdout and "code" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="Windows has no such clock")
+def test_an_interrupted_command_says_that_finished_work_is_kept(own_set):
+    project, _ = own_set
+    code = ("import signal; signal.signal(signal.SIGALRM, signal.default_int_handler); signal.alarm(2); "
+            "from medseg_nb.cli import main; main()")
+    done = subprocess.run([sys.executable, "-c", code, "study", "mine", "--minutes", "60"], cwd=project.root,
+                          env=project.environment(), capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.splitlines()[-1].startswith("error: interrupted; "), done.stderr
 
 
 @pytest.mark.parametrize("words, nearest", [

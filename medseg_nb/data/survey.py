@@ -170,7 +170,7 @@ def infer_mask_encoding(summaries: dict[str, CaseSummary],        # by case
         decision = _decide_on_numbers({k: s for k, s in lossless.items() if k not in color_faults}, layout.labels, task)
         decision.faults |= color_faults
         if declared_encoding:
-            decision.encoding, decision.why = declared_encoding.model_dump(exclude_none=True), "as you declared"
+            decision.encoding = declared_encoding.model_dump(exclude_none=True)
     decision.faults |= lossy
     if layout.labels and decision.task == "semantic" and decision.encoding["kind"] == "labels":
         decision.faults = _find_unnamed_labels(lossless, layout.labels) | decision.faults

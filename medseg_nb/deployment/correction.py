@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 from ..kit.core import InputError, MedsegError
 from ..data.manifest import load_manifest
 from .dicom import to_seg
-from .explain import class_network, locate_target, object_grouping, predict_classes
+from .explain import class_network, enlarge_map, locate_target, object_grouping, predict_classes
 from .reader_study import from_planes, to_planes
 from .segmenter import Segmenter, volume_slices
 from .views import encode_png, find_outlines
@@ -181,7 +181,7 @@ def target_text(question: SentQuestion, shape: Sequence[int], ids: np.ndarray) -
 
 def overlay_png(explanation: Explanation, shape: Sequence[int]) -> bytes:
     "The map over an image: red speaks for the target, blue against it; a green line runs round the target"
-    values = resize(explanation.map.astype(np.float32), shape, labels=True)
+    values = enlarge_map(explanation.map, shape)
     strength = np.abs(values) / max(np.abs(values).max(), 1e-12)
     outline = find_outlines(resize(explanation.target.mask.astype(np.uint8), shape, labels=True))
     color = np.where(values[..., None] >= 0, (178, 24, 43), (33, 102, 172))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['class_network', 'predict_classes', 'read_input', 'object_grouping', 'locate_target', 'mask_center',
-           'summarize_explanation', 'render_explanation', 'explain_file']
+           'summarize_explanation', 'enlarge_map', 'render_explanation', 'explain_file']
 
 # %% ../../nbs/library/9_deployment/10_explain.ipynb #09a90874
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,13 @@ def summarize_explanation(explanation: Explanation, query: AttributionQuery, ima
                           together={f"{a} and {b}": e for (a, b), e in pair.items()})
 
 # %% ../../nbs/library/9_deployment/10_explain.ipynb #8365dd31
+def enlarge_map(values: np.ndarray,    # (row, column)
+                shape: Sequence[int],  # rows, columns
+               ) -> np.ndarray:        # of the same type
+    "A map on the grid of its picture, each value in the pixels that are nearest to it"
+    rows, columns = (((np.arange(n) + .5) * k / n).astype(int) for n, k in zip(shape, values.shape))
+    return values[np.ix_(rows, columns)]
+
 def render_explanation(explanation: Explanation, image: Image) -> bytes:  # PNG
     "The image with the target's outline, and the map over it; for an instance the pixels of each event"
     import matplotlib
@@ -110,7 +118,7 @@ def render_explanation(explanation: Explanation, image: Image) -> bytes:  # PNG
     for ax, (name, map) in zip(axes, {explanation.target.text: None, **maps}.items()):
         ax.imshow(grey, cmap="gray", vmin=0, vmax=1)
         if map is not None:
-            overlay = resize(map.astype(np.float32), image.shape, labels=True)  # its own blocks, not smoothed
+            overlay = enlarge_map(map, image.shape)
             limit = max(np.abs(overlay).max(), 1e-12)
             ax.imshow(overlay, cmap="RdBu_r", vmin=-limit, vmax=limit,
                       alpha=np.clip(np.abs(overlay) / limit * 1.5, 0, .85))

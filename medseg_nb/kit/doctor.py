@@ -43,7 +43,8 @@ def check_environment() -> list[dict]:  # what, found, ok
             ("machine", machine_class(), True),
             ("cores", os.cpu_count(), True), ("memory", f"{memory_gib:.0f} GiB", not memory_gib < 3.5),
             ("free disk", f"{free_gib:.0f} GiB", free_gib > 2),
-            ("locked versions", "; ".join(mismatches[:5]) or "installed", not mismatches),
+            ("locked versions", "; ".join(mismatches[:5]) or ("installed" if (root() / "requirements.lock").exists()
+                                                              else "no lock in this folder"), not mismatches),
             ("data sets here", ", ".join(local_datasets) or "phantoms only", True)]
     rows += [(tool, package_version(tool) or "not installed", package_version(tool) is not None)
              for tool in ("torch", "papermill", "typst", "pypandoc-binary")]

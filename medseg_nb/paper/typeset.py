@@ -55,10 +55,11 @@ def typeset_pdf(text: str,      # Markdown
     "Set the PDF with Typst's own fonts, all of them embedded"
     import typst
     source = run_pandoc(text, "typst-citations", template, profile)
+    def compiler():  # one for each use: Typst 0.15.2 reads its source from memory once
+        return typst.Compiler(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
     try:
-        compiler = typst.Compiler(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
-        pages = len(json.loads(compiler.query("<use>")))  # the footer stands on each page
-        return source, shrink_pdf(compiler.compile()), pages
+        pages = len(json.loads(compiler().query("<use>")))  # the footer stands on each page
+        return source, shrink_pdf(compiler().compile()), pages
     except typst.TypstError as e:
         raise InputError("paper", f"Typst says: {e}", "mend the prose or the template in nbs/paper") from None
 

@@ -7,10 +7,10 @@ __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 
            'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES', 'RECIPE_POLICIES',
            'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
            'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
-           'list_rungs', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'list_networks',
-           'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan', 'write_plan',
-           'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs',
-           'list_site_runs']
+           'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'list_networks',
+           'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan',
+           'describe_next_rung', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe',
+           'lock_study', 'list_curve_runs', 'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
@@ -143,6 +143,12 @@ def list_rungs(folds: int,
     rungs += [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
     return [replace(r, object_runs=object_runs, site_runs=site_runs) for r in rungs]
 
+def count_minutes(rung: Rung, workers: int,
+                  spent: float = 0,  # seconds of one thread that go into choices before
+                 ) -> int:
+    "Minutes that a rung needs, with its report"
+    return int(np.ceil((rung.cost + spent) / (60 * TRAINING_SHARE * workers)))
+
 def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: str,
                 spent: float = 0,  # seconds of one thread that go into choices before
                ) -> Rung:
@@ -150,8 +156,8 @@ def choose_rung(rungs: Sequence[Rung], minutes: float, workers: int, subject: st
     seconds = minutes * 60 * TRAINING_SHARE * workers - spent
     affordable = [r for r in rungs if r.cost <= seconds]
     if affordable: return affordable[-1]
-    needed = int(np.ceil(rungs[0].cost / (60 * TRAINING_SHARE * workers)))
-    raise InputError(subject, f"{minutes:g} minutes cannot hold one fold", f"give --minutes {needed} or more")
+    raise InputError(subject, f"{minutes:g} minutes cannot hold one fold",
+                     f"give --minutes {count_minutes(rungs[0], workers)} or more")
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #68920878
 RECIPE_LOSSES, RECIPE_POLICIES = ("dice_ce", "focal_tversky"), ("strong", "mild")
@@ -222,10 +228,11 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
     "A plan in words"
     grid, size = plan.settings["size"], "×".join(map(str, fingerprint.size))
     depth, pixels = (f"×{plan.settings['depth']}", "voxels") if "depth" in plan.settings else ("", "pixels")
-    yield (f"{dataset}: {fingerprint.patients} patients, {fingerprint.cases} cases of about {size}, "
-           f"{fingerprint.classes} label{'s' * (fingerprint.classes > 1)}; small lesions are "
+    patients = "unknown" if load_manifest(dataset).patient == "unknown" else fingerprint.patients
+    yield (f"{dataset}: {patients} patients, {fingerprint.cases} cases of about {size}, "
+           f"{fingerprint.classes} label{'s' * (fingerprint.classes > 1)}; the smaller structures are "
            f"{fingerprint.lesion_width:.0%} of the image wide, {fingerprint.empty_share:.0%} of the cases are empty")
-    yield f"grid {grid}×{grid}{depth}: small lesions are {grid * fingerprint.lesion_width:.0f} {pixels} wide there"
+    yield f"grid {grid}×{grid}{depth}: they are {grid * fingerprint.lesion_width:.0f} {pixels} wide there"
     runs = plan.runs[dataset]
     yield (f"networks {', '.join(map(display_text, runs.models))}; "
            f"{len(runs.folds)} fold{'s' * (len(runs.folds) > 1)}, "
@@ -240,8 +247,20 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
                            "field of centres and one of distances")
     rung = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), object_runs, site_runs)
     cost = rung.cost + choice_seconds
-    minutes, cores = cost / workers / 60, f"{workers} core{'s' * (workers > 1)}"
-    yield f"training takes about {minutes:.0f} minutes on {cores} here, with the report {minutes / TRAINING_SHARE:.0f}"
+    cores = f"{workers} core{'s' * (workers > 1)}"
+    training, whole = (_in_minutes(cost / workers / share) for share in (1, TRAINING_SHARE))
+    yield f"training takes about {training} on {cores} here, {whole} together with the report"
+
+def _in_minutes(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes > 1)}"
+
+def describe_next_rung(rungs: Sequence[Rung], rung: Rung, workers: int, axes: int) -> Iterator[str]:
+    "What the next rung trains, and from how many minutes on"
+    for r in [r for r in rungs if r.cost > rung.cost][:1]:
+        needed = count_minutes(r, workers, recipe_seconds(count_minutes(r, workers), workers, axes))
+        yield (f"the next larger plan, from --minutes {needed} on: {r.folds} fold{'s' * (r.folds > 1)}, {r.networks} "
+               f"networks, {r.seeds} seed{'s' * (r.seeds > 1)}, {r.seconds} s each")
 
 def write_plan(plan: TrainingPlan, place: Path,
                head: str = "#",             # what the plan is of, in one line
@@ -288,6 +307,7 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path,
             throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision), start)
         plan = study_plan(dataset, fingerprint, rung, throughput, precision, start)
         lines = [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)]
+        lines[-1:] = [*describe_next_rung(rungs, rung, workers, axes), lines[-1]]
         write_plan(plan, place, head, [*lines[:-1], *([start_line] if start else []), lines[-1]])
     return read_plan(place)[1]
 
