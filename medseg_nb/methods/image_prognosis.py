@@ -6,7 +6,8 @@
 __all__ = ['N_INTERVALS', 'N_IMAGES', 'N_STAGES', 'ATTENTION_WIDTH', 'DECAYS', 'LOSSES', 'EPOCHS', 'TUNING_BATCH', 'BLOCK_RATE',
            'HEAD_RATE', 'logistic_loss', 'cox_loss', 'hazard_loss', 'interval_edges', 'event_probability', 'ImageBags',
            'pool_cells', 'mask_shares', 'encode_bags', 'AttentionPool', 'mean_pool', 'Sources', 'Data', 'OutcomeHead',
-           'fit_head', 'left_out_loss', 'NetworkFit', 'ProbabilityFit', 'fit_network', 'choose_decay', 'tune_block']
+           'fit_head', 'left_out_loss', 'NetworkFit', 'ProbabilityFit', 'fit_network', 'draw_inner_folds',
+           'choose_decay', 'tune_block']
 
 # %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #f0a90e70
 from collections.abc import Callable, Iterator, Sequence
@@ -198,7 +199,7 @@ def _fit_block(train: Sequence[Case], names: Sequence[str], known: str) -> Calla
     mean, spread = table.mean(), np.sqrt(table.var(ddof=0).sum()) or 1.
     return lambda cases: (encode(cases) - mean) / spread
 
-# %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #e9401a81
+# %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #3a9800c0
 DECAYS = (.01, .05, .2, 1.)  # strength of the penalty, beside a mean loss
 LOSSES = dict(logistic=logistic_loss, cox=cox_loss, hazard=hazard_loss)
 
@@ -222,12 +223,17 @@ class OutcomeHead(nn.Module):
         self.pool = AttentionPool(features, generator).double() if attention and features else mean_pool
         self.weight = nn.Parameter(torch.zeros(columns + features, dtype=torch.double))
         self.level = nn.Parameter(torch.zeros(intervals, dtype=torch.double))
+        self.start = [p.detach().clone() for p in self._penalized()]
 
     def forward(self, data: Data) -> Tensor:  # (patient, interval)
         pooled = [self.pool(data.features, data.present)] if data.features.shape[2] else []
         return (torch.cat([data.table, *pooled], 1) @ self.weight)[:, None] + self.level
 
-    def penalty(self) -> Tensor: return sum((p ** 2).sum() for p in self.parameters() if p is not self.level) / 2
+    def penalty(self) -> Tensor:
+        "Half the squared distance of the weights from where they begin, which is zero but for what attention looks at"
+        return sum(((p - start) ** 2).sum() for p, start in zip(self._penalized(), self.start)) / 2
+
+    def _penalized(self) -> list[nn.Parameter]: return [p for p in self.parameters() if p is not self.level]
 
 def fit_head(data: Data, loss: Callable, head: OutcomeHead, decay: float) -> OutcomeHead:
     "A head that makes mean loss and penalty least"
@@ -248,7 +254,7 @@ def left_out_loss(head: OutcomeHead, data: Data, train: np.ndarray, loss: Callab
     with torch.no_grad():
         return float(loss(head(data), data.time, data.event) - loss(head(part), part.time, part.event))
 
-# %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #d929115c
+# %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #a6339866
 @dataclass(frozen=True, eq=False)
 class NetworkFit:
     "A fitted network of outcomes; its rows are those of `Sources.fit_encoder`"
@@ -304,7 +310,7 @@ def fit_network(x: pd.DataFrame, outcome: pd.DataFrame,
     "A network of outcomes, its penalty chosen in an inner cross-validation"
     use_one_thread()
     time, event, intervals = _targets(outcome, choose(loss, LOSSES, "loss"))
-    rows, folds = x["image"].to_numpy(int) if bags else np.empty(0, int), inner_folds(outcome.event)
+    rows, folds = x["image"].to_numpy(int) if bags else np.empty(0, int), draw_inner_folds(outcome.event, seed)
     kind = ProbabilityFit if loss == "logistic" else NetworkFit
     empty = kind(None, 0., loss, (*x,), bags, _scale_features(bags, rows) if bags else None)
     data = replace(empty.tensors(x.to_numpy(float)), time=time, event=event)
@@ -315,6 +321,11 @@ def fit_network(x: pd.DataFrame, outcome: pd.DataFrame,
     def fit_of(part): return replace(empty, head=fitted(part, decay, attention), decay=decay)
     fit, train = fit_of(data), folds[0][0]
     return tune_block(fit, fit_of(data.take(train)), data, bags, rows, train, seed) if tune else fit
+
+def draw_inner_folds(event: pd.Series, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:  # as `inner_folds`
+    "Inner folds of patients in an order of the seed's"
+    order = rng(seed, "inner folds").permutation(len(event))
+    return [(np.sort(order[train]), np.sort(order[test])) for train, test in inner_folds(event.iloc[order])]
 
 def choose_decay(data: Data, loss: Callable, fitted: Callable[[Data, float], OutcomeHead],
                  folds: Sequence[tuple]) -> float:
