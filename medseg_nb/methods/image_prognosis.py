@@ -275,9 +275,10 @@ class NetworkFit:
         rows = x[:, is_image][:, 0].astype(int)
         return Data(table, self.scale(self.bags.features[rows]), self.bags.present[rows], unknown, unknown)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:  # (patient,) logarithm of a relative hazard, or a probability
+    def predict(self, x: np.ndarray) -> np.ndarray:  # (patient,)
+        "A probability without time; with time a score, of relative hazards or of log-odds in each interval"
         with torch.no_grad(): out = self.head(self.tensors(x))
-        return (out[:, 0] if self.loss == "cox" else event_probability(out)).numpy()
+        return (event_probability(out) if self.loss == "logistic" else out[:, 0] - self.head.level[0]).detach().numpy()
 
 class ProbabilityFit(NetworkFit):
     "The same without time"
