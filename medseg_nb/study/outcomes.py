@@ -529,6 +529,7 @@ def plot_mask_explanations(examples: Sequence[tuple], risks: pd.Series):  # by p
 def plot_source_differences(table: pd.DataFrame):
     "What each model adds to the one that it stands against, one panel a study"
     import matplotlib.pyplot as plt
+    table = table.replace(dict(against=dict(logistic="regression", cox="regression")))
     studies, pairs = list(dict.fromkeys(table.study)), list(dict.fromkeys(zip(table.model, table.against)))
     fig, axes = plt.subplots(1, len(studies), figsize=(2.6 + 1.6 * len(studies), .8 + .26 * len(pairs)), sharey=True,
                              squeeze=False)
