@@ -521,6 +521,48 @@ def test_discrimination_counts_pairs_of_patients(reports):
     none(faults)
 
 
+def followed_weights(time: np.ndarray, event: np.ndarray) -> np.ndarray:
+    """Inverse squared chance of being followed until a patient's event, by products over the times at which patients
+    were lost; 0 for who had none, or had it after nine of ten"""
+    until, weights = np.quantile(time[event], .9), np.zeros(len(time))
+    for i in np.flatnonzero(event & (time < until)):
+        followed = 1.
+        for u in np.unique(time[~event & (time <= time[i])]):
+            followed *= 1 - (~event & (time == u)).sum() / ((time > u) | (~event & (time == u))).sum()
+        weights[i] = followed**-2
+    return weights
+
+
+def test_sources_are_compared_on_the_same_patients(reports):
+    "AUC as shares of pairs; Uno's concordance as shares of weighted pairs, its spread by leaving out each patient"
+    stored, faults = table(reports, "outcomes", "sources"), []
+    for row in stored.to_dict("records"):
+        against = f"{row['model']}, {CONTROL}" if row["against"] == CONTROL else row["against"]
+        mine, other = patients_of(reports, row), patients_of(reports, row | dict(model=against))
+        event, folds = mine.event.astype(float).to_numpy() > 0, mine.fold.to_numpy()
+        assert list(mine.patient) == list(other.patient) and list(mine.fold) == list(other.fold)
+        if row["score"] == "AUC":
+            kernel = order(mine.risk.to_numpy(), event) - order(other.risk.to_numpy(), event)
+            value, added = kernel.mean(), added_by_patients(kernel, event)
+        else:
+            time, n = mine.time.to_numpy(), len(mine)
+            first, second = (r.groupby("fold").risk.rank(pct=True).to_numpy() for r in (mine, other))
+            pairs = followed_weights(time, event)[:, None] * (
+                (time[None] > time[:, None]) | ((time[None] == time[:, None]) & ~event[None]))
+            right = pairs * (np.sign(first[:, None] - first) - np.sign(second[:, None] - second)) / 2
+            def score(keep): return right[np.ix_(keep, keep)].sum() / pairs[np.ix_(keep, keep)].sum()
+            value = score(np.arange(n))
+            added = np.array([n * value - (n - 1) * score(np.delete(np.arange(n), i)) for i in range(n)])
+        right_so = abs(row["difference"] - value) < 1e-5 and (row["n"], row["trainings"]) == (len(mine), len({*folds}))
+        half, ends = over_folds(added, folds), (row["difference_low"], row["difference_high"])
+        if half > 1e-12:
+            right_so &= .85 < (ends[1] - ends[0]) / (2 * half) < 1.6
+            right_so &= (row["p"] < .05) == (ends[0] > 0 or ends[1] < 0)
+        if not right_so: faults.append((row, value, half))
+    none(faults)
+    assert (stored.p_holm >= stored.p - 1e-9).all() and (stored.p_holm <= 1).all()
+
+
 def test_calibration_is_a_logistic_fit(reports):
     "Intercept with the logit as offset, then intercept and slope, by Newton's method; Brier score as a mean square"
     def fitted(design, offset, y):

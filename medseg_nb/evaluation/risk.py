@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_VARIANCE', 'RISK_MARGIN', 'CONCORDANCE_DRAWS', 'check_risks', 'placements', 'delong', 'auc', 'auc_difference',
-           'calibration_statistics', 'calibration_curve', 'decision_scores', 'uno_concordance']
+           'calibration_statistics', 'calibration_curve', 'decision_scores', 'uno_concordance',
+           'concordance_contributions']
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #0d2990f8
 from collections.abc import Sequence
@@ -160,3 +161,27 @@ def uno_concordance(risk: Sequence[float], event: Sequence[bool], time: Sequence
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return dict(c=_concordance(event, time, risk, until),
                 c_low=float(low), c_high=float(high), n=len(time), events=int(event.sum()))
+
+# %% ../../nbs/library/4_evaluation/10_risk.ipynb #786e2dac
+def _censoring_weights(event: np.ndarray, time: np.ndarray, until: float) -> np.ndarray:  # (patient,)
+    "Inverse squared chance of being followed until a patient's event; 0 where that came too late"
+    from sksurv.nonparametric import CensoringDistributionEstimator
+    from sksurv.util import Surv
+    outcome, early = Surv.from_arrays(event, time), event & (time < until)
+    weights = np.zeros(len(time))
+    weights[early] = CensoringDistributionEstimator().fit(outcome).predict_ipcw(outcome[early]) ** 2
+    return weights
+
+def concordance_contributions(risks: np.ndarray,  # (model, patient)
+                              event: np.ndarray,  # bool (patient,)
+                              time: np.ndarray,   # (patient,)
+                             ) -> np.ndarray:     # (model, patient)
+    "What each patient adds to Uno's concordance: the mean is the concordance"
+    if not event.any():
+        raise InputError("event", "all patients are censored", "follow them longer, or pool more patients")
+    later = (time[None] > time[:, None]) | ((time[None] == time[:, None]) & ~event[None])
+    pairs = later * _censoring_weights(event, time, float(np.quantile(time[event], .9)))[:, None]
+    right = pairs * ((np.sign(risks[:, :, None] - risks[:, None]) + 1) / 2)
+    shares, whole = right.sum(1) + right.sum(2), pairs.sum()
+    value = right.sum((1, 2)) / whole
+    return value[:, None] + (shares - value[:, None] * (pairs.sum(0) + pairs.sum(1))) * len(time) / whole
