@@ -37,7 +37,7 @@ def shrinking_matrix(n_in, n_out: int):  # tensor (n_out, n_in)
     return weights / weights.sum(1, keepdim=True)
 
 def smoothing_matrix(n_in, n_out: int):  # tensor (n_out, n_in)
-    "Along an axis of a volume: a Gaussian of (step - 1) / 2 voxels where the step is above one, then linear interpolation"
+    "Along an axis of a volume: a Gaussian of (step - 1) / 2 voxels for steps above one, then linear interpolation"
     import torch
     step, last = _as_scalar(n_in) / n_out, _as_scalar(n_in) - 1
     places = torch.minimum(((torch.arange(n_out) + .5) * step - .5).clamp_min(0), last)[:, None]

@@ -501,16 +501,17 @@ def list_source_claims(sources: pd.DataFrame) -> list[dict]:
 def plot_outcome_scores(table: pd.DataFrame, value: str):
     "A score with its interval by model, one panel a study; the dotted line is chance"
     import matplotlib.pyplot as plt
-    studies = list(dict.fromkeys(table.study))
-    fig, axes = plt.subplots(1, len(studies), figsize=(1.2 + 1.9 * len(studies), 2.8), sharey=True, squeeze=False)
+    studies, models = list(dict.fromkeys(table.study)), list(dict.fromkeys(table.model))
+    fig, axes = plt.subplots(1, len(studies), figsize=(1.5 + 1.25 * len(studies), .7 + .2 * len(models)), sharey=True,
+                             squeeze=False)
     for ax, study in zip(axes[0], studies):
         part = table[table.study == study]
-        ax.errorbar(range(len(part)), part[value],
-                    [part[value] - part[f"{value}_low"], part[f"{value}_high"] - part[value]], fmt="o", capsize=3)
-        ax.axhline(.5, ls=":", color="0.4")
-        ax.set(title=study, xticks=range(len(part)), ylim=(0, 1),
-               xlim=(-.5, len(part) - .5)); ax.set_xticklabels(part.model, rotation=60, ha="right")
-    axes[0][0].set_ylabel({"auc": "AUC", "c": "Uno's concordance"}[value])
+        ends = [part[value] - part[f"{value}_low"], part[f"{value}_high"] - part[value]]
+        ax.errorbar(part[value], [models.index(m) for m in part.model], xerr=ends, fmt="o", ms=4, capsize=3)
+        ax.axvline(.5, ls=":", color="0.4")
+        ax.set(title=study, xlim=(0, 1), xticks=[0, .5, 1], xticklabels=["0", "0.5", "1"],
+               ylim=(len(models) - .5, -.5), yticks=range(len(models)), yticklabels=models)
+    fig.supxlabel({"auc": "AUC", "c": "Uno's concordance"}[value], fontsize="medium")
     return fig
 
 def plot_mask_explanations(examples: Sequence[tuple], risks: pd.Series):  # by patient
@@ -542,4 +543,3 @@ def plot_source_differences(table: pd.DataFrame):
         ax.set(title=study, xlabel=f"difference of {part.score.iloc[0]}", ylim=(len(pairs) - .5, -.5),
                yticks=range(len(pairs)), yticklabels=[f"{m} − {a}" for m, a in pairs])
     return fig
-
