@@ -509,9 +509,9 @@ def plot_outcome_scores(table: pd.DataFrame, value: str):
         ends = [part[value] - part[f"{value}_low"], part[f"{value}_high"] - part[value]]
         ax.errorbar(part[value], [models.index(m) for m in part.model], xerr=ends, fmt="o", ms=4, capsize=3)
         ax.axvline(.5, ls=":", color="0.4")
-        ax.set(title=study, xlim=(0, 1), xticks=[0, .5, 1], xticklabels=["0", "0.5", "1"],
+        ax.set(title=study.replace(", ", ",\n"), xlabel={"auc": "AUC", "c": "Uno's C"}[value], xlim=(0, 1),
+               xticks=[0, .5, 1], xticklabels=["0", "0.5", "1"],
                ylim=(len(models) - .5, -.5), yticks=range(len(models)), yticklabels=models)
-    fig.supxlabel({"auc": "AUC", "c": "Uno's concordance"}[value], fontsize="medium")
     return fig
 
 def plot_mask_explanations(examples: Sequence[tuple], risks: pd.Series):  # by patient
