@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LOOP_CHOICES', 'SHARED_WITH_GENERATOR', 'KEY_STOPS', 'HISTORY_FILE', 'HISTORY_POINTS', 'RUN_FILES', 'COST_FILE',
-           'RunFolder', 'PRELOADED', 'Config', 'task_module', 'defining_module', 'loss_module', 'starting_points',
-           'run_key', 'scoring_key', 'Task', 'load_task', 'network', 'objective', 'use_one_thread', 'memory_layout',
-           'initialize_weights', 'train', 'run_label', 'training_cases', 'training_pool', 'metadata_of',
-           'append_metadata_channels', 'batches', 'segment', 'evaluate', 'score_predictions', 'archive_path',
-           'open_archives', 'find_stored_run', 'read_failure_reason', 'load_run_rows', 'thin_history', 'load_history',
-           'start_meter', 'rank_and_world_size', 'shard_batches', 'reject_unsafe_convolutions', 'run_training',
-           'names_file', 'load_run_names', 'name_run', 'list_trained_runs', 'resolve_run', 'load_run', 'train_missing',
-           'fit_runs', 'publish_run', 'add_budget_columns']
+           'RunFolder', 'PRELOADED', 'UNDER_WAY_INTERVAL_S', 'Config', 'task_module', 'defining_module', 'loss_module',
+           'starting_points', 'run_key', 'scoring_key', 'Task', 'load_task', 'network', 'objective', 'use_one_thread',
+           'memory_layout', 'initialize_weights', 'train', 'run_label', 'training_cases', 'training_pool',
+           'metadata_of', 'append_metadata_channels', 'batches', 'segment', 'evaluate', 'score_predictions',
+           'archive_path', 'open_archives', 'find_stored_run', 'read_failure_reason', 'load_run_rows', 'thin_history',
+           'load_history', 'start_meter', 'rank_and_world_size', 'shard_batches', 'reject_unsafe_convolutions',
+           'run_training', 'names_file', 'load_run_names', 'name_run', 'list_trained_runs', 'resolve_run', 'load_run',
+           'train_missing', 'fit_runs', 'publish_run', 'add_budget_columns']
 
 # %% ../../nbs/library/6_training/04_training.ipynb #7755a34f
 import json
@@ -586,6 +586,15 @@ def _acquire_worker_slot(workers: float) -> Callable[[], None] | None:  # gives 
         lock = FileLock(Path(shared) / f"{k}.lock")
         with suppress(Timeout): lock.acquire(timeout=0); return lock.release
 
+UNDER_WAY_INTERVAL_S = 30
+
+def _print_under_way(logs: Iterable[Path]) -> float:  # time of printing
+    "The last line of each worker's log: its run, steps, seconds"
+    for log in logs:
+        if log.exists() and (lines := log.read_text(errors="replace").splitlines()):
+            print(f"under way: {lines[-1]}", file=sys.stderr, flush=True)
+    return time.monotonic()
+
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     """Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all
     others are done"""
@@ -594,6 +603,7 @@ def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     todo, running, failed = [c for c in dict.fromkeys(configs) if not find_stored_run(c)], {}, []
     workers, deadline = _environment_number("MEDSEG_WORKERS", min(2, os.cpu_count()),
                                             1), _environment_number("MEDSEG_DEADLINE", float("inf"), 0)
+    last_print = time.monotonic()
     try:
         while todo or running:
             is_late = time.time() > deadline
@@ -607,6 +617,9 @@ def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
                 give_back()
                 if process.exitcode: failed.append(_worker_error(config, log))
                 else: yield config
+                last_print = time.monotonic()
+            if time.monotonic() - last_print > UNDER_WAY_INTERVAL_S and not sys.stderr.isatty():
+                last_print = _print_under_way(log for _, log, _ in running.values())
             time.sleep(.05)
     finally:
         for process, _, give_back in running.values(): process.terminate(); give_back()
