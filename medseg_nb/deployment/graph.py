@@ -166,6 +166,7 @@ def export_whole(key: str, engine: str, out: Path) -> list[str]:  # lines of a r
         raise InputError(str(out), "is no name of a graph", f"name a file that ends in {first}")
     output_file(out)
     parts, rows = whole_graph(key, engine)
+    # the file that is named comes last, so that it is never there without its weights
     for end, part in zip([*others, first], [*parts[1:], parts[0]]): write(out.with_suffix(end), part)
     return [f"parity at {' x '.join(map(str, r['shape']))}: {r['difference']:.2g} largest difference of a probability, "
             f"{r['equal']:.4f} equal labels" for r in rows]
