@@ -24,6 +24,8 @@ import yaml
 from PIL import Image
 
 from medseg_nb.cli import main
+from medseg_nb.kit.execution import sections
+from medseg_nb.paper.build import DOCUMENTS, build
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = shutil.which("medseg", path=str(Path(sys.executable).parent))
@@ -47,6 +49,14 @@ def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
     "Runs that are committed with the reports of a profile, by key; no file stays open"
     files = sorted((reports / "runs").glob("*.zip"))
     return {p.stem: zipfile.Path(io.BytesIO(p.read_bytes())) for p in files}
+
+
+def find_reports(profile: str) -> Path:
+    "Reports of a profile; the documents on phantoms are not committed, and are set from the committed results"
+    place = REPO / "reports" / profile
+    if profile == "smoke" and not all((place / file).is_file() for file in DOCUMENTS):
+        build(profile, dict.fromkeys(sections(), "current"))
+    return place
 
 
 def read_table(path, **options) -> pd.DataFrame:

@@ -507,10 +507,21 @@ def test_library_imports_no_notebook_tool():
     assert wrong == []
 
 
-def test_repository_names_no_machine():
+def list_checkout() -> list[Path]:
+    "Files of the working tree that are committed or would be"
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
                             cwd=REPO, capture_output=True, check=True).stdout.decode().split("\0")
-    own = [REPO / n for n in listed if n and (REPO / n).is_file() and not n.endswith((".pdf", ".png"))]
+    return [REPO / n for n in listed if n and (REPO / n).is_file()]
+
+
+def test_checkout_is_light():
+    sizes = {p: p.stat().st_size for p in list_checkout()}
+    largest = sorted(sizes, key=sizes.get)[-9:]
+    assert sum(sizes.values()) <= 40_000_000, [f"{p.relative_to(REPO)}: {sizes[p]:,}" for p in largest]
+
+
+def test_repository_names_no_machine():
+    own = [p for p in list_checkout() if p.suffix not in (".pdf", ".png")]
     assert len(own) > 50
     none([f"{p.relative_to(REPO)}: {f}" for p in own for f in no_machine_path(p)])
 

@@ -1,4 +1,4 @@
-"The committed article and supplement: what a reader, a browser and a typesetter find in them."
+"The article and supplement: what a reader, a browser and a typesetter find in them."
 import contextlib
 import functools
 import http.server
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import REPO, needs
+from conftest import REPO, find_reports, needs
 from medseg_nb.kit.execution import sections
 from medseg_nb.kit.report import read_rows
 from medseg_nb.paper.article import MAX_FLOATS, MAX_PAGES, list_word_faults
@@ -20,8 +20,8 @@ from medseg_nb.paper.summary import STEPS
 
 @pytest.fixture(params=["smoke", "cpu"])
 def reports(request) -> Path:
-    "The committed reports of a profile"
-    place = REPO / "reports" / request.param
+    "The reports of a profile"
+    place = find_reports(request.param)
     if not (place / "article.html").is_file(): pytest.skip(f"reports/{request.param} is not there yet")
     return place
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import REPO, read_table, stored_runs
+from conftest import REPO, find_reports, read_table, stored_runs
 from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, augmentation, benchmark,
                              combinations, errors, fewer_labels, fusion, generalization, hospital, hybrid,
@@ -36,8 +36,8 @@ TEXT = dict(case=str, patient=str, site=str)
 
 @pytest.fixture(params=["smoke", "cpu"])
 def reports(request) -> Path:
-    "The committed reports of a profile"
-    place = REPO / "reports" / request.param
+    "The reports of a profile"
+    place = find_reports(request.param)
     if not (place / "supplement.html").is_file(): pytest.skip(f"reports/{request.param} is not there yet")
     return place
 
