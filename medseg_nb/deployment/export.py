@@ -41,7 +41,8 @@ from ..kit.keys import load_module, package_version
 from ..preparation.preprocess import load_prepared_cases
 from .pruning import pruned_config, import_deploy_package, silence_notes
 from ..training.shipped_models import list_shipped_models, load_model, read_model_card
-from ..training.training import Config, load_run, task_module, training_cases, run_training
+from ..training.training import (Config, answers_by_class, load_run, task_module, training_cases,
+                                         run_training)
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #6ae2561c
 # of an artefact, besides its card; by engine
@@ -463,7 +464,7 @@ def foreground_dice(ours: np.ndarray, theirs: np.ndarray) -> float:  # label map
 def load_exportable_run(key: str):  # config, network
     "A run whose answer is a class for each pixel"
     config, net = load_model(key)
-    if config.task or config.fields:
+    if not answers_by_class(config) or config.fields:
         raise InputError(key, f"is a run of {task_module(config)}, whose answers need more than its network",
                          "export a run that segments by classes alone")
     return config, net

@@ -23,7 +23,7 @@ from ..kit.keys import load_module
 from ..preparation.preprocess import network_input, resize
 from ..training.shipped_models import (describe_mismatch, list_shipped_models, load_model, measure_appearance,
                                                read_model_card)
-from ..training.training import Config, load_run, load_run_names, task_module
+from ..training.training import Config, answers_by_class, load_run, load_run_names, task_module
 
 # %% ../../nbs/library/9_deployment/04_segmenter.ipynb #fc94f460
 def volume_slices(image: Image) -> list[Image]:
@@ -113,7 +113,7 @@ def segmenter_of_run(config: Config, net, name: str | None = None) -> Segmenter:
     return Segmenter(name or config.key, m.image.channels, config.shape,
                      config.normalise, _name_of_label(m.labels), config.masks == "instances",
                      partial(run_task.segment, config, net),
-                     None if config.task else partial(_class_probabilities, net), getattr(run_task, "WHOLE", False),
+                     partial(_class_probabilities, net) if answers_by_class(config) else None, getattr(run_task, "WHOLE", False),
                      m.image.has_grey_files)
 
 def segmenter_of_export(place: Path,
@@ -134,7 +134,7 @@ def load_ensemble(name: str, keys: Sequence[str]):  # config of the first, netwo
     from medseg_nb.training.inference import Ensemble
     configs, networks = zip(*map(load_run, keys))
     differing = [f for f in ENSEMBLE_FIELDS if len({getattr(c, f) for c in configs}) > 1]
-    if differing or any(c.task for c in configs):
+    if differing or not all(map(answers_by_class, configs)):
         fault = f"its members differ in {differing[0]}" if differing else "its members do not answer by classes alone"
         raise InputError(name, fault, "name one run: medseg models")
     return configs[0], Ensemble(networks).eval()

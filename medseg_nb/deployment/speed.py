@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,13 +29,14 @@ from .segmenter import Segmenter, segmenter_of_export, load_segmenter
 from ..evaluation.comparisons import CONTROL, seed_control_pair, compare_models, holm
 from ..kit.core import InputError, ResourceError, folder, progress
 from ..preparation.preprocess import load_prepared_cases
+from ..training.distillation import distilled_config
 from ..training.training import Config, resolve_run, score_predictions, run_training
 
 # %% ../../nbs/library/9_deployment/07_speed.ipynb #5fb2edb0
 @dataclass(frozen=True)
 class Variant:
     "A network, and what runs it"
-    network: str          # whole, pruned, or narrow: trained from scratch at the pruned one's width
+    network: str          # whole, or of the pruned one's width: pruned, narrow (from scratch), distilled
     engine: str           # torch, onnx or openvino
     precision: str = "fp32"
 
@@ -45,15 +46,18 @@ class Variant:
 WHOLE_NETWORK = Variant("whole", "torch")
 VARIANTS = (WHOLE_NETWORK, Variant("whole", "onnx"), Variant("whole", "onnx", "int8"),
             Variant("whole", "openvino"), Variant("whole", "openvino", "int8"),
-            Variant("pruned", "torch"), Variant("pruned", "openvino", "int8"), Variant("narrow", "torch"))
+            Variant("pruned", "torch"), Variant("pruned", "openvino", "int8"), Variant("narrow", "torch"),
+            Variant("distilled", "torch"), Variant("distilled", "openvino", "int8"))
 PRUNED_SHARE = .5  # of the channels that pruning takes out
 
 def variant_networks(base: Config,
-                     steps: int | None = None,  # of the two that are trained here; None: as many as the run had
-                    ) -> dict[str, Config]:
-    "The three networks that come from one run"
+                     steps: int | None = None,       # of those that are trained here; None: as many as the run had
+                     teacher: Config | None = None,  # of the distilled one; None: the run itself
+                    ) -> dict[str, Config]:          # by `Variant.network`
+    "The networks that come from one run"
     pruned = replace(pruned_config(base, PRUNED_SHARE), steps=steps or base.steps)
-    return dict(whole=base, pruned=pruned, narrow=replace(pruned, start=None))
+    narrow = replace(pruned, start=None)
+    return dict(whole=base, pruned=pruned, narrow=narrow, distilled=distilled_config(narrow, teacher or base))
 
 # %% ../../nbs/library/9_deployment/07_speed.ipynb #b68f7eee
 @dataclass(frozen=True)
@@ -73,13 +77,12 @@ class BuiltVariant:
         else: files = [Path(self.model) / n for n in MODEL_FILES[self.variant.engine]]
         return round(sum(f.stat().st_size for f in files) / 1e6, 2)
 
-def build_variants(base: Config, place: Path,
-                   variants: Sequence[Variant] = VARIANTS,
-                   steps: int | None = None,  # as in `variant_networks`
-                  ) -> Iterator[BuiltVariant]:
+def build_variants(networks: Mapping[str, Config],  # as of `variant_networks`
+                   place: Path,
+                   variants: Sequence[Variant] = VARIANTS) -> Iterator[BuiltVariant]:
     "The variants of a run"
     for v in variants:
-        config = variant_networks(base, steps)[v.network]
+        config = networks[v.network]
         key = run_training(config, weights=True).name
         if v.engine == "torch": yield BuiltVariant(v, config, key); continue
         artifact_folder = place / f"{key}-{v.engine}-{v.precision}"
@@ -109,16 +112,16 @@ def score_variants(base: Config, variants: Sequence[BuiltVariant]) -> pd.DataFra
 VARIANT_KEYS = ["dataset", "network", "engine", "precision"]
 
 def compare_variants(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each variant minus the whole network in torch, pruned minus trained from scratch, and A/A where there are two
-    seeds"""
+    """Each variant minus the whole network in torch, pruned and distilled minus trained from scratch, and A/A where
+    there are two seeds"""
     differences = []
     for dataset, group in rows.groupby("dataset", sort=False):
         rows_of_variant = {Variant(*k): g for k, g in group.groupby(VARIANT_KEYS[1:], sort=False)}
         pairs = [(v.name, WHOLE_NETWORK.name, g, rows_of_variant[WHOLE_NETWORK]) for v, g in rows_of_variant.items()
                  if v != WHOLE_NETWORK]
-        pruned, narrow = Variant("pruned", "torch"), Variant("narrow", "torch")
-        if {pruned, narrow} <= set(rows_of_variant):
-            pairs.append((pruned.name, narrow.name, rows_of_variant[pruned], rows_of_variant[narrow]))
+        pruned, distilled, narrow = (Variant(name, "torch") for name in ("pruned", "distilled", "narrow"))
+        pairs += [(v.name, narrow.name, rows_of_variant[v], rows_of_variant[narrow]) for v in (pruned, distilled)
+                  if {v, narrow} <= set(rows_of_variant)]
         if control_pair := seed_control_pair(rows_of_variant[WHOLE_NETWORK]):
             pairs.append((WHOLE_NETWORK.name, CONTROL, *control_pair))
         differences += [dict(dataset=dataset, variant=v, against=w, **compare_models(a, b, "dice"))
@@ -153,9 +156,9 @@ def list_variants(model: str,  # key of a run, or place of an artefact
     "A run's variants, or an artefact and its run"
     if not Path(model).exists():
         base, variants = load_exportable_run(model)[0], [v for v in VARIANTS if v.network != "narrow"]
-        print(f"{len(variants)} variants of {model}; the pruned one is trained for {base.steps} steps where it is "
-              f"missing", file=sys.stderr)
-        return list(build_variants(base, place, variants))
+        print(f"{len(variants)} variants of {model}; the pruned and the distilled one are trained for {base.steps} "
+              "steps each where they are missing", file=sys.stderr)
+        return list(build_variants(variant_networks(base), place, variants))
     model_card = read_card(Path(model))
     config, _ = load_exportable_run(model_card.run)
     base = config.start.start if model_card.pruned else config

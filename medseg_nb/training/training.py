@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LOOP_CHOICES', 'SHARED_WITH_GENERATOR', 'KEY_STOPS', 'HISTORY_FILE', 'HISTORY_POINTS', 'RUN_FILES', 'COST_FILE',
            'RunFolder', 'PRELOADED', 'UNDER_WAY_INTERVAL_S', 'Config', 'task_module', 'defining_module', 'loss_module',
-           'starting_points', 'run_key', 'scoring_key', 'Task', 'load_task', 'network', 'objective', 'use_one_thread',
-           'memory_layout', 'initialize_weights', 'train', 'run_label', 'training_cases', 'training_pool',
-           'metadata_of', 'append_metadata_channels', 'batches', 'segment', 'evaluate', 'score_predictions',
-           'archive_path', 'open_archives', 'find_stored_run', 'read_failure_reason', 'load_run_rows', 'thin_history',
-           'load_history', 'start_meter', 'rank_and_world_size', 'shard_batches', 'reject_unsafe_convolutions',
-           'run_training', 'names_file', 'load_run_names', 'name_run', 'list_trained_runs', 'resolve_run', 'load_run',
-           'train_missing', 'fit_runs', 'publish_run', 'add_budget_columns']
+           'starting_points', 'run_key', 'scoring_key', 'Task', 'load_task', 'answers_by_class', 'network', 'objective',
+           'use_one_thread', 'memory_layout', 'initialize_weights', 'train', 'run_label', 'training_cases',
+           'training_pool', 'metadata_of', 'append_metadata_channels', 'batches', 'segment', 'evaluate',
+           'score_predictions', 'archive_path', 'open_archives', 'find_stored_run', 'read_failure_reason',
+           'load_run_rows', 'thin_history', 'load_history', 'start_meter', 'rank_and_world_size', 'shard_batches',
+           'reject_unsafe_convolutions', 'run_training', 'names_file', 'load_run_names', 'name_run',
+           'list_trained_runs', 'resolve_run', 'load_run', 'train_missing', 'fit_runs', 'publish_run',
+           'add_budget_columns']
 
 # %% ../../nbs/library/6_training/04_training.ipynb #7755a34f
 import json
@@ -172,6 +173,10 @@ def load_task(config: Config) -> Task:
         raise InputError(task_module(config), f"offers no `{missing[0]}`",
                          "define it, or import that of medseg_nb.training.training")
     return module
+
+def answers_by_class(config: Config) -> bool:
+    "Whether a run's network gives a score of each class at each pixel, and its answer needs nothing else"
+    return getattr(load_task(config), "segment", None) is load_module("medseg_nb.training.training").segment
 
 # %% ../../nbs/library/6_training/04_training.ipynb #3c5fd250
 def network(config: Config,
