@@ -443,15 +443,19 @@ def _models(context: typer.Context, as_json: Json = False):
     if context.invoked_subcommand is None: models_list(as_json)
 
 @models_app.command("card", epilog="Example: medseg models card nuclei")
-def models_card(name: Annotated[str, typer.Argument(help="name of a shipped model")], as_json: Json = False):
-    "What a shipped model does, on whom it was tested, where it fails, and its license."
+def models_card(name: Annotated[str, typer.Argument(help="name of a shipped model, name or key of a run")],
+                as_json: Json = False):
+    "What a model does, on whom it was tested, where it fails, and its license."
+    from medseg_nb.deployment.dossier import describe_run, format_run_card
     from medseg_nb.deployment.model_cards import format_card
-    from medseg_nb.training.shipped_models import read_model_card
-    if "/" in name:
-        raise InputError(name, "is no shipped model, and only these have cards here",
-                         f"medseg export {name} --out DIR writes the card of a run beside its artefact")
-    card = read_model_card(name)
-    say(card.model_dump(), as_json, format_card(card).splitlines())
+    from medseg_nb.training.shipped_models import list_shipped_models, read_model_card
+    from medseg_nb.training.training import list_trained_runs, load_run_names, resolve_run
+    is_run = name in load_run_names() or any(key.startswith(name) for key in list_trained_runs())
+    if name in list_shipped_models() or not is_run:
+        card = read_model_card(name)
+        return say(card.model_dump(), as_json, format_card(card).splitlines())
+    keys = [resolve_run(key) for key in load_run_names().get(name, name).split("+")]  # several answer by their mean
+    say([describe_run(key) for key in keys], as_json, "\n".join(map(format_run_card, keys)).splitlines())
 
 @models_app.command("verify", epilog="Example: medseg models verify")
 def models_verify():
