@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..methods import instances
 from ..methods.attribution import (Explanation, AttributionQuery, Target, foreground_components, explain,
                                            part_effects, top_regions, parse_target)
 from ..kit.core import InputError, output_folder, to_json, write
@@ -31,7 +30,9 @@ from ..training.training import Config
 def class_network(config: Config, net):
     "The network without the fields that an instance run answers with besides its classes"
     import torch
-    extra = instances.FIELD_CHANNELS.get(config.loss, 0) if config.task else 0
+
+    from medseg_nb.methods.instances import FIELD_CHANNELS
+    extra = FIELD_CHANNELS.get(config.loss, 0) if config.task else 0
     class Classes(torch.nn.Module):
         def __init__(self): super().__init__(); self.net = net
         def forward(self, x): return self.net(x)[:, :-extra]
@@ -56,6 +57,7 @@ def object_grouping(model: str, config: Config, net):
     "How a model finds objects in images that its network takes"
     if load_manifest(config.dataset).task != "instance": return None
     if (grouping := load_grouping(model)) is None:
+        from medseg_nb.methods import instances
         return lambda images: np.stack(instances.segment(config, net, images))
     return lambda images: np.stack([*group_objects(net, *grouping, images, [config.shape] * len(images))])
 

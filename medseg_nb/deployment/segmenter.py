@@ -113,8 +113,8 @@ def segmenter_of_run(config: Config, net, name: str | None = None) -> Segmenter:
     return Segmenter(name or config.key, m.image.channels, config.shape,
                      config.normalise, _name_of_label(m.labels), config.masks == "instances",
                      partial(run_task.segment, config, net),
-                     partial(_class_probabilities, net) if answers_by_class(config) else None, getattr(run_task, "WHOLE", False),
-                     m.image.has_grey_files)
+                     partial(_class_probabilities, net) if answers_by_class(config) else None,
+                     getattr(run_task, "WHOLE", False), m.image.has_grey_files)
 
 def segmenter_of_export(place: Path,
                         threads: int | None = 1,  # None: all
