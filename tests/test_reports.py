@@ -405,7 +405,7 @@ def test_p_values_know_of_the_trainings(reports):
 
 # Coverage
 
-GROUPED = ("dataset", "source", "target", "part", "setting", "k", "unit", *SUBJECT_COLUMNS)  # name what is compared
+GROUPED = ("dataset", "source", "target", "part", "setting", "k", "unit", "control", *SUBJECT_COLUMNS)
 
 
 def designs_in(rows: pd.DataFrame) -> set[tuple[int, int, int]]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLIT_UNITS', 'INNER_FOLDS', 'MIN_SITE_PATIENTS', 'kfold', 'stratified_kfold', 'patient_classes', 'patient_sites',
            'site_folds', 'official_folds', 'draw_folds', 'draw_split', 'check_split', 'freeze_split', 'load_split',
-           'check_content', 'list_folds', 'fold_indices', 'separated_pairs']
+           'check_content', 'list_folds', 'fold_indices', 'count_training_patients', 'separated_pairs']
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #a2e7af33
 from collections import Counter, defaultdict
@@ -165,6 +165,10 @@ def fold_indices(id: str,
     choose(k, range(len(folds)), f"fold of {id}")
     names = [c.id if unit == "image" else c.patient for c in case_list]
     return tuple([i for i, name in enumerate(names) if name in set(folds[k][side])] for side in ("train", "test"))
+
+def count_training_patients(id: str, k: int) -> int:
+    "Patients whom a frozen fold trains on; the images need not be here"
+    return len((load_frozen_split(id) or load_split(id))["folds"][k]["train"])
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #8c39bfbf
 def separated_pairs(id: str) -> np.ndarray:  # (case, case) bool, symmetric

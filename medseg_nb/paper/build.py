@@ -16,11 +16,11 @@ from ..kit.core import PROFILES, InputError, choose, digest, folder, write
 from ..kit.execution import file_state, installed_packages_digest, notebook_path, sections as study_sections
 from ..kit.keys import closure, computed_path, load_cached, store_cached
 from ..kit.report import ROWS_FILE, read_rows, to_csv
-from .article import article, check_pages, list_word_faults
+from .article import article, check_pages, choose_template, list_word_faults
 from .floats import describe_data
 from .prose import PaperSection, load_section
 from .summary import draw_article_figures
-from .supplement import supplement
+from .supplement import keep_own_floats, supplement
 from .typeset import embed_sources, link_figures, run_pandoc, typeset_pdf
 
 # %% ../../nbs/library/8_paper/07_build.ipynb #e6408c5e
@@ -67,9 +67,11 @@ def set_documents(sections: list[PaperSection], profile: str) -> dict[str, bytes
         def submit(name, text):
             tasks[f"{name}.pdf"] = pool.submit(set_pdf, name, text, profile)
             tasks[f"{name}.html"] = pool.submit(set_page, name, text, profile, sources)
-        submit("supplement", supplement(sections, profile))
+        is_own = choose_template(sections, profile) == "own.md"
+        printed = [keep_own_floats(s) for s in sections] if is_own else sections
+        submit("supplement", supplement(printed, profile, "own_supplement.md" if is_own else "supplement.md"))
         captions = draw_article_figures(sections, folder("reports") / profile / "article")
-        submit("article", article(sections, profile, captions))
+        submit("article", article(printed, profile, captions))
         return {file: check_size(f"{profile}/{file}", task.result()) for file, task in tasks.items()}
 
 # %% ../../nbs/library/8_paper/07_build.ipynb #1b8187b3

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'ARTIFACTS_OF', 'CONTROL_SEED', 'EVERYBODY', 'NONE', 'ALL', 'ADDED', 'TAKEN', 'list_dataset_artifacts',
-           'list_policies', 'count_training_patients', 'list_base_runs', 'list_runs', 'describe_policy', 'describe_run',
-           'assemble_rows', 'summarize_scores', 'list_contrasts', 'summarize_effects', 'load_claimed_gain',
-           'list_augmentation_claims', 'plot_effects']
+           'list_policies', 'list_base_runs', 'list_runs', 'describe_policy', 'describe_run', 'assemble_rows',
+           'summarize_scores', 'list_contrasts', 'summarize_effects', 'load_claimed_gain', 'list_augmentation_claims',
+           'plot_effects']
 
 # %% ../../nbs/study/22_augmentation.ipynb #0ca42c36
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from ..data.manifest import load_cases, load_manifest
-from ..data.splits import fold_indices
+from ..data.manifest import load_manifest
+from ..data.splits import count_training_patients
 from ..evaluation.claims import VERDICTS, judge_claim, load_statements
 from ..evaluation.comparisons import (CONTROL, compare_models, holm, is_above_zero, is_below_zero,
                                               relative_change)
@@ -41,10 +41,6 @@ def list_policies(dataset: str) -> list[str]:
     "None, each policy alone, all six, and all but one"
     return ["none", *POLICIES, "all", *(f"all-{name}" for name in POLICIES), *list_dataset_artifacts(dataset)]
 
-def count_training_patients(config: Config) -> int:
-    train, _ = fold_indices(config.dataset, config.fold)
-    return len({load_cases(config.dataset)[i].patient for i in train})
-
 def list_base_runs(profile: str, dataset: str) -> list[Config]:
     "Runs on all training patients without augmentation"
     plan = section_plan("augmentation", profile)
@@ -57,7 +53,8 @@ def list_runs(profile: str, datasets: Sequence[str]) -> dict[Config, int]:  # pe
     runs = {}
     for share in section_plan("augmentation", profile).shares:
         for base in (b for d in datasets for b in list_base_runs(profile, d)):
-            patients = None if share == 1 else max(1, round(share * count_training_patients(base)))
+            n = count_training_patients(base.dataset, base.fold)
+            patients = None if share == 1 else max(1, round(share * n))
             base = replace(base, patients=patients, draw=0 if share == 1 else base.seed)
             found = [replace(base, augment=name) for name in list_policies(base.dataset)]
             runs |= dict.fromkeys([*found, replace(base, seed=base.seed + CONTROL_SEED)], round(100 * share))
