@@ -8,7 +8,8 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = ("study", "paper", "deploy", "serve", "hospital", "stream", "app", "site", "radiomics", "cluster", "dev")
-SHIPPED = ("nbs/*.yaml", "nbs/study/*.ipynb", "nbs/claims/*", "nbs/paper/*", "data_manifests/*/*", "models/*/*",
+SHIPPED = ("nbs/*.yaml", "nbs/study/*.ipynb", "nbs/claims/*", "nbs/paper/*", "nbs/course/images/*",
+           "nbs/course/images/*/*", "data_manifests/*/*", "models/*/*",
            "reports/peers/agreement/cases.csv")  # what the kit looks up outside of its modules
 
 cfg = ConfigParser(delimiters=["="])

@@ -6,10 +6,10 @@
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_app', 'Profile', 'Data', 'Plugins', 'Json',
            'STUDY_SECTIONS', 'INTERRUPTED', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status',
            'diff', 'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
-           'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_verify',
-           'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page', 'serve_readers',
-           'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list', 'claims_audit', 'deidentify', 'dossier',
-           'readers_new', 'readers_export', 'readers_analyse', 'doctor', 'refused', 'main']
+           'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_examples',
+           'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page',
+           'serve_readers', 'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list', 'claims_audit',
+           'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse', 'doctor', 'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -456,6 +456,14 @@ def models_card(name: Annotated[str, typer.Argument(help="name of a shipped mode
         return say(card.model_dump(), as_json, format_card(card).splitlines())
     keys = [resolve_run(key) for key in load_run_names().get(name, name).split("+")]  # several answer by their mean
     say([describe_run(key) for key in keys], as_json, "\n".join(map(format_run_card, keys)).splitlines())
+
+@models_app.command("examples", epilog="Example: medseg models examples nuclei --out pictures")
+def models_examples(name: Annotated[str, typer.Argument(help="name of a shipped model")],
+                    out: Annotated[Path, typer.Option(help="new folder for images, masks, and whose they are")]):
+    "Copy the pictures that come with a model, to try predict, evaluate and data add with."
+    from medseg_nb.deployment.model_cards import write_examples
+    count = write_examples(name, out)
+    print(f"{count} images with their masks; next: medseg predict {name} {out / 'images'} --out FOLDER")
 
 @models_app.command("verify", epilog="Example: medseg models verify")
 def models_verify():

@@ -139,7 +139,8 @@ STUDY = ["--data", "phantom_skin", "--readers", "2", "--cases", "6", "--repeats"
 DICOM = ["--allow", "CT", "--to", "PACS@127.0.0.1:104"]
 BASE = {  # calls that are sound but for what is put in; {n} is new in each; what would take minutes is refused last
     "new": ["workspaces/{n}"], "study": ["tiny", "--dry-run"],
-    "models list": [], "models card": ["nosuch"], "models verify": [], "models build": ["nosuch"],
+    "models list": [], "models card": ["nosuch"], "models examples": ["nosuch", "--out", "x"], "models verify": [],
+    "models build": ["nosuch"],
     "paper": ["--dry-run"], "run": ["nosuch"], "status": [], "diff": [], "doctor": [], "data list": [],
     **{f"data {name}": ["tiny"] for name in ("show", "fetch", "verify", "croissant", "audit")},
     "data edit": ["nosuch", "--set", "modality=CT"], "data remove": ["nosuch"],

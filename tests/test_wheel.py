@@ -49,26 +49,30 @@ def test_a_wheel_carries_what_the_kit_looks_up(installed):
                for p in (installed / "medseg_nb").rglob("shipped/**/*") if p.is_file()}
     tracked = subprocess.run(["git", "-C", REPO, "ls-files", "nbs", "data_manifests", "models"], capture_output=True,
                              text=True, check=True).stdout.split()
-    wanted = {f for f in tracked if not f.startswith(("nbs/library", "nbs/course")) and not f.endswith("README.md")}
-    assert wanted <= shipped
-    assert not any("site-packages" in p or p.endswith(".png") for p in shipped)
+    wanted = {f for f in tracked if not f.startswith("nbs/library") and not f.endswith(("README.md", ".ipynb"))}
+    assert wanted | {f for f in tracked if f.startswith("nbs/study/") and f.endswith(".ipynb")} <= shipped
+    assert not any("site-packages" in p for p in shipped)
 
 
 def test_pictures_are_segmented_right_after_the_installation_as_well_as_the_card_says(installed, tmp_path):
     "No checkout, no workspace, no data: the models are in the wheel"
-    pictures = sorted((REPO / "nbs" / "course" / "images" / "nuclei").glob("*[0-9a-f].png"))
-    assert "nuclei" in call(installed, tmp_path, "models", "list").stdout and len(pictures) >= 5
-    done = call(installed, tmp_path, "predict", "nuclei", *map(str, pictures), "--out", "masks")
+    assert "nuclei" in call(installed, tmp_path, "models", "list").stdout
+    copied = call(installed, tmp_path, "models", "examples", "nuclei", "--out", "examples")
+    pictures = sorted((tmp_path / "examples" / "images").iterdir())
+    assert len(pictures) >= 5 and f"{len(pictures)} images with their masks" in copied.stdout, copied.stderr
+    done = call(installed, tmp_path, "predict", "nuclei", "examples/images", "--out", "masks")
     assert done.returncode == 0, done.stderr
     scores = []
     for picture in pictures:
         found = np.asarray(Image.open(tmp_path / "masks" / picture.name)) > 0
-        truth = np.asarray(Image.open(picture.with_name(f"{picture.stem}_nuclei.png"))) > 0
+        truth = np.asarray(Image.open(tmp_path / "examples" / "masks" / picture.name)) > 0
         scores.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
     card = json.loads((installed / "medseg_nb" / "shipped" / "models" / "nuclei" / "card.json").read_text())
     assert len(scores) == card["examples"]["pictures"]
     assert np.mean(scores) == pytest.approx(card["examples"]["dice"], abs=.003)
-    assert {p.name for p in tmp_path.iterdir()} <= {"masks", "cache"}
+    scored = call(installed, tmp_path, "evaluate", "masks", "examples/masks", "--out", "scores.csv")
+    assert scored.returncode == 0 and (tmp_path / "scores.csv").read_text().count("\n") > len(pictures), scored.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"masks", "cache", "examples", "scores.csv"}
 
 
 def test_the_package_is_imported_in_a_moment(installed, tmp_path):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Grouping', 'MIN_STRATUM', 'MAX_UNUSUAL_IMAGES', 'DICE_TOLERANCE', 'choose_grouping', 'score_objects', 'score_variant',
            'region_size', 'score_variants', 'summarize_scores', 'split_by_size', 'summarize_strata',
-           'appearance_ranges', 'warned_share', 'unusual_shares', 'score_examples', 'license_notice', 'license_name',
-           'describe_model', 'write_model', 'build_model', 'build_models', 'mean_dice', 'verify_model',
+           'appearance_ranges', 'warned_share', 'unusual_shares', 'score_examples', 'write_examples', 'license_notice',
+           'license_name', 'describe_model', 'write_model', 'build_model', 'build_models', 'mean_dice', 'verify_model',
            'format_verdict', 'format_score', 'describe_input', 'format_card', 'describe_failures', 'format_table',
            'models_page', 'write_models_page']
 
@@ -25,7 +25,7 @@ from ..data.splits import fold_indices
 from .segmenter import Segmenter, group_objects, load_segmenter
 from ..evaluation.intervals import summarize_patient_scores
 from ..images.files import Image
-from ..kit.core import InputError, folder, replace_folder, root, to_json, write
+from ..kit.core import InputError, folder, output_folder, replace_folder, root, to_json, write
 from ..kit.keys import package_version
 from ..kit.report import ROWS_FILE, read_rows, to_csv
 from ..kit.storage import pack_table
@@ -142,6 +142,23 @@ def score_examples(segmenter: Segmenter, name: str) -> dict[str, float]:
         found, truth = segmenter.label_map(Image(picture.image, None), picture.id) > 0, picture.mask > 0
         scores.append(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
     return dict(pictures=len(scores), dice=round(float(np.mean(scores)), 4))
+
+# %% ../../nbs/library/9_deployment/11_model_cards.ipynb #757360d1
+def write_examples(name: str,  # of a shipped model
+                   out: Path,  # new folder, or one that this wrote
+                  ) -> int:    # how many
+    "Copy the pictures that come with a model, and their masks: images/, masks/ and whose they are"
+    table = pd.read_csv(lesson_images() / "table.csv")
+    table = table[table["part"].isna()]  # a file that is one picture
+    rows = table[table["set"] == read_model_card(name).name]
+    if rows.empty:
+        raise InputError(name, "comes without pictures", f"choose one of {', '.join(sorted(table['set'].unique()))}")
+    out = output_folder(out, "ATTRIBUTION.md")
+    for row in rows.to_dict("records"):
+        for kind in ("image", "mask"):
+            write(out / f"{kind}s" / Path(row["image"]).name, (lesson_images() / row[kind]).read_bytes())
+    write(out / "ATTRIBUTION.md", (lesson_images() / "ATTRIBUTION.md").read_bytes())
+    return len(rows)
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #c418f7b1
 def license_notice(m: Manifest, name: str) -> str:
