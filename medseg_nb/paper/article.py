@@ -23,6 +23,7 @@ from .floats import (MARKS, Label, find_section, format_number_span, number_floa
                                     print_article_float)
 from .prose import (PaperSection, check_name, check_typed, escape_markdown, is_block_float,
                                    find_placeholders, lacks_result, replace_placeholders)
+from .summary import add_roles
 from .words import count_noun, display_name, find_faults, format_as
 from ..training.plan import own_plan_file
 from ..training.study_plan import read_plan
@@ -228,7 +229,7 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     template_file = choose_template(sections, profile)
     own = PaperSection("article", template_file, "Article", "", "", results=dict(numbers={}, tables={},
                                                                                 figures=drawings))
-    by_name = {s.name: s for s in sections} | dict(article=own)
+    by_name = {s.name: add_roles(s, sections) for s in sections} | dict(article=own)
     template = (folder("nbs") / "paper" / template_file).read_text(encoding="utf-8")
     check_typed(template, template_file)
     paragraphs = [render_paragraph(s, by_name, profile) for s in sections if s.results and s.article]

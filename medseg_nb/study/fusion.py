@@ -509,22 +509,21 @@ def list_fusion_claims(comparisons: pd.DataFrame, ambiguity: pd.DataFrame, ranki
 
 # %% ../../nbs/study/18_fusion.ipynb #478ed6b2
 def plot_fusion_scores(scores: pd.DataFrame):
-    "Mean Dice with interval by variant, one panel a data set; the dotted line is the image alone"
+    "Mean Dice with interval by variant, a row each, one panel a data set; the dotted line is the image alone"
     import matplotlib.pyplot as plt
-    datasets = list(dict.fromkeys(scores.dataset))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.4, 2.6 * len(datasets)), 3), sharey=True, squeeze=False)
+    datasets, variants = list(dict.fromkeys(scores.dataset)), list(dict.fromkeys(scores.variant))
+    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4.4, 1.6 + 1.8 * len(datasets)), .7 + .2 * len(variants)),
+                             sharey=True, squeeze=False)
     for ax, dataset in zip(axes[0], datasets):
-        panel_scores = scores[scores.dataset == dataset].reset_index(drop=True)
-        for k, r in panel_scores.iterrows():
+        panel_scores = scores[scores.dataset == dataset]
+        for r in panel_scores.itertuples():
             is_shuffled, is_baseline = r.variant.endswith("shuffled"), r.variant in (IMAGE_ONLY, "chance")
-            ax.errorbar(k, r.dice, [[r.dice - r.dice_low], [r.dice_high - r.dice]],
-                        fmt="o", capsize=3, color="0.3" if is_baseline else "C1" if is_shuffled else "C0",
+            ax.errorbar(r.dice, variants.index(r.variant), xerr=[[r.dice - r.dice_low], [r.dice_high - r.dice]],
+                        fmt="o", ms=4, capsize=2, color="0.3" if is_baseline else "C1" if is_shuffled else "C0",
                         mfc="white" if is_shuffled else None)
-        ax.axhline(panel_scores.set_index("variant").dice[IMAGE_ONLY], ls=":", color="0.4")
-        ax.set_title(dataset, fontsize=8)
-        ax.set(xticks=range(len(panel_scores)), ylim=(0, 1), xlim=(-.5, len(panel_scores) - .5))
-        ax.set_xticklabels(panel_scores.variant, rotation=60, ha="right")
-    axes[0][0].set_ylabel("mean patient Dice")
+        ax.axvline(panel_scores.set_index("variant").dice[IMAGE_ONLY], ls=":", color="0.4")
+        ax.set(title=dataset, xlim=(0, 1), xticks=(0, .5, 1), xticklabels=("0", "0.5", "1"), xlabel="mean patient Dice")
+    axes[0][0].set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - .5, -.5))
     return fig
 
 def plot_field_importance(table: pd.DataFrame):
