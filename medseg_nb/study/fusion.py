@@ -522,7 +522,8 @@ def plot_fusion_scores(scores: pd.DataFrame):
                         fmt="o", ms=4, capsize=2, color="0.3" if is_baseline else "C1" if is_shuffled else "C0",
                         mfc="white" if is_shuffled else None)
         ax.axvline(panel_scores.set_index("variant").dice[IMAGE_ONLY], ls=":", color="0.4")
-        ax.set(title=dataset, xlim=(0, 1), xticks=(0, .5, 1), xticklabels=("0", "0.5", "1"), xlabel="mean patient Dice")
+        ax.set(title=dataset, xlim=(0, 1), xticks=(0, .5, 1), xlabel="mean patient Dice")
+        ax.xaxis.set_major_formatter("{x:g}")
     axes[0][0].set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - .5, -.5))
     return fig
 
