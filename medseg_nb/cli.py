@@ -618,11 +618,15 @@ def serve_navigation(model: Annotated[str, typer.Option(help="name of a shipped 
 def evaluate(
     predictions: Path, truth: Path, out: Annotated[Path, typer.Option(help="CSV file to write")],
     spacing: Annotated[
-        Optional[str], typer.Option(help="mm a step along each axis, such as 1,1,3, where files carry none")] = None):
+        Optional[str], typer.Option(help="mm a step along each axis, such as 1,1,3, where files carry none")] = None,
+    objects: Annotated[bool, typer.Option("--objects", help="each number of a map is an object, such as a nucleus: "
+                                          "panoptic quality, AP, counts, splits and merges")] = False):
     "Score label maps against reference label maps, paired by file name."
-    from medseg_nb.evaluation.evaluate import evaluate_folders
-    table, rejected = evaluate_folders(predictions, truth, out, spacing)
+    from medseg_nb.evaluation.evaluate import MAX_UNCHECKED_LABELS, evaluate_folders
+    table, rejected = evaluate_folders(predictions, truth, out, spacing, objects)
     print(f"{len(table)} rows in {out}")
+    if not objects and (n := table.label.nunique()) > MAX_UNCHECKED_LABELS:
+        print(f"{n} labels, each scored as a class; where they number objects, add --objects", file=sys.stderr)
     for line in rejected: print(f"error: {line}", file=sys.stderr)
     if rejected: raise typer.Exit(3)
 

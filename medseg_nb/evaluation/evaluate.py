@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_UNCHECKED_LABELS', 'MIN_EQUAL_NEIGHBORS', 'MAX_PIECES_PER_LABEL', 'MIN_PIECE_PIXELS', 'uncompressed_stem',
-           'files_by_stem', 'parse_spacing', 'equal_neighbor_share', 'reject_photograph', 'score_files',
-           'evaluate_folders']
+           'files_by_stem', 'parse_spacing', 'equal_neighbor_share', 'reject_photograph', 'score_objects',
+           'score_files', 'evaluate_folders']
 
 # %% ../../nbs/library/4_evaluation/08_evaluate.ipynb #bf396d9a
 from collections import Counter
@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..kit.core import InputError, MedsegError, escape_formula, output_file, write
 from ..images.files import SPACING_RANGE_MM, Encoding, Image, check_pair, read_image, read_mask
+from .matching import count_splits_and_merges, instance_scores
 from .metrics import score
 from ..kit.report import to_csv
 
@@ -75,8 +76,17 @@ def reject_photograph(mask: np.ndarray, subject: str) -> None:
 
 
 # %% ../../nbs/library/4_evaluation/08_evaluate.ipynb #ac8f4c3c
-def score_files(predicted: Path, truth: Path, spacing: tuple[float, ...] | None) -> list[dict]:
-    "Scores of one pair of label maps, one row a label that either holds"
+def score_objects(pred: np.ndarray, truth: np.ndarray) -> dict[str, float]:  # label maps, one number an object
+    "Dice of the foreground, panoptic quality and its kin, counts, splits and merges"
+    pixels = (pred > 0).sum() + (truth > 0).sum()
+    counts = dict(predicted=len(np.unique(pred[pred > 0])), true=len(np.unique(truth[truth > 0])))
+    dice = 2 * ((pred > 0) & (truth > 0)).sum() / pixels if pixels else np.nan
+    return dict(dice=float(dice)) | instance_scores(pred, truth) | counts | count_splits_and_merges(pred, truth)
+
+def score_files(predicted: Path, truth: Path, spacing: tuple[float, ...] | None,
+                objects: bool = False,  # numbers name objects, and no labels
+               ) -> list[dict]:
+    "Scores of one pair of label maps: one row a label that either holds, or one row of its objects"
     images, labels = [read_image(p) for p in (predicted, truth)], Encoding(kind="labels")
     p, t = (read_mask(f, labels) for f in (predicted, truth))
     for mask, path in ((p, predicted), (t, truth)): reject_photograph(mask, str(path))
@@ -84,6 +94,7 @@ def score_files(predicted: Path, truth: Path, spacing: tuple[float, ...] | None)
     effective_spacing = images[1].spacing or spacing
     if effective_spacing and len(effective_spacing) != t.ndim:
         raise InputError("--spacing", f"{len(effective_spacing)} numbers for {t.ndim} axes", "give one number an axis")
+    if objects: return [dict(case=uncompressed_stem(truth), **score_objects(p, t))]
     present = [int(v) for v in np.union1d(np.unique(p), np.unique(t)) if v]
     return [
         dict(case=uncompressed_stem(truth), **row)
@@ -92,8 +103,9 @@ def score_files(predicted: Path, truth: Path, spacing: tuple[float, ...] | None)
 # %% ../../nbs/library/4_evaluation/08_evaluate.ipynb #45baec5e
 def evaluate_folders(predictions: Path, truth: Path, out: Path,
                      spacing: str | None,  # such as 1,1,3, for files that carry none
+                     objects: bool = False,  # numbers name objects, and no labels
                     ) -> tuple[pd.DataFrame, list[str]]:  # rows, and why a file was left out
-    "Score two folders (or two files) of label maps and write one row a case and label"
+    "Score two folders (or two files) of label maps and write one row a case and label, or a case with its objects"
     output_file(out)
     predicted_files, reference_files, rows, rejected = files_by_stem(predictions), files_by_stem(truth), [], []
     if predictions.is_file() and truth.is_file(): reference_files = {next(iter(predicted_files)): truth}
@@ -105,7 +117,7 @@ def evaluate_folders(predictions: Path, truth: Path, out: Path,
     if out.resolve() in {p.resolve() for p in (*predicted_files.values(), *reference_files.values())}:
         raise InputError(str(out), "is one of the masks", "name another file for the table")
     for name in [s for s in reference_files if s in predicted_files]:
-        try: rows += score_files(predicted_files[name], reference_files[name], spacing_mm)
+        try: rows += score_files(predicted_files[name], reference_files[name], spacing_mm, objects)
         except MedsegError as e:
             if len(reference_files) == 1: raise
             rejected.append(str(e))
