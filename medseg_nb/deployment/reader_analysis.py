@@ -8,7 +8,7 @@ __all__ = ['first_readings', 'question_agreement', 'side_by_side', 'decision_tab
 # %% ../../nbs/library/9_deployment/14_reader_analysis.ipynb #e925986e
 import tempfile
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,7 @@ def _tables_of_study(rows: pd.DataFrame, study: Study, place: Path) -> dict[str,
     if study.task == "compare": tables |= side_by_side(rows, study)
     if study.corrects: tables["corrections"] = correction_rows(rows, place)
     if (place / "truth.csv").exists() and "probability" in rows: tables |= decision_tables(rows, place / "truth.csv")
-    comments = [c for q in study.questions if q.kind == "text" for c in rows[q.name]]
+    comments = [*chain.from_iterable(rows[q.name] for q in study.questions if q.kind == "text")]
     return tables | dict(themes=count_themes(comments, study.themes))
 
 def _usability(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:

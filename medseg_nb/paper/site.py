@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from html.parser import HTMLParser
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import unquote
@@ -182,7 +183,8 @@ def arrange_pages(pages: Iterable[str]) -> dict[str, list[str]]:  # by chapter
     "The pages of the first level, each once"
     rest, chapters = [p for p in pages if p != "index.md"], {}
     for chapter, patterns in CHAPTERS.items():
-        chosen = [p for pattern in patterns for p in sorted(rest) if is_match(p, pattern)]
+        chosen = []
+        for pattern in patterns: chosen += [p for p in sorted(rest) if is_match(p, pattern)]
         chapters[chapter] = [*dict.fromkeys(chosen)]
         rest = [p for p in rest if p not in chosen]
     return chapters
@@ -197,7 +199,7 @@ def read_page(path: str) -> str: return (root() / path).read_text(encoding="utf-
 def list_written_pages() -> dict[str, str]:
     "Pages that are Markdown in the repository"
     patterns = ("*.md", "docs/*.md", "nbs/**/*.md", "tests/mutation/*.md")
-    paths = {p.relative_to(root()).as_posix() for pattern in patterns for p in root().glob(pattern)}
+    paths = {p.relative_to(root()).as_posix() for p in chain.from_iterable(map(root().glob, patterns))}
     kept = sorted(p for p in paths if p != "README.md" and not p.startswith("nbs/paper/"))
     return {path: read_page(path) for path in kept}
 

@@ -9,6 +9,7 @@ __all__ = ['START_MINUTES', 'START_GIB', 'RUN_GIB', 'SECTION_GIB', 'SECTION_MINU
 
 # %% ../../nbs/library/6_training/10_jobs.ipynb #e1c8def3
 from collections.abc import Sequence
+from itertools import chain
 from math import ceil, isfinite
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def section_job(section: Section, profile: str) -> Job:
 
 def list_jobs(profile: str, data: str | None = None, only: list[str] | None = None) -> list[Job]:
     "Runs that are missing, and sections that are not current"
-    runs = {c.key: c for configs in list_cluster_runs(profile, data, only).values() for c in configs}
+    runs = {c.key: c for c in chain.from_iterable(list_cluster_runs(profile, data, only).values())}
     entries = list_cluster_sections(profile, data, only)
     return [*(run_job(c, profile) for c in runs.values() if not find_stored_run(c)),
             *(section_job(s, profile) for n, s in entries.items() if list_changes(n, profile, data))]
