@@ -488,6 +488,34 @@ def _prune_run(config: Config, share: float) -> tuple:  # key, network; trained 
     key = run_training(pruned_config(config, share), weights=True).name
     return key, load_run(key)[1]
 
+def _make_parts(key: str, to: str, int8: bool, images: np.ndarray, labels: np.ndarray) -> list[bytes]:  # by MODEL_FILES
+    "A run in the files of an engine"
+    data = export_onnx(key)
+    with print_heartbeat("quantize" if int8 else "convert"):
+        if int8: return quantize_to_int8(to, data, images, labels)
+        return convert_to_openvino(data) if to == "openvino" else [data]
+
+def _check_export(key: str, parity_rows: list[dict], dice: float, int8: bool) -> None:
+    "Refuse an export that says something else than its run"
+    if not int8 and (largest_difference := max(r["difference"] for r in parity_rows)) > MAX_DIFFERENCE:
+        raise ResourceError(key, f"its export differs from the run by {largest_difference:.2g}", "try another engine")
+    if dice < MIN_FOREGROUND_DICE:
+        raise ResourceError(
+            key, f"its export finds another foreground than the run (Dice {dice:.2f} on training images)",
+                            "export it with a smaller --prune, or without")
+
+def _write_artifact(out: Path, card: Card, parts: list[bytes]) -> Card:
+    "An artefact in a folder that is there whole, or not at all"
+    with translate_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=".exporting-"))
+    try:
+        for name, part in zip(MODEL_FILES[card.engine], parts): write(stage / "new" / name, part)
+        write(stage / "new" / "artefact.json", to_json(card.model_dump()))
+        replace_folder(stage / "new", out)
+    finally: shutil.rmtree(stage, ignore_errors=True)
+    return card
+
 def export_run(key: str,            # of a run
                to: str,             # onnx, openvino or tensorrt
                out: Path,           # a new folder
@@ -505,31 +533,15 @@ def export_run(key: str,            # of a run
     if prune:
         key, net = _prune_run(config, prune)
         full = torch_scores(net, images).argmax(1)
-    data = export_onnx(key)
-    with print_heartbeat("quantize" if int8 else "convert"):
-        parts = quantize_to_int8(to, data, images,
-                                 full) if int8 else convert_to_openvino(data) if to == "openvino" else [data]
+    parts = _make_parts(key, to, int8, images, full)
     with print_heartbeat("compare with the run"):
         parity_rows = compare_engines(net, create_runner(to, parts).call, images)
         dice = foreground_dice(truth, create_runner(to, parts).call(images).argmax(1))
-    if not int8 and (largest_difference := max(r["difference"] for r in parity_rows)) > MAX_DIFFERENCE:
-        raise ResourceError(key, f"its export differs from the run by {largest_difference:.2g}", "try another engine")
-    if dice < MIN_FOREGROUND_DICE:
-        raise ResourceError(
-            key, f"its export finds another foreground than the run (Dice {dice:.2f} on training images)",
-                            "export it with a smaller --prune, or without")
-    model_card = _create_card(config, key, agreement=dice, engine=to,
-                              precision="int8" if int8 else "fp32", pruned=prune, parity=parity_rows,
-                              files={n: hashlib.sha256(p).hexdigest() for n, p in zip(MODEL_FILES[to], parts)})
-    with translate_write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=".exporting-"))
-    try:
-        for name, part in zip(MODEL_FILES[to], parts): write(stage / "new" / name, part)
-        write(stage / "new" / "artefact.json", to_json(model_card.model_dump()))
-        replace_folder(stage / "new", out)
-    finally: shutil.rmtree(stage, ignore_errors=True)
-    return model_card
+    _check_export(key, parity_rows, dice, int8)
+    hashes = {n: hashlib.sha256(p).hexdigest() for n, p in zip(MODEL_FILES[to], parts)}
+    card = _create_card(config, key, agreement=dice, engine=to, precision="int8" if int8 else "fp32", pruned=prune,
+                        parity=parity_rows, files=hashes)
+    return _write_artifact(out, card, parts)
 
 # %% ../../nbs/library/9_deployment/03_export.ipynb #80ec8f5a
 def format_export_report(model_card: Card) -> list[str]:
