@@ -13,7 +13,8 @@ from PIL import Image
 
 from conftest import PLAIN, refused
 
-from medseg_nb.deployment.speed import WHOLE_NETWORK, Variant, compare_variants, build_variants, score_variants
+from medseg_nb.deployment.speed import (WHOLE_NETWORK, Variant, build_variants, compare_variants, score_variants,
+                                        variant_networks)
 from medseg_nb.study.realtime import summarize_variants
 from medseg_nb.kit.execution import set_environment
 from medseg_nb.training.training import Config
@@ -149,8 +150,8 @@ def test_variants_of_a_run(tmp_path):
     "An engine in full precision gives torch's labels; a pruned network in eight bits is smaller"
     with set_environment(MEDSEG_RUNS=str(tmp_path / "runs")):
         base = Config("phantom_skin", "unet", steps=30, size=32, width=8)
-        made = list(build_variants(base, tmp_path, [WHOLE_NETWORK, Variant("whole", "onnx"),
-                                                    Variant("pruned", "openvino", "int8")]))
+        made = list(build_variants(variant_networks(base), tmp_path, [WHOLE_NETWORK, Variant("whole", "onnx"),
+                                                                      Variant("pruned", "openvino", "int8")]))
         rows = score_variants(base, made)
     table, differences = summarize_variants(rows), compare_variants(rows)
     by = table.set_index(["network", "engine"])

@@ -232,7 +232,8 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     by_name = {s.name: add_roles(s, sections) for s in sections} | dict(article=own)
     template = (folder("nbs") / "paper" / template_file).read_text(encoding="utf-8")
     check_typed(template, template_file)
-    paragraphs = [render_paragraph(s, by_name, profile) for s in sections if s.results and s.article]
+    quoted = [s for s in sections if s.results and s.article and template_file == "article.md"]
+    paragraphs = [render_paragraph(s, by_name, profile) for s in quoted]
     old = [s.title for s in sections if s.state == "stale" and s.results]
     names = template_names(own, by_name, profile) | dict(results="\n\n".join(paragraphs), mark=MARKS[profile],
                                                          stale=old, guesses=list_guesses(sections),
