@@ -9,10 +9,11 @@ __all__ = ['NO_RUNS', 'ReportSnapshot', 'git_blob_hash', 'load_snapshot', 'compa
 import hashlib
 import io
 import json
+import re
 import subprocess
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -122,16 +123,22 @@ def _compare_section(place: str, a: ReportSnapshot, b: ReportSnapshot, tolerance
                    and (not p.endswith("results.json") or not rows)]
 
 # %% ../../nbs/library/0_kit/05_diff.ipynb #c8ea8e1f
+def _with_shared_documents(snapshot: ReportSnapshot, other: ReportSnapshot) -> ReportSnapshot:
+    "A state without the documents, which are written from results, that the other one does not hold"
+    def is_document(path): return re.fullmatch(r"\w+/((article|supplement)\.\w+|article/.+)", path)
+    return replace(snapshot, files={p: h for p, h in snapshot.files.items() if p in other.files or not is_document(p)})
+
 def compare_reports(a: str,                 # revision or folder
                     b: str | None = None,   # the same; None for the working tree
                     # between kinds of machine, forgive what a tolerance covers, and what was learnt
                     tolerance: bool = False,
                    ) -> list[dict]:  # place, what, before, after, why, counts (whether it is held against the change)
-    "What differs between two states of the reports; profiles that only one of them holds are left out"
+    "What differs between two states of the reports; profiles and documents that only one of them holds are left out"
     old, new = load_snapshot(a), load_snapshot(b)
     for name, snapshot in ((a, old), (b, new)):
         if name and Path(name).is_dir() and not snapshot.files:
             raise InputError(name, "is a folder without reports", "name one that holds smoke/ or cpu/")
+    old, new = _with_shared_documents(old, new), _with_shared_documents(new, old)
     profiles = {p.split("/")[0] for p in old.files} & {p.split("/")[0] for p in new.files}
     paths = [p for p in {*old.files, *new.files} if p.split("/")[0] in profiles and _is_compared(p)]
     changed_sections = {p.rpartition("/")[0] for p in paths if old.files.get(p) != new.files.get(p)}
