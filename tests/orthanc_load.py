@@ -73,7 +73,6 @@ def main(orthanc: str, place: Path) -> None:
                   DicomModalities=known)
     (place / "orthanc.json").write_text(json.dumps(config)); (place / "orthanc.json").chmod(0o600)
     begin, load = time.monotonic(), Load(orthanc, place)
-    base = load.memory_mb()
     numbers = iter(range(SERIES))
     def work():
         while True:
@@ -90,9 +89,9 @@ def main(orthanc: str, place: Path) -> None:
         assert counts == Counter({f"1.2.3.{k}": 1 for k in range(SERIES)}), counts
         image, _ = read_series(place / "sent" / "0")
         assert image.shape == (SIDE, SIDE, SLICES) and "Traceback" not in load.node.said()
-        peak, series_mb = max(*load.peaks, load.memory_mb()), SERIES and SIDE**2 * SLICES * 2 / 2**20
+        peaks = [*load.peaks, load.memory_mb()]  # of each of the node's lives
         print(json.dumps(dict(series=SERIES, slices=SERIES * SLICES, segs=sum(counts.values()), kills=len(KILLS),
-                              base_mb=round(base), peak_mb=round(peak), series_mb=round(series_mb, 1),
+                              peaks_mb=[round(p) for p in peaks], series_mb=round(SIDE**2 * SLICES * 2 / 2**20, 1),
                               seconds=round(time.monotonic() - begin))))
     finally:
         load.node.kill(); load.server.terminate(); load.server.wait(20)

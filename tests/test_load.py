@@ -22,4 +22,5 @@ def test_fifty_series_from_eight_senders_to_orthanc(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     print(told)
     assert told["segs"] == told["series"] == 50 and told["slices"] == 5000 and told["kills"] == 2
-    assert told["peak_mb"] < told["base_mb"] + 12 * told["series_mb"], "a worker holds one series, with its masks"
+    first, *later = told["peaks_mb"]  # of the node's lives: the first answers some nine series, the others the rest
+    assert max(later) < first + 4 * told["series_mb"], "more series take no more memory"
