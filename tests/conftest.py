@@ -24,8 +24,7 @@ import yaml
 from PIL import Image
 
 from medseg_nb.cli import main
-from medseg_nb.kit.execution import sections
-from medseg_nb.paper.build import DOCUMENTS, build
+from medseg_nb.paper.build import set_missing_documents
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = shutil.which("medseg", path=str(Path(sys.executable).parent))
@@ -52,11 +51,9 @@ def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
 
 
 def find_reports(profile: str) -> Path:
-    "Reports of a profile; the documents on phantoms are not committed, and are set from the committed results"
-    place = REPO / "reports" / profile
-    if profile == "smoke" and not all((place / file).is_file() for file in DOCUMENTS):
-        build(profile, dict.fromkeys(sections(), "current"))
-    return place
+    "Reports of a profile; documents that are not committed are set from the committed results"
+    set_missing_documents(profile)
+    return REPO / "reports" / profile
 
 
 def read_table(path, **options) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from medseg_nb.deployment.export import export_run
 from medseg_nb.deployment.predict import predict_files
 
 BASE_MB = 130  # of the Debian image with Python that the Dockerfile begins with
-PICTURES = [case.images[0] for case in load_cases("phantom_skin")[:3]]
 NO_TORCH = """import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -38,14 +37,16 @@ def medseg(tmp_path) -> list:
     return [sys.executable, "-c", "from medseg_nb.cli import main; main()"]
 
 
+def pictures() -> list[Path]: return [case.images[0] for case in load_cases("phantom_skin")[:3]]
+
+
 def answers(command: list, env: dict, model: Path, place: Path) -> None:
     "Label maps equal to those of the artefact in this process, and a page that asks for its token"
-    done = subprocess.run([*command, "predict", model, *PICTURES, "--out", "masks"], cwd=place, env=env,
+    done = subprocess.run([*command, "predict", model, *pictures(), "--out", "masks"], cwd=place, env=env,
                           capture_output=True, text=True)
     assert done.returncode == 0 and "3 of 3 images segmented" in done.stderr + done.stdout, done.stderr
-
-    predict_files(str(model), PICTURES, place / "here")
-    for picture in PICTURES:
+    predict_files(str(model), pictures(), place / "here")
+    for picture in pictures():
         assert (place / "masks" / picture.name).read_bytes() == (place / "here" / picture.name).read_bytes()
     server = subprocess.Popen([*command, "serve", "app", model], cwd=place, env=env, stdout=subprocess.PIPE, text=True)
     try:
@@ -58,7 +59,7 @@ def answers(command: list, env: dict, model: Path, place: Path) -> None:
 
 def test_an_exported_model_answers_where_torch_cannot_be_imported(medseg, model, tmp_path):
     env = PLAIN | dict(PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}")
-    refused = subprocess.run([*medseg, "predict", "nuclei", PICTURES[0], "--out", "m"], cwd=tmp_path, env=env,
+    refused = subprocess.run([*medseg, "predict", "nuclei", pictures()[0], "--out", "m"], cwd=tmp_path, env=env,
                              capture_output=True, text=True)
     assert refused.returncode == 4 and re.search("(torch|safetensors): not installed", refused.stderr), refused.stderr
     answers(medseg, env, model, tmp_path)

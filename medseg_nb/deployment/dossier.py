@@ -98,7 +98,7 @@ def describe_sizes(rows: pd.DataFrame, dataset: str) -> str:
     ensure_dataset(dataset)
     cases = {c.id: c for c in load_cases(dataset)}
     sizes = [region_size(cases[case], region) for case, region in zip(rows.case, rows.region)]
-    thirds = summarize_strata(rows.assign(variant="shipped", size=sizes))
+    thirds = summarize_strata(rows.assign(variant="full precision", size=sizes))
     return "By size: " + "; ".join(f"{s.stratum} ({s.region}) {format_score(s)}" for s in thirds) + \
         ". MISSING: scores by group of patients."
 
@@ -124,14 +124,13 @@ def describe_run(key: str) -> Facts:
         "model.unusual": "MISSING: the run has no card, so no ranges of its training images", "model.missed": missed}
 
 CARD_POINTS = {"Input": "model.input", "Output": "model.output", "Network": "model.network",
-               "Trained on": "model.training", "Tested on": "model.held_out", "License of the data": "data.license",
-               "Run": "model.run", "Hash of the weights": "model.hash"}
+               "Trained on": "model.training", "Tested on": "model.held_out model.independence",
+               "License of the data": "data.license", "Run": "model.run", "Hash of the weights": "model.hash"}
 
 def format_run_card(key: str) -> str:  # Markdown
     "The card of a trained run: what is known of it, in short"
     facts = describe_run(key)
-    points = [f"- **{title}:** {facts[key]}" for title, key in CARD_POINTS.items()]
-    points[4] += facts["model.independence"]
+    points = [f"- **{title}:** {''.join(map(facts.get, names.split()))}" for title, names in CARD_POINTS.items()]
     notice = "**Research use only.** A run of a study; what is missing is marked."
     lines = [f"## {key}", "", notice, "", *points, "", facts["model.scores"], "", facts["model.failures"]]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOCUMENTS', 'MAX_BYTES', 'list_sources', 'write_ledger', 'set_pdf', 'set_page', 'check_size', 'set_documents',
-           'digest_inputs', 'build']
+           'list_order', 'digest_inputs', 'build', 'set_missing_documents']
 
 # %% ../../nbs/library/8_paper/07_build.ipynb #86985e49
 import sys
@@ -75,6 +75,10 @@ def set_documents(sections: list[PaperSection], profile: str) -> dict[str, bytes
         return {file: check_size(f"{profile}/{file}", task.result()) for file, task in tasks.items()}
 
 # %% ../../nbs/library/8_paper/07_build.ipynb #1b8187b3
+def list_order(profile: str) -> list[str]:
+    "Sections of a profile in the order of the paper"
+    return [name for name, entry in study_sections().items() if profile in entry.profiles]
+
 def digest_inputs(order: list[str],        # sections
                   profile: str,
                   states: dict[str, str],  # as for `build`
@@ -94,7 +98,7 @@ def build(profile: str,            # one of the profiles
          ) -> tuple[Path, ...]:    # files of DOCUMENTS
     "Write the paper of a profile from prose and results, unless it was written from the same ones; nothing is executed"
     choose(profile, PROFILES, "profile")
-    order = [name for name, entry in study_sections().items() if profile in entry.profiles]
+    order = list_order(profile)
     reports = folder("reports") / profile
     papers = tuple(reports / name for name in DOCUMENTS)
     def list_written(): return [*papers, reports / "claims.csv", *sorted((reports / "article").glob("*.svg"))]
@@ -107,3 +111,13 @@ def build(profile: str,            # one of the profiles
     write_ledger(reports)
     store_cached(cache_file, inputs_digest, states_of_files())
     return papers
+
+# %% ../../nbs/library/8_paper/07_build.ipynb #e1230aa4
+def set_missing_documents(profile: str) -> None:
+    "Write the documents of a profile that are not there, from whatever results are stored"
+    reports = folder("reports") / profile
+    missing = [file for file in DOCUMENTS if not (reports / file).is_file()]
+    if not missing or not any(reports.glob("*/results.json")): return
+    sections = [load_section(name, profile, "not checkable here") for name in list_order(profile)]
+    contents = set_documents(sections, profile)
+    for file in missing: write(reports / file, contents[file])

@@ -137,7 +137,7 @@ def write_gallery_page(profile: str) -> str:
 # %% ../../nbs/library/8_paper/16_pages.ipynb #8f8766ea
 def list_profiles() -> list[str]:
     "Profiles whose paper is in the repository, the largest first"
-    return [p for p in reversed(PROFILES) if (folder("reports") / p / "article.html").is_file()]
+    return [p for p in reversed(PROFILES) if (folder("reports") / p / "article.pdf").is_file()]
 
 def write_article_page() -> str:
     "The editions of article and supplement"

@@ -31,11 +31,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import unquote
 
-from ..kit.core import InputError, MedsegError, digest, folder, progress, root, write
+from ..kit.core import PROFILES, InputError, MedsegError, digest, folder, progress, root, write
 from ..kit.execution import (execute_notebook, file_state, installed_packages_digest, is_exported,
                                      normalize_notebook, notebook_path, parse_code, read_notebook, sections,
                                      set_environment, strip_tests)
 from ..kit.keys import closure, computed_path, load_cached, store_cached
+from .build import set_missing_documents
 from .executed import fill_cell, link_citations
 from .pages import (list_profiles, write_article_page, write_claims_page, write_data_set_page,
                                    write_gallery_page, write_metrics_page, write_models_page)
@@ -215,7 +216,8 @@ def list_generated_pages() -> dict[str, str]:
     return pages | {f"data_manifests/{id}/dataset.md": write_data_set_page(id) for id in ids}
 
 def collect_site() -> Site:
-    "All pages of the site, before their links are resolved; lessons are executed"
+    "All pages of the site, before their links are resolved; lessons are executed, and missing editions are set"
+    for profile in PROFILES: set_missing_documents(profile)
     site = Site(list_written_pages() | list_generated_pages())
     manifests = [p for p in site.pages if p.endswith("dataset.md")]
     site.aliases = {"README.md": "index.md"} | {p.replace(".md", ".yaml"): p for p in manifests}
