@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from medseg_nb.cli import main
@@ -52,7 +53,8 @@ def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
 
 def find_reports(profile: str) -> Path:
     "Reports of a profile; documents that are not committed are set from the committed results"
-    set_missing_documents(profile)
+    with FileLock(Path(tempfile.gettempdir()) / f"medseg_nb-{REPO.parent.name}-{REPO.name}.lock"):  # of several workers
+        set_missing_documents(profile)
     return REPO / "reports" / profile
 
 
