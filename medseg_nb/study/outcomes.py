@@ -499,7 +499,8 @@ def summarize_fairness(rows: pd.DataFrame) -> pd.DataFrame:
         half = 1.96 * excess.std(ddof=1) / np.sqrt(len(p))
         records.append(dict(study=study, model=model, group=group, n=len(p), events=int(event.sum()))
                        | name_interval("recall", wilson_interval(int(called[event].sum()), int(event.sum())))
-                       | name_interval("specificity", wilson_interval(int((~called[~event]).sum()), int((~event).sum())))
+                       | name_interval("specificity", wilson_interval(int((~called & ~event).sum()),
+                                                                      int((~event).sum())))
                        | name_interval("excess", (excess.mean(), excess.mean() - half, excess.mean() + half)))
     return pd.DataFrame(records)
 
@@ -579,8 +580,9 @@ def summarize_radiomics(rows: pd.DataFrame) -> pd.DataFrame:
     tables = []
     for dataset, part in rows.groupby("dataset", sort=False):
         masks = list(dict.fromkeys(part["mask"]))
-        first, second = (part[part["mask"] == m].pivot(index="patient", columns="feature", values="value") for m in masks)
-        by_family = feature_stability(first, second).groupby("family", sort=False)
+        tables_of_masks = (part[part["mask"] == m].pivot(index="patient", columns="feature", values="value")
+                           for m in masks)
+        by_family = feature_stability(*tables_of_masks).groupby("family", sort=False)
         tables.append(by_family.agg(n=("n", "first"), features=("feature", "size"),
                                     stable=("concordance", lambda v: int((v >= STABLE).sum())),
                                     median=("concordance", "median"), lowest=("concordance", "min")).reset_index()
