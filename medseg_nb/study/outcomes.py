@@ -94,9 +94,9 @@ OUTCOME_STUDIES = {"phantom success": OutcomeStudy("phantom_mri", Endpoint("simu
                                                       GLIOMA_FIELDS, ("age",), ("histology", "grade"), images=True,
                                                       genomics=GLIOMA_GENOMICS, markers=GLIOMA_MARKERS),
                    "UCSF": OutcomeStudy("outcome_ucsf_pdgm", Endpoint("early_death"), ("age", "sex"), ("age",),
-                                        ("mgmt", "resection")),
+                                        ("mgmt",)),
                    "UPENN": OutcomeStudy("outcome_upenn_gbm", Endpoint("early_death"), ("age", "sex"), ("age",),
-                                         ("mgmt", "resection_over_90_percent"))}
+                                         ("mgmt",))}
 DAYS_PER_YEAR = 365.25  # days
 FOLLOW_UP_FIELDS = ("death", "survival", "progression", "progression_free_interval")
 MGMT_WORDS = dict(Methylated="positive", Unmethylated="negative", Indeterminate="indeterminate")  # UPENN's, as UCSF's
@@ -116,13 +116,10 @@ def _outcome_fields(c: Case, follow_up: dict[str, Case]) -> dict:
                                                                    found["survival"])
                         for word, years in dict(two=2, three=3).items()}
     if c.dataset == "outcome_ucsf_pdgm":
-        extent = None if f["resection"] is None else f["resection"] == "GTR"
-        return dict(early_death=_died_within(DAYS_PER_YEAR, True, f["survival"]) if f["death"] else None,
-                    resection_over_90_percent=extent)
+        return dict(early_death=_died_within(DAYS_PER_YEAR, True, f["survival"]) if f["death"] else None)
     if c.dataset == "outcome_upenn_gbm":
-        extent = {True: "GTR", False: "STR", None: None}[f["resection_over_90_percent"]]
         return dict(early_death=_died_within(DAYS_PER_YEAR, True, f["survival"]) if f["survival"] is not None else None,
-                    mgmt=MGMT_WORDS.get(f["mgmt"]), resection=extent)
+                    mgmt=MGMT_WORDS.get(f["mgmt"]))
     return {}
 
 def load_study_cases(study: OutcomeStudy) -> list[Case]:
