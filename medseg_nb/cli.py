@@ -531,8 +531,8 @@ def predict(model: Annotated[str, typer.Argument(help="name of a shipped model, 
 
 @app.command(epilog="Example: medseg risk patient.csv --data outcome_thoracic --out risk.html")
 def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the fields that are known before surgery")],
-         image: Annotated[Optional[Path], typer.Argument(help="a picture of the patient, where the set has images")] = None,
-         mask: Annotated[Optional[Path], typer.Option(help="mask of the picture, drawn or looked at by a person")] = None,
+         image: Annotated[Optional[Path], typer.Argument(help="a picture, where the set has images")] = None,
+         mask: Annotated[Optional[Path], typer.Option(help="its mask, drawn or looked at by a person")] = None,
          data: Annotated[str, typer.Option(help="data set that the model is fitted on")] = "outcome_thoracic",
          endpoint: Annotated[Optional[str], typer.Option(help="its outcome, where it has several")] = None,
          out: Annotated[Optional[Path], typer.Option(help="file for the statement as a page")] = None,

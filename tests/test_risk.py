@@ -124,7 +124,7 @@ def test_images_that_say_nothing_are_refused_in_one_line(pictured, tmp_path):
     Image.fromarray(np.ones(np.asarray(Image.open(mask)).shape, np.uint8)).save(large)
     for words, fault in (([image], "has no mask"), ([gray, "--mask", mask], "has 1 channels"),
                          ([image, "--mask", empty], "is empty"),
-                         ([image, "--mask", large], "those of training"),
+                         ([image, "--mask", large], "those of training cover"),
                          (["--mask", mask], "is the mask of no image")):
         call = [COMMAND, "risk", path, *words, "--data", PICTURES, "--endpoint", OUTCOME]
         refused(subprocess.run([*map(str, call)], env=PLAIN, capture_output=True, text=True), ".png", fault)

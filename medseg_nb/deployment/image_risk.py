@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from ..data.manifest import Case, load_cases, load_manifest
-from .risk import N_ALIKE, N_DRAWS, RiskModel, fit_risk, read_patient, risk_lines, state_risk
+from .risk import (LIMITS, N_ALIKE, N_DRAWS, RiskModel, fit_risk, read_patient, risk_lines,
+                                       state_risk)
 from .web import NOTE
 from ..evaluation.risk import auc, auc_difference, calibration_statistics
 from ..images.files import Image, read_image
@@ -119,11 +120,15 @@ def pooled_columns(data: Data) -> np.ndarray:  # (patient, column) of fields and
     "Patients as the linear head sees them"
     return torch.cat([data.table, mean_pool(data.features, data.present)], 1).numpy()
 
-def check_image_range(model: ImageRiskModel, bag: ImageBags, share: float, shares: Sequence[float], subject: str) -> None:
+def check_image_range(model: ImageRiskModel, bag: ImageBags,
+                      share: float,             # of the image that the mask covers
+                      shares: Sequence[float],  # those of training
+                      subject: str) -> None:    # what an error names
     "Refuse an image unlike those of training"
     if not min(shares) <= share <= max(shares):
-        raise InputError(subject, f"covers {100 * share:.1f} % of the image, those of training {100 * min(shares):.1f} to "
-                         f"{100 * max(shares):.1f} %", "do not use the model for this patient")
+        raise InputError(subject, f"has a mask that covers {100 * share:.1f} % of it, those of training cover "
+                         f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %",
+                         "do not use the model for this patient")
     known = mean_pool(model.data.features, model.data.present).numpy()
     asked = mean_pool(model.fit.scale(bag.features), bag.present).numpy()
     apart = np.linalg.norm(known[:, None] - known[None], axis=2) + np.diag(np.full(len(known), np.inf))
@@ -150,11 +155,13 @@ def source_shares(model: ImageRiskModel, asked: Data) -> pd.Series:  # by field,
 def judge_sources(model: ImageRiskModel) -> dict:  # auc and slope with the image; fields alone, and the difference
     "How well such a model does for patients that it has not seen, beside one without images"
     fit, names = partial(fit_network, loss="logistic", bags=model.bags, attention=False), model.names
-    arms = {"image": (fit, Sources(names, model.bags)), "fields": (partial(fit_network, loss="logistic"), Sources(names))}
+    arms = {"image": (fit, Sources(names, model.bags)),
+            "fields": (partial(fit_network, loss="logistic"), Sources(names))}
     rows = nested_cross_validation(model.of_fields.cases, Endpoint(model.of_fields.endpoint), arms)
     with_image, fields = (rows[rows.model == m].sort_values("patient") for m in arms)
-    slope = {k: v for k, v in calibration_statistics(with_image.risk, with_image.event).items() if k.startswith("slope")}
-    return (auc(with_image.risk, with_image.event) | slope
+    calibration = calibration_statistics(with_image.risk, with_image.event)
+    return (auc(with_image.risk, with_image.event)
+            | {k: v for k, v in calibration.items() if k.startswith("slope")}
             | {f"fields_{k}": v for k, v in auc(fields.risk, fields.event).items()}
             | auc_difference(with_image.risk, fields.risk, with_image.event))
 
@@ -175,11 +182,8 @@ def state_image_risk(model: ImageRiskModel, case: Case, bag: ImageBags, share: f
                 alike=alike, judged=judge_sources(model), limits=IMAGE_LIMITS, use=NOTE)
 
 # %% ../../nbs/library/9_deployment/24_image_risk.ipynb #df69e8a3
-IMAGE_LIMITS = ("It is a research model of one set of patients, was never tested in a clinic, and is no medical device.",
-                "It must not decide for or against surgery, nor be told to a patient as a forecast.",
-                "What pushed the risk is what moved the model; changing it need not change the outcome.",
-                "Another mask, scanner or slice gives another risk: readers outlined the images that it learnt from.",
-                "Patients treated elsewhere, later, or in another way may fare otherwise.")
+_MASK_LIMIT = "Another mask, scanner or slice gives another risk: readers outlined the images that it learnt from."
+IMAGE_LIMITS = (*LIMITS[:-1], _MASK_LIMIT, LIMITS[-1])
 
 def image_risk_lines(statement: Mapping) -> list[str]:
     "A statement in words, with an image or without"
