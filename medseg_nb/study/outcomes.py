@@ -154,11 +154,16 @@ def slice_features(image: np.ndarray,  # (channel, row, column), as a network se
 def list_outcome_studies(datasets: Sequence[str]) -> list[str]:
     return [name for name, s in OUTCOME_STUDIES.items() if s.dataset in datasets]
 
+def _mask_run(profile: str, dataset: str) -> Config:
+    "The profile's U-Net, or that of plan `smoke` where it learns in another precision than fp32"
+    run = default_runs.default_run(profile, dataset, "unet")
+    return run if run.precision == "fp32" else default_runs.default_run("smoke", dataset, "unet")
+
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net on every fold of the sets that have images"
     image_datasets = list(dict.fromkeys(OUTCOME_STUDIES[n].dataset for n in list_outcome_studies(datasets)
                                         if OUTCOME_STUDIES[n].images))
-    first = [default_runs.default_run("smoke" if profile == "cpu" else profile, d, "unet") for d in image_datasets]
+    first = [_mask_run(profile, d) for d in image_datasets]
     runs = []
     for c in first: runs += [replace(c, fold=k) for k in range(len(load_frozen_split(c.dataset)["folds"]))]
     return runs
@@ -476,10 +481,10 @@ def _iterate_groups(rows: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.Data
         model = [m for m in dict.fromkeys(part.model) if str(m).startswith("logistic")][-1]
         model_rows = part[part.model == model]
         is_younger = model_rows.age <= model_rows.age.median()
-        groups = {"age to median": model_rows[is_younger], "age above": model_rows[~is_younger]}
-        for name in (n for n in ("sex", "site", "grade") if n in model_rows):
-            values = sorted(model_rows[name].dropna().unique())
-            if len(values) > 1: groups |= {f"{name} {v}": model_rows[model_rows[name] == v] for v in values}
+        def named(name): return {f"{name} {v}": model_rows[model_rows[name] == v]
+                                 for v in sorted(model_rows[name].dropna().unique())} if name in model_rows else {}
+        groups = named("sex") | {"age to median": model_rows[is_younger], "age above": model_rows[~is_younger]}
+        groups |= named("site") | named("grade")
         for group, p in groups.items():
             if min(p.event.sum(), (~p.event.astype(bool)).sum()) > 1: yield study, model, group, p
 
