@@ -529,16 +529,22 @@ def predict(model: Annotated[str, typer.Argument(help="name of a shipped model, 
     print(f"{len(table) - rejected} of {len(table)} images segmented{why}; research use only")
     if rejected: raise typer.Exit(3)
 
-@app.command(epilog="Example: medseg risk patient.csv --data outcome_thoracic")
+@app.command(epilog="Example: medseg risk patient.csv --data outcome_thoracic --out risk.html")
 def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the fields that are known before surgery")],
+         image: Annotated[Optional[Path], typer.Argument(help="a picture, where the set has images")] = None,
+         mask: Annotated[Optional[Path], typer.Option(help="its mask, drawn or looked at by a person")] = None,
          data: Annotated[str, typer.Option(help="data set that the model is fitted on")] = "outcome_thoracic",
          endpoint: Annotated[Optional[str], typer.Option(help="its outcome, where it has several")] = None,
+         out: Annotated[Optional[Path], typer.Option(help="file for the statement as a page")] = None,
          as_json: Json = False):
     "Say a patient's risk with its interval, what pushed it, and the patients most like this one; research use only."
-    from medseg_nb.deployment.risk import fit_risk, read_patient, risk_lines, state_risk
-    model = fit_risk(data, endpoint)
-    statement = state_risk(model, read_patient(patient, data, model.encoder))
-    say(statement, as_json, risk_lines(statement))
+    from medseg_nb.deployment.image_risk import image_risk_lines, state_patient
+    from medseg_nb.deployment.risk import risk_page
+    from medseg_nb.kit.core import write
+    statement = state_patient(patient, data, endpoint, image, mask)
+    lines = image_risk_lines(statement)
+    if out: write(out, risk_page(statement, lines))
+    say(statement, as_json, lines)
 
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
 def explain(

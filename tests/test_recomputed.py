@@ -583,6 +583,100 @@ def test_calibration_is_a_logistic_fit(reports):
     none(faults)
 
 
+def test_average_precision_is_a_mean_over_events(reports):
+    "Of each patient with the event, the share of events among those whose risk is not lower; ties stand together"
+    faults = []
+    for row in table(reports, "outcomes", "precision").to_dict("records"):
+        mine = patients_of(reports, row)
+        event, risk = mine.event.astype(float).to_numpy() > 0, mine.risk.to_numpy()
+        value = np.mean([event[risk >= r].mean() for r in risk[event]])
+        right = equal(row["ap"], value) and equal(row["share"], event.mean()) and row["events"] == event.sum()
+        if not (right and row["ap_low"] <= row["ap"] <= row["ap_high"]): faults.append((row, value))
+    none(faults)
+
+
+def test_auc_at_one_time_weighs_those_followed(reports):
+    "Pairs of who had the event by then and who was seen longer; the chance of being followed as a product by hand"
+    faults = []
+    for row in table(reports, "outcomes", "timed").to_dict("records"):
+        mine = patients_of(reports, row)
+        event, time = mine.event.astype(float).to_numpy() > 0, mine.time.to_numpy()
+        rank, at, followed = mine.groupby("fold").risk.rank(pct=True).to_numpy(), np.median(time[event]), []
+        early, late = event & (time <= at), time > at
+        for u in time[early]:
+            lost = np.unique(time[~event & (time <= u)])
+            # who has the event at a time was still there when others were lost at it
+            at_risk = [((time > v) | (~event & (time == v))).sum() for v in lost]
+            followed.append(np.prod([1 - (~event & (time == v)).sum() / n for v, n in zip(lost, at_risk)]))
+        order = (np.sign(rank[early][:, None] - rank[late]) + 1) / 2
+        value = np.average(order.mean(1), weights=1 / np.array(followed))
+        right = abs(row["at"] - at) < 1e-3 * at and (row["by"], row["without"]) == (early.sum(), late.sum())
+        if not (right and equal(row["auc"], value)): faults.append((row, value))
+    none(faults)
+
+
+def test_fairness_counts_patients_of_a_group(reports):
+    faults = []
+    for row in table(reports, "outcomes", "fairness").to_dict("records"):
+        mine = patients_of(reports, row)
+        name, _, value = row["group"].partition(" ")
+        chosen = {"to median": mine.age <= mine.age.median(), "above": ~(mine.age <= mine.age.median())}
+        mine = mine[chosen[value] if name == "age" else mine[name].astype(str) == value]
+        event, called = mine.event.astype(float).to_numpy() > 0, (mine.risk >= mine.level).to_numpy()
+        right = (row["n"], row["events"]) == (len(mine), event.sum())
+        right &= equal(row["excess"], (mine.risk - event).mean()) and equal(row["recall"], called[event].mean())
+        if not (right and equal(row["specificity"], (~called[~event]).mean())): faults.append(row)
+    none(faults)
+
+
+def lins(a: np.ndarray, b: np.ndarray) -> float:
+    "Lin's concordance by the correlation and the two kinds of bias, which its formula joins"
+    sa, sb = a.std(), b.std()
+    if not sa or not sb: return 0.
+    scale, shift = sa / sb, (a.mean() - b.mean()) / np.sqrt(sa * sb)
+    return np.corrcoef(a, b)[0, 1] * 2 / (scale + 1 / scale + shift**2)
+
+
+def test_stability_of_features_under_two_masks(reports):
+    stored, faults = table(reports, "outcomes", "stability"), []
+    rows = rows_of(reports, "outcomes", "feature.notna()")
+    for row in stored.to_dict("records"):
+        mine = rows[(rows.study == row["study"]) & (rows.feature == row["feature"])]
+        value = lins(mine.reader.to_numpy(), mine.network.to_numpy())
+        if not (row["n"] == mine.patient.nunique() == len(mine) and abs(row["concordance"] - value) < 1e-4):
+            faults.append((row, value))
+    none(faults)
+
+
+def test_stability_of_ibsi_features(reports):
+    "By family of the features' names: how many reach 0.9 between the two masks of a patient, median and lowest"
+    stored, faults = table(reports, "outcomes", "radiomics"), []
+    rows = read(REPO / "reports" / "peers" / "radiomics" / "cases.csv.xz")
+    family = dict(stat="first order", morph="shape", cm="GLCM", rlm="GLRLM", szm="GLSZM")
+    rows = rows.assign(family=[family[n.partition("_")[0]] for n in rows.feature])
+    for row in stored.to_dict("records"):
+        mine = rows[(rows.dataset == row["dataset"]) & (rows.family == row["family"])]
+        pairs = [p.pivot(index="patient", columns="mask", values="value") for _, p in mine.groupby("feature")]
+        values = np.array([lins(*(p[m].to_numpy() for m in row["masks"].split(" and "))) for p in pairs])
+        right = (row["features"], row["stable"]) == (len(values), (values >= .9).sum())
+        right &= row["n"] == mine.patient.nunique() and abs(row["lowest"] - values.min()) < 1e-4
+        if not (right and abs(row["median"] - np.median(values)) < 1e-4): faults.append((row, values))
+    none(faults)
+    assert stored.groupby("dataset").features.sum().eq(98).all()
+
+
+def test_hospitals_left_out_have_no_patient_elsewhere(reports):
+    stored, faults = table(reports, "outcomes", "sites"), []
+    rows = rows_of(reports, "outcomes", "study.str.contains(' without ')")
+    for row in stored.to_dict("records"):
+        mine = rows[(rows.study == f"{row['study']} without {row['site']}") & (rows.model == row["model"])]
+        event = mine.event.astype(float).to_numpy() > 0
+        right = (row["n"], row["events"]) == (len(mine), event.sum()) and (mine.site == row["site"]).all()
+        if row["score"] == "AUC": right &= equal(row["value"], order(mine.risk.to_numpy(), event).mean())
+        if not right: faults.append(row)
+    none(faults)
+
+
 @pytest.mark.parametrize("section", ["benchmark", "ablations", "search", "runs"])
 def test_calibration_of_masks_is_bounded(reports, section):
     """A Brier score is a mean square over pixels and classes: at most two wrong classes a pixel. For two classes it is

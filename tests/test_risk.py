@@ -1,9 +1,11 @@
 "The statement of risk: what it says of a patient, and of whom it says nothing."
 import json
+import re
 import subprocess
 
 import numpy as np
 import pytest
+from PIL import Image
 from conftest import COMMAND, PLAIN, refused
 
 from medseg_nb.cli import risk
@@ -77,9 +79,52 @@ def test_the_patient_itself_is_most_like_it(model):
 def test_the_statement_is_the_same_twice_and_hides_no_limit(tmp_path, capsys):
     path, said = patient(tmp_path), []
     for as_json in (False, False, True):
-        risk(path, SET, OUTCOME, as_json)
+        risk(path, data=SET, endpoint=OUTCOME, as_json=as_json)
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] and "must not decide" in said[0] and "95 % interval" in said[0]
     statement = json.loads(said[2])
     assert statement["low"] < statement["risk"] < statement["high"] and len(statement["alike"]) == 5
     assert f"Risk {100 * statement['risk']:.1f} %" in said[0] and statement["use"] == "Research use only"
+
+
+PICTURES = "phantom_skin"
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    "A file with the fields of a training patient whose picture and mask lie beside it"
+    encoder = fit_risk(PICTURES, OUTCOME).encoder
+    names = [f.name for f in encoder.fields]
+    c = next(c for c in load_cases(PICTURES) if all(c.fields[n] is not None for n in names))
+    path, image, mask = (tmp_path / n for n in ("patient.csv", "photograph.png", "mask.png"))
+    path.write_text(f"{','.join(names)}\n{','.join(str(c.fields[n]) for n in names)}\n")
+    Image.fromarray(c.image().array.astype(np.uint8)).save(image)
+    Image.fromarray((c.mask() > 0).astype(np.uint8)).save(mask)
+    return path, image, mask
+
+
+def test_an_image_is_a_source_beside_the_fields(pictured, tmp_path, capsys):
+    path, image, mask = pictured
+    page = tmp_path / "risk.html"
+    risk(path, image, mask, PICTURES, OUTCOME, page, True)
+    statement = json.loads(capsys.readouterr().out)
+    assert "image" in statement["pushed"] and statement["low"] < statement["risk"] < statement["high"]
+    assert statement["alike"][0]["distance"] < .5, "the patient itself, by one of its pictures"
+    assert {"auc", "fields_auc", "difference_low"} <= set(statement["judged"])
+    html = page.read_text()
+    assert f"risk {100 * statement['risk']:.1f} %" in html and "Fields alone: AUC" in html
+    assert "Research use only" in html and not re.search("https?:|<script", html), "nothing is asked from outside"
+
+
+def test_images_that_say_nothing_are_refused_in_one_line(pictured, tmp_path):
+    path, image, mask = pictured
+    gray, empty, large = (tmp_path / f"{n}.png" for n in ("gray", "empty", "large"))
+    Image.open(image).convert("L").save(gray)
+    Image.fromarray(np.zeros(np.asarray(Image.open(mask)).shape, np.uint8)).save(empty)
+    Image.fromarray(np.ones(np.asarray(Image.open(mask)).shape, np.uint8)).save(large)
+    for words, fault in (([image], "has no mask"), ([gray, "--mask", mask], "has 1 channels"),
+                         ([image, "--mask", empty], "is empty"),
+                         ([image, "--mask", large], "those of training cover"),
+                         (["--mask", mask], "is the mask of no image")):
+        call = [COMMAND, "risk", path, *words, "--data", PICTURES, "--endpoint", OUTCOME]
+        refused(subprocess.run([*map(str, call)], env=PLAIN, capture_output=True, text=True), ".png", fault)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['N_DRAWS', 'N_ALIKE', 'LIMITS', 'pick_endpoint', 'RiskModel', 'fit_risk', 'read_patient', 'field_shap',
-           'patients_alike', 'judge_model', 'state_risk', 'risk_lines']
+           'patients_alike', 'judge_model', 'state_risk', 'risk_lines', 'risk_page']
 
 # %% ../../nbs/library/9_deployment/23_risk.ipynb #eec1e499
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,28 @@ def risk_lines(statement: dict) -> list[str]:
             f"{judged['auc_high']:.2f}], "
             f"calibration slope {judged['slope']:.2f} [{judged['slope_low']:.2f}, {judged['slope_high']:.2f}]",
             "What it must not be used for:", *(f"  {line}" for line in s["limits"])]
+
+# %% ../../nbs/library/9_deployment/23_risk.ipynb #f5ebc848
+def _risk_bar(statement: dict) -> str:  # SVG
+    "The risk with its interval from 0 to 100 %, and the share of all patients as a line"
+    low, risk, high, share = (100 * statement[k] for k in ("low", "risk", "high", "share"))
+    return (f'<svg viewBox="0 0 100 8" role="img" aria-label="risk {risk:.1f} %, interval {low:.1f} to {high:.1f} %">'
+            '<rect width="100" height="8" fill="#e8e8e8"/>'
+            f'<rect x="{low:.2f}" width="{high - low:.2f}" height="8" fill="#9cc3e0"/>'
+            f'<rect x="{max(risk - .3, 0):.2f}" width="0.6" height="8" fill="#0b5394"/>'
+            f'<path d="M{share:.2f} 0V8" stroke="#444" stroke-width="0.3" stroke-dasharray="1"/></svg>')
+
+def risk_page(statement: dict, lines: Sequence[str]) -> str:  # HTML
+    "A statement as a page of its own"
+    words = "\n".join(f"<li>{escape(line.strip())}</li>" if line.startswith("  ") else f"<p>{escape(line)}</p>"
+                      for line in lines)
+    words = re.sub(r"((?:<li>.*</li>\n?)+)", r"<ul>\n\1</ul>\n", words)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(NOTE)}: risk of {escape(statement["outcome"])}</title>
+<meta name="viewport" content="width=device-width"><style>
+body {{font: 16px/1.4 sans-serif; max-width: 44em; margin: 2em auto; padding: 0 1em}} svg {{width: 100%; height: 2em}}
+</style></head><body><h1>{escape(NOTE)}</h1>
+{_risk_bar(statement)}
+{words}
+</body></html>
+"""

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS', 'GLIOMA_MARKERS', 'GLIOMA_FIELDS',
-           'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'ENCODERS', 'CLINICAL', 'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS',
-           'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED', 'ARMS', 'SOURCE_PAIRS', 'TRANSFERS', 'N_FIELD_PERMUTATIONS',
-           'OutcomeStudy', 'load_study_cases', 'slice_features', 'list_outcome_studies', 'list_runs', 'SegmentedImages',
-           'segment_images', 'image_features', 'explain_largest_masks', 'select_extreme_patients', 'candidate_models',
-           'exchange_bags', 'image_networks', 'predict_risks', 'auc_contributions', 'nested_auc',
-           'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'auc_gain',
-           'summarize_differences', 'concordance_gain', 'summarize_sources', 'predict_transferred_risks',
-           'transfer_auc_change', 'summarize_transfer', 'summarize_subgroups', 'simulate_cohort',
-           'cross_validate_importance', 'summarize_importance', 'list_outcome_claims', 'list_source_claims',
-           'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences']
+           'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'ENCODERS', 'CLINICAL', 'WITH_IMAGES',
+           'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED', 'ARMS', 'SOURCE_PAIRS',
+           'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'N_FIELD_PERMUTATIONS', 'STABLE', 'STABILITY_DRAWS',
+           'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features', 'list_outcome_studies', 'list_runs',
+           'SegmentedImages', 'segment_images', 'image_features', 'features_under_both_masks', 'explain_largest_masks',
+           'select_extreme_patients', 'candidate_models', 'exchange_bags', 'image_networks', 'predict_risks',
+           'auc_contributions', 'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival',
+           'auc_gain', 'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain',
+           'summarize_sources', 'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer',
+           'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
+           'cross_validate_importance', 'summarize_importance', 'summarize_stability', 'load_radiomics_rows',
+           'summarize_radiomics', 'list_outcome_claims', 'list_source_claims', 'plot_outcome_scores',
+           'plot_mask_explanations', 'plot_source_differences', 'plot_roc', 'plot_calibration', 'plot_net_benefit',
+           'plot_risk_curves', 'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Iterator, Sequence
@@ -26,20 +30,23 @@ import pandas as pd
 from ..training import default_runs
 from ..methods.attribution import explain, show_image, region_target
 from ..evaluation.claims import judge_claim
-from ..kit.core import rng
+from ..kit.core import InputError, folder, rng
 from ..data.manifest import Case, load_cases, load_frozen_split, load_manifest
 from ..kit.keys import load_module
 from ..data.phantoms import MRI, simulate_patient
 from ..preparation.preprocess import load_prepared_cases
 from ..methods.image_prognosis import ImageBags, Sources, encode_bags, fit_network
-from ..methods.prognosis import (Endpoint, Inputs, PointScore, boosting, cox, logistic, nested_cross_validation,
-                                         network, first_case_per_patient, outer_folds, risk_of, survival_boosting,
-                                         predict_across_sets)
+from ..methods.prognosis import (Endpoint, Inputs, PointScore, boosting, cox, first_case_per_patient, forest,
+                                         logistic, nested_cross_validation, network, outer_folds, predict_across_sets,
+                                         risk_of, survival_boosting, survival_forest)
+from ..methods.radiomics import concordance, feature_stability
 from ..kit.report import Estimate, Report
-from ..evaluation.risk import (auc, calibration_statistics, concordance_contributions, decision_scores, delong,
-                                       placements, uno_concordance)
+from ..evaluation.risk import (auc, average_precision, calibration_curve, calibration_statistics,
+                                       concordance_contributions, decision_scores, delong, net_benefit, placements,
+                                       timed_auc, uno_concordance)
 from ..data.splits import fold_indices
-from ..evaluation.intervals import contrast, mean_interval, round_six_digits, variance_components
+from ..evaluation.intervals import (contrast, mean_interval, name_interval, round_six_digits,
+                                            variance_components, wilson_interval)
 from ..evaluation.comparisons import CONTROL, holm, is_above_zero, is_below_zero
 from ..training.training import Config, fit_runs, load_run, task_module, run_training
 
@@ -82,9 +89,17 @@ OUTCOME_STUDIES = {"phantom success": OutcomeStudy("phantom_mri", Endpoint("simu
                    "glioma survival": OutcomeStudy("lgg_kaggle3m", Endpoint("death", "survival"), GLIOMA_FIELDS,
                                                    ("age",), ("histology", "grade"), images=True,
                                                    genomics=GLIOMA_GENOMICS, markers=GLIOMA_MARKERS),
-                   "UCSF": OutcomeStudy("outcome_ucsf_pdgm", Endpoint("early_death"), ("age", "sex"), ("age",)),
-                   "UPENN": OutcomeStudy("outcome_upenn_gbm", Endpoint("early_death"), ("age", "sex"), ("age",))}
+                   "glioma progression": OutcomeStudy("lgg_kaggle3m",
+                                                      Endpoint("progression", "progression_free_interval"),
+                                                      GLIOMA_FIELDS, ("age",), ("histology", "grade"), images=True,
+                                                      genomics=GLIOMA_GENOMICS, markers=GLIOMA_MARKERS),
+                   "UCSF": OutcomeStudy("outcome_ucsf_pdgm", Endpoint("early_death"), ("age", "sex"), ("age",),
+                                        ("mgmt",)),
+                   "UPENN": OutcomeStudy("outcome_upenn_gbm", Endpoint("early_death"), ("age", "sex"), ("age",),
+                                         ("mgmt",))}
 DAYS_PER_YEAR = 365.25  # days
+FOLLOW_UP_FIELDS = ("death", "survival", "progression", "progression_free_interval")
+MGMT_WORDS = dict(Methylated="positive", Unmethylated="negative", Indeterminate="indeterminate")  # UPENN's, as UCSF's
 
 def _died_within(days: float, death: bool | None, time: float | None) -> bool | None:
     "Whether a patient died within so many days; None where follow-up ended before"
@@ -96,13 +111,15 @@ def _outcome_fields(c: Case, follow_up: dict[str, Case]) -> dict:
     f = c.fields
     if c.dataset == "phantom_mri": return dict(recovered=True)
     if c.dataset == "lgg_kaggle3m":
-        found = {name: follow_up[c.patient.replace("_", "-")].fields[name] for name in ("death", "survival")}
-        return found | {f"death_within_{word}_years": _died_within(years * DAYS_PER_YEAR, *found.values())
+        found = {name: follow_up[c.patient.replace("_", "-")].fields[name] for name in FOLLOW_UP_FIELDS}
+        return found | {f"death_within_{word}_years": _died_within(years * DAYS_PER_YEAR, found["death"],
+                                                                   found["survival"])
                         for word, years in dict(two=2, three=3).items()}
     if c.dataset == "outcome_ucsf_pdgm":
         return dict(early_death=_died_within(DAYS_PER_YEAR, True, f["survival"]) if f["death"] else None)
     if c.dataset == "outcome_upenn_gbm":
-        return dict(early_death=_died_within(DAYS_PER_YEAR, True, f["survival"]) if f["survival"] is not None else None)
+        return dict(early_death=_died_within(DAYS_PER_YEAR, True, f["survival"]) if f["survival"] is not None else None,
+                    mgmt=MGMT_WORDS.get(f["mgmt"]))
     return {}
 
 def load_study_cases(study: OutcomeStudy) -> list[Case]:
@@ -137,11 +154,16 @@ def slice_features(image: np.ndarray,  # (channel, row, column), as a network se
 def list_outcome_studies(datasets: Sequence[str]) -> list[str]:
     return [name for name, s in OUTCOME_STUDIES.items() if s.dataset in datasets]
 
+def _mask_run(profile: str, dataset: str) -> Config:
+    "The profile's U-Net, or that of plan `smoke` where it learns in another precision than fp32"
+    run = default_runs.default_run(profile, dataset, "unet")
+    return run if run.precision == "fp32" else default_runs.default_run("smoke", dataset, "unet")
+
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
-    "U-Net on every fold of the sets that have images: runs that earlier sections train"
+    "U-Net on every fold of the sets that have images"
     image_datasets = list(dict.fromkeys(OUTCOME_STUDIES[n].dataset for n in list_outcome_studies(datasets)
                                         if OUTCOME_STUDIES[n].images))
-    first = [c for c in default_runs.list_runs(profile, image_datasets) if (c.model, c.seed, c.fold) == ("unet", 0, 0)]
+    first = [_mask_run(profile, d) for d in image_datasets]
     runs = []
     for c in first: runs += [replace(c, fold=k) for k in range(len(load_frozen_split(c.dataset)["folds"]))]
     return runs
@@ -152,18 +174,22 @@ class SegmentedImages:
     patients: list[str]      # of each image
     images: np.ndarray       # (image, channel, row, column)
     masks: list[np.ndarray]  # (row, column) label maps
+    reference: np.ndarray    # (image, row, column) label maps of the reader
 
-def segment_images(configs: Sequence[Config]) -> SegmentedImages:
+def segment_images(configs: Sequence[Config],
+                   shape: Sequence[int],  # rows and columns of images and masks
+                  ) -> SegmentedImages:
     "A set's images, each segmented by the run of the fold that tested it"
     positions, masks = [], []
     for c in configs:
         config, net = load_run(run_training(c, weights=True).name)
         images, _ = load_prepared_cases(config.dataset, config.shape, config.normalise)
         _, test = fold_indices(config.dataset, config.fold)
-        masks += load_module(task_module(config)).segment(config, net, images[test], [config.shape] * len(test))
+        masks += load_module(task_module(config)).segment(config, net, images[test], [shape] * len(test))
         positions += [*test]
     names = [load_cases(config.dataset)[i].patient for i in positions]
-    return SegmentedImages(names, images[positions], masks)
+    images, reference = load_prepared_cases(config.dataset, shape, config.normalise)
+    return SegmentedImages(names, images[positions], masks, reference[positions])
 
 def image_features(segmented: SegmentedImages,
                   ) -> pd.DataFrame:  # (patient, feature): means over a patient's images, the area as their largest
@@ -173,6 +199,12 @@ def image_features(segmented: SegmentedImages,
     rows_by_patient = pd.DataFrame(rows).groupby("patient")
     return rows_by_patient.mean().assign(largest=rows_by_patient.area.max())
 
+def features_under_both_masks(segmented: SegmentedImages) -> pd.DataFrame:  # patient, feature, reader, network
+    "Each feature under the reader's mask and under the network's; patients without a mask are left out"
+    readers = image_features(replace(segmented, masks=[*segmented.reference]))
+    tables = {who: t.rename_axis(columns="feature").stack() for who, t in
+              dict(reader=readers, network=image_features(segmented)).items()}
+    return pd.DataFrame(tables).dropna().reset_index()
 
 # %% ../../nbs/study/19_outcomes.ipynb #e1bbf9cc
 def explain_largest_masks(configs: Sequence[Config], names: Sequence[str]) -> list[tuple]:  # patient, image, mask, map
@@ -207,10 +239,11 @@ def candidate_models(study: OutcomeStudy, features: pd.DataFrame | None) -> dict
     "Name of each model, how it is fitted and what it sees"
     fields, short, fields_and_image = Inputs(study.fields), Inputs(study.short), Inputs(study.fields, features)
     if study.endpoint.time:
-        candidates = {"score": (cox, short), "cox": (cox, fields), "boosting": (survival_boosting, fields)}
+        candidates = {"score": (cox, short), "cox": (cox, fields), "boosting": (survival_boosting, fields),
+                      "forest": (survival_forest, fields)}
     else:
         candidates = {"score": (PointScore, short), "logistic": (logistic, fields),
-                      "boosting": (boosting, fields), "network": (network, fields)}
+                      "boosting": (boosting, fields), "forest": (forest, fields), "network": (network, fields)}
     if features is not None:
         if study.endpoint.time:
             candidates |= {"image": (cox, Inputs((), features)), "cox + image": (cox, fields_and_image),
@@ -265,7 +298,8 @@ def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame],
         models = candidate_models(study, features.get(study.dataset))
         if study.images: models |= image_networks(study, bags[study.dataset])
         table = nested_cross_validation(study_cases, study.endpoint, models)
-        demographics = pd.DataFrame([dict(patient=c.patient, age=c.fields["age"], sex=c.fields.get("sex"))
+        demographics = pd.DataFrame([dict(patient=c.patient, site=c.site or None, **{n: c.fields.get(n)
+                                                                                   for n in ("age", "sex", "grade")})
                                      for c in first_case_per_patient(study_cases)])
         tables.append(table.merge(demographics, on="patient").assign(study=name))
     return pd.concat(tables, ignore_index=True)
@@ -333,6 +367,21 @@ def summarize_differences(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
 
+# %% ../../nbs/study/19_outcomes.ipynb #200091f5
+def summarize_precision(rows: pd.DataFrame) -> pd.DataFrame:
+    "Average precision by study and model, and the share of events"
+    return pd.DataFrame([dict(study=s, model=m) | average_precision(p.risk, p.event)
+                         for s, m, p in _iterate_study_models(rows, False)])
+
+def summarize_timed(rows: pd.DataFrame) -> pd.DataFrame:
+    "AUC at the median time of a study's events, by study and model; risks are ranked within their fold"
+    records = []
+    for s, m, p in _iterate_study_models(rows, True):
+        at = float(p.time[p.event.astype(bool)].median())
+        records.append(dict(study=s, model=m, at=at) | timed_auc(p.groupby("fold").risk.rank(pct=True), p.event, p.time,
+                                                                at))
+    return pd.DataFrame(records)
+
 # %% ../../nbs/study/19_outcomes.ipynb #ae6df8f3
 SOURCE_PAIRS = ((WITH_IMAGES, CLINICAL), (OTHERS_IMAGES, CLINICAL), (WITH_IMAGES, OTHER_SEED), (WITH_MARKERS, CLINICAL),
                 (WITH_GENOMICS, CLINICAL), (ALL_SOURCES, CLINICAL), (ALL_SOURCES, WITH_GENOMICS))
@@ -392,19 +441,69 @@ def summarize_transfer(rows: pd.DataFrame) -> pd.DataFrame:
                            | transfer_auc_change(source_rows, target_rows) | calibration_cells)
     return pd.DataFrame(records)
 
-# %% ../../nbs/study/19_outcomes.ipynb #c4260eb2
-def summarize_subgroups(rows: pd.DataFrame) -> pd.DataFrame:
-    """AUC by sex and by age, of the logistic model that sees most before surgery; groups with fewer than two events or
-    non-events are left out"""
+# %% ../../nbs/study/19_outcomes.ipynb #9f8801d0
+LEAST_OF_SITE = 3  # patients with the event, and without it
+SITE_MODELS = ("score", "logistic", "cox", "postoperative")
+
+def _is_testable(study: OutcomeStudy, site_cases: Sequence[Case]) -> bool:
+    events = [c.fields[study.endpoint.event] for c in first_case_per_patient(site_cases)]
+    return min(sum(e is True for e in events), sum(e is False for e in events)) >= LEAST_OF_SITE
+
+def predict_left_out_sites(names: Sequence[str]) -> pd.DataFrame:
+    "Per-patient rows of each hospital by models of all others; the fold is empty, and the study's name says which"
+    tables = []
+    for name in names:
+        study, study_cases = OUTCOME_STUDIES[name], load_study_cases(OUTCOME_STUDIES[name])
+        models = {m: v for m, v in candidate_models(study, None).items() if m in SITE_MODELS}
+        for site in sorted({c.site for c in study_cases}):
+            away, home = ([c for c in study_cases if (c.site == site) == inside] for inside in (True, False))
+            if not home or not _is_testable(study, away): continue
+            table = predict_across_sets(home, away, study.endpoint, models)
+            tables.append(table.assign(study=f"{name} without {site}", site=site))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+def summarize_sites(rows: pd.DataFrame) -> pd.DataFrame:
+    "AUC, or with time Uno's concordance, of models in a hospital that they were not fitted on"
     records = []
-    for study, part in rows[rows.fold.notna() & ~rows.time.astype(bool)].groupby("study", sort=False):
-        model = [m for m in dict.fromkeys(part.model) if m.startswith("logistic")][-1]
+    for (label, model), part in rows[rows.study.str.contains(" without ")].groupby(["study", "model"], sort=False):
+        study, _, site = label.partition(" without ")
+        timed = bool(part.time.any())
+        found = (uno_concordance(part.risk, part.event, part.time) if timed else auc(part.risk, part.event))
+        ends = {k.replace("auc", "value").replace("c_", "value_") if k != "c" else "value": v for k, v in found.items()}
+        records.append(dict(study=study, site=site, model=model, score="concordance" if timed else "AUC") | ends)
+    return pd.DataFrame(records)
+
+# %% ../../nbs/study/19_outcomes.ipynb #c4260eb2
+# study, model, group and its rows
+def _iterate_groups(rows: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    "Groups by sex, age, hospital and grade of the logistic model that sees most before surgery, where no time is asked"
+    for study, part in rows[rows.fold.notna() & ~rows.time.fillna(0).astype(bool)].groupby("study", sort=False):
+        model = [m for m in dict.fromkeys(part.model) if str(m).startswith("logistic")][-1]
         model_rows = part[part.model == model]
         is_younger = model_rows.age <= model_rows.age.median()
-        groups = {f"sex {s}": model_rows[model_rows.sex == s] for s in sorted(model_rows.sex.dropna().unique())} | {
-            "age to median": model_rows[is_younger], "age above": model_rows[~is_younger]}
-        records += [dict(study=study, model=model, group=g, **nested_auc(p))
-                    for g, p in groups.items() if min(p.event.sum(), (~p.event).sum()) > 1]
+        def named(name): return {f"{name} {v}": model_rows[model_rows[name] == v]
+                                 for v in sorted(model_rows[name].dropna().unique())} if name in model_rows else {}
+        groups = named("sex") | {"age to median": model_rows[is_younger], "age above": model_rows[~is_younger]}
+        groups |= named("site") | named("grade")
+        for group, p in groups.items():
+            if min(p.event.sum(), (~p.event.astype(bool)).sum()) > 1: yield study, model, group, p
+
+def summarize_subgroups(rows: pd.DataFrame) -> pd.DataFrame:
+    "AUC by group; groups with fewer than two events or non-events are left out"
+    return pd.DataFrame([dict(study=s, model=m, group=g, **nested_auc(p)) for s, m, g, p in _iterate_groups(rows)])
+
+def summarize_fairness(rows: pd.DataFrame) -> pd.DataFrame:
+    "Of each group, shares of patients rightly called, and by how much its mean risk exceeds its share of events"
+    records = []
+    for study, model, group, p in _iterate_groups(rows):
+        event, called = p.event.to_numpy(bool), (p.risk >= p.level).to_numpy()
+        excess = (p.risk - event).to_numpy(float)
+        half = 1.96 * excess.std(ddof=1) / np.sqrt(len(p))
+        records.append(dict(study=study, model=model, group=group, n=len(p), events=int(event.sum()))
+                       | name_interval("recall", wilson_interval(int(called[event].sum()), int(event.sum())))
+                       | name_interval("specificity", wilson_interval(int((~called & ~event).sum()),
+                                                                      int((~event).sum())))
+                       | name_interval("excess", (excess.mean(), excess.mean() - half, excess.mean() + half)))
     return pd.DataFrame(records)
 
 # %% ../../nbs/study/19_outcomes.ipynb #02831c7c
@@ -456,6 +555,42 @@ def summarize_importance(rows: pd.DataFrame) -> pd.DataFrame:
         records.append(dict(study=study, field=name) | auc_loss | shap)
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
+
+# %% ../../nbs/study/19_outcomes.ipynb #a065cae6
+STABLE = .9           # concordance of a feature that is called stable
+STABILITY_DRAWS = 500 # of patients
+
+def summarize_stability(rows: pd.DataFrame) -> pd.DataFrame:
+    "Concordance of each feature under the reader's and the network's mask"
+    records = []
+    for (study, name), part in rows.groupby(["study", "feature"], sort=False):
+        a, b = part.reader.to_numpy(float), part.network.to_numpy(float)
+        picks = rng("outcomes", "stability", len(a)).integers(0, len(a), (STABILITY_DRAWS, len(a)))
+        low, high = np.nanpercentile([concordance(a[p], b[p]) for p in picks], [2.5, 97.5])
+        records.append(dict(study=study, feature=name, n=len(a))
+                       | name_interval("concordance", (concordance(a, b), low, high)))
+    return pd.DataFrame(records).sort_values(["study", "concordance"], ascending=[True, False], ignore_index=True)
+
+def load_radiomics_rows() -> pd.DataFrame:  # dataset, patient, mask, feature, value
+    "IBSI features of real volumes under two masks each"
+    path = folder("reports") / "peers" / "radiomics" / "cases.csv.xz"
+    if not path.is_file(): raise InputError(str(path), "does not exist", "write it: python tests/peers/radiomics.py")
+    return pd.read_csv(path)
+
+def summarize_radiomics(rows: pd.DataFrame) -> pd.DataFrame:
+    "How many features of each family are stable, by data set"
+    tables = []
+    for dataset, part in rows.groupby("dataset", sort=False):
+        masks = list(dict.fromkeys(part["mask"]))
+        tables_of_masks = (part[part["mask"] == m].pivot(index="patient", columns="feature", values="value")
+                           for m in masks)
+        by_family = feature_stability(*tables_of_masks).groupby("family", sort=False)
+        tables.append(by_family.agg(n=("n", "first"), features=("feature", "size"),
+                                    stable=("concordance", lambda v: int((v >= STABLE).sum())),
+                                    median=("concordance", "median"), lowest=("concordance", "min")).reset_index()
+                      .assign(dataset=dataset, masks=" and ".join(masks)))
+    return pd.concat(tables, ignore_index=True)[["dataset", "masks", "family", "n", "features", "stable", "median",
+                                                 "lowest"]]
 
 # %% ../../nbs/study/19_outcomes.ipynb #bc3eb535
 def _test_set_label(study: str) -> str:
@@ -542,4 +677,68 @@ def plot_source_differences(table: pd.DataFrame):
         ax.axvline(0, ls=":", color="0.4")
         ax.set(title=study, xlabel=f"difference of {part.score.iloc[0]}", ylim=(len(pairs) - .5, -.5),
                yticks=range(len(pairs)), yticklabels=[f"{m} − {a}" for m, a in pairs])
+    return fig
+
+# %% ../../nbs/study/19_outcomes.ipynb #cd310cf6
+CURVE_MODELS = ("logistic", "forest", "network", "logistic + image")
+
+def plot_roc(ax, rows: pd.DataFrame) -> None:
+    "Recall against false alarms, over all thresholds, one line a model"
+    for model, p in rows.groupby("model", sort=False):
+        event = p.sort_values("risk", ascending=False).event.to_numpy(bool)
+        ax.plot(*(np.append(0, np.cumsum(side) / side.sum()) for side in (~event, event)), lw=1, label=model)
+    ax.plot([0, 1], [0, 1], ls=":", color="0.4")
+    ax.set(xlabel="1 − specificity", ylabel="recall", xlim=(0, 1), ylim=(0, 1))
+
+def plot_calibration(ax, rows: pd.DataFrame) -> None:
+    "Share of events against the risk, by groups of equal size"
+    for model, p in rows.groupby("model", sort=False):
+        curve = calibration_curve(p.risk, p.event)
+        ends = [curve.observed - curve.observed_low, curve.observed_high - curve.observed]
+        ax.errorbar(curve.risk, curve.observed, yerr=ends, fmt="o-", ms=3, lw=1, capsize=2)
+    ax.plot([0, 1], [0, 1], ls=":", color="0.4")
+    ax.set(xlabel="risk", ylabel="share of events", xlim=(0, 1), ylim=(0, 1))
+
+def plot_net_benefit(ax, rows: pd.DataFrame) -> None:
+    "Net benefit against the risk from which on one acts"
+    thresholds = np.linspace(.02, .7, 35)
+    for _, p in rows.groupby("model", sort=False):
+        curve = net_benefit(p.risk, p.event, thresholds)
+        ax.plot(curve.threshold, curve.model, lw=1)
+    ax.plot(curve.threshold, curve.everybody, ls=":", color="0.4")
+    ax.axhline(0, ls="--", color="0.4", lw=.8)
+    ax.set(xlabel="risk threshold", ylabel="net benefit", ylim=(-.1, max(.1, float(curve.everybody.max()))))
+
+def plot_risk_curves(rows: pd.DataFrame):
+    "ROC, calibration and decision curves, one column a study"
+    import matplotlib.pyplot as plt
+    rows = rows[rows.model.isin(CURVE_MODELS) & ~rows.time.astype(bool)]
+    studies = list(dict.fromkeys(rows.study))
+    fig, axes = plt.subplots(3, len(studies), figsize=(2.4 * len(studies), 6.6), squeeze=False)
+    for column, study in zip(axes.T, studies):
+        for ax, plot in zip(column, (plot_roc, plot_calibration, plot_net_benefit)):
+            plot(ax, rows[rows.study == study])
+        column[0].set_title(study.replace(", ", ",\n"))
+    handles = axes[0, -1].get_legend_handles_labels() if len(studies) == 1 else max(
+        (ax.get_legend_handles_labels() for ax in axes[0]), key=lambda h: len(h[1]))
+    fig.legend(*handles, loc="upper center", ncol=4, frameon=False, bbox_to_anchor=(.5, 0))
+    fig.tight_layout()
+    return fig
+
+def plot_survival_by_risk(rows: pd.DataFrame):
+    "Kaplan–Meier curves of the halves of lower and higher risk, and of all patients"
+    import matplotlib.pyplot as plt
+    from sksurv.nonparametric import kaplan_meier_estimator
+    rows = rows[rows.model.isin(["cox", "cox + image"]) & rows.time.astype(bool)]
+    panels = list(dict.fromkeys(zip(rows.study, rows.model)))
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.5 * len(panels), 2.4), sharey=True, squeeze=False)
+    for ax, (study, model) in zip(axes[0], panels):
+        part = rows[(rows.study == study) & (rows.model == model)]
+        high = part.groupby("fold").risk.rank(pct=True) > .5
+        for name, p, style in (("all", part, ":"), ("lower risk", part[~high], "-"), ("higher risk", part[high], "-")):
+            x, y = kaplan_meier_estimator(p.event.to_numpy(bool), p.time.to_numpy(float))
+            ax.step(np.append(0, x), np.append(1, y), where="post", ls=style, lw=1, label=f"{name} ({len(p)})",
+                    color="0.4" if name == "all" else None)
+        ax.set(title=f"{study}\n{model}", xlabel="days", ylim=(0, 1)); ax.legend(frameon=False, fontsize=6)
+    axes[0, 0].set_ylabel("without the event")
     return fig
