@@ -75,7 +75,7 @@ def credit_masks(masks: np.ndarray,   # (n, row, column)
     return np.tensordot(scores - scores.mean(), masks, 1) / np.maximum(masks.sum(0), 1e-6)
 
 @register("rise")
-def rise(query: AttributionQuery, masks: int = 480, batch: int = 32) -> np.ndarray:
+def rise(query: AttributionQuery, masks: int = 240, batch: int = 32) -> np.ndarray:
     "Mean effect on the score of what random masks leave visible"
     import torch
     visible = random_masks(query.shape, masks, query.random)
@@ -134,7 +134,7 @@ def solve_shapley(coalitions: np.ndarray,  # (coalition, player) bool
     return inverse @ (b - ones * (ones @ inverse @ b - total) / (ones @ inverse @ ones))
 
 @register("kernel_shap")
-def kernel_shap(query: AttributionQuery, n: int = 48, budget: int = 478) -> tuple[np.ndarray, dict]:
+def kernel_shap(query: AttributionQuery, n: int = 48, budget: int = 238) -> tuple[np.ndarray, dict]:
     "Shapley values of superpixels, each spread over its pixels"
     import torch
     labels = superpixels(query.image, n)

@@ -6,13 +6,13 @@
 __all__ = ['PLANTS', 'RUN', 'list_planted_runs', 'predicted_region', 'planted_image', 'collect_reported_images', 'report_rows',
            'summarize_suspects', 'summarize_alarms', 'summarize_planted']
 
-# %% ../../nbs/library/7_methods/21_shortcut_runs.ipynb #7310ed09
+# %% ../../nbs/library/7_methods/21_shortcut_runs.ipynb #ca9ed7d0
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from ..data.manifest import load_cases
+from ..data.manifest import load_cases, load_manifest
 from ..data.splits import fold_indices
 from ..evaluation.intervals import name_interval, summarize_patient_scores, wilson_interval
 from .attribution import parse_target
@@ -22,16 +22,17 @@ from ..preparation.preprocess import load_prepared_cases
 from ..training.plan import load_plan, section_plan
 from ..training.training import Config
 
-# %% ../../nbs/library/7_methods/21_shortcut_runs.ipynb #95317cbe
+# %% ../../nbs/library/7_methods/21_shortcut_runs.ipynb #41476a1e
 PLANTS = ("cue", "random", "unmarked")
 
-def list_planted_runs(profile: str) -> list[Config]:
-    "The planned trainings on images with a planted mark, and their controls"
+def list_planted_runs(profile: str, datasets: list[str]) -> list[Config]:
+    "The planned trainings with a planted mark, and their controls: of phantoms, and of data sets that take part"
     plan = section_plan("xai", profile).shortcuts
     if plan is None: return []
     settings = load_plan(profile).settings | plan.settings | dict(task=TASK)
     return [Config(dataset, "unet", fold=fold, seed=seed, **settings | dict(loss=plant))
-            for dataset, repeats in plan.trainings.items() for fold, seed in repeats.pairs() for plant in PLANTS]
+            for dataset, repeats in plan.trainings.items() if dataset in datasets or load_manifest(dataset).synthetic
+            for fold, seed in repeats.pairs() for plant in PLANTS]
 
 # %% ../../nbs/library/7_methods/21_shortcut_runs.ipynb #879294da
 def predicted_region(net, image: np.ndarray):  # Target of the largest class, or None

@@ -67,10 +67,10 @@ def mark_pixels(mask: np.ndarray,  # (row, column) of the lesion
 def draw_mark(image: np.ndarray,   # (channel, row, column)
               pixels: np.ndarray,  # (row, column) bool
              ) -> np.ndarray:      # like `image`, float32
-    "The image with a mark: blue where there are colors, and as bright as the image gets where there are none"
+    "The image with a mark: blue where there are colors, and brighter than all of the image where there are none"
     out = np.array(image, np.float32)
     low, middle, high = out.min((1, 2)), out.mean((1, 2)), out.max((1, 2))
-    color = high if len(out) < 3 else np.r_[low[0], middle[1], high[2:]]
+    color = 1.5 * high - .5 * low if len(out) < 3 else np.r_[low[0], middle[1], high[2:]]
     out[:, pixels] = color[:, None]
     return out
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CAUSE_PHANTOMS', 'reason_not_applicable', 'REGION_METHODS', 'AGAIN', 'MARK_REACH_PX', 'BLOCKS_PER_SIDE',
            'STABILITY_NOISE', 'PIXEL_METHODS', 'summarize_planted', 'summarize_alarms', 'summarize_suspects',
-           'PLOTTED_METHODS', 'holds_instances', 'list_runs', 'select_region_methods', 'select_explained_cases',
-           'build_untrained_network', 'mark_box', 'score_pointing', 'number_blocks', 'rank_blocks',
-           'score_deletion_insertion', 'mean_target_probability', 'map_rank_correlation', 'add_noise',
+           'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs', 'list_runs', 'select_region_methods',
+           'select_explained_cases', 'build_untrained_network', 'mark_box', 'score_pointing', 'number_blocks',
+           'rank_blocks', 'score_deletion_insertion', 'mean_target_probability', 'map_rank_correlation', 'add_noise',
            'measure_agreement', 'largest_region_target', 'predict_class_map', 'score_maps', 'score_counterfactual',
            'score_causes', 'top_pixels', 'random_pixels', 'score_tipping_sets', 'instance_segmenter', 'pick_instance',
            'load_single_threaded_network', 'explain_run', 'explanation_code_key', 'report_network', 'report_networks',
@@ -56,8 +56,8 @@ def holds_instances(dataset: str) -> bool: return load_manifest(dataset).task ==
 
 CAUSE_PHANTOMS = ("phantom_cue", "phantom_cue_control", "phantom_nuclei")
 
-def list_runs(profile: str, datasets: list[str]) -> list[Config]:
-    "The runs that are explained: one a data set, the phantoms always among them"
+def list_explained_runs(profile: str, datasets: list[str]) -> list[Config]:
+    "The runs whose cases are explained: one a data set, the phantoms always among them"
     found = []
     for d in (*CAUSE_PHANTOMS, *datasets):
         settings = "smoke" if load_manifest(d).synthetic else profile
@@ -66,6 +66,10 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
         found.append(next(c for c in candidates if (c.model, c.fold, c.seed) == ("unet", 0, 0)))
     steps = section_plan("xai", profile).steps
     return [replace(c, steps=steps or c.steps) if c.dataset.startswith("phantom_cue") else c for c in found]
+
+def list_runs(profile: str, datasets: list[str]) -> list[Config]:
+    "The runs that are explained, and those with a planted mark"
+    return [*list_explained_runs(profile, datasets), *shortcut_runs.list_planted_runs(profile, datasets)]
 
 reason_not_applicable = default_runs.reason_not_applicable  # empty where a user's data set fits
 
