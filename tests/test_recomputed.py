@@ -136,10 +136,12 @@ WHICH = {  # tables of means, by the rows that they are of
     "part == 'generator'": "synthesis.heeded",
     "part == 'segmentation'": "synthesis.scores",
     "part == 'cause'": "xai.causes",
-    "part == 'map'": "xai.faithfulness xai.randomised",
+    "part == 'map'": "xai.faithfulness xai.randomised xai.stability",
     "part == 'map' and hit.notna()": "xai.pointing",
     "part == 'instance' and found == 1": "xai.interventions",
     "part == 'instance' and method == 'tipping'": "xai.sets",
+    "part == 'counterfactual'": "xai.counterfactuals",
+    "part == 'planted'": "xai.planted",
     "part == 'score'": "xai.learnt",
 }
 MEANS = {tuple(name.split(".")): query for query, names in WHICH.items() for name in names.split()}

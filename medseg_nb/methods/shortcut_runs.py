@@ -86,7 +86,7 @@ def summarize_suspects(rows: pd.DataFrame) -> pd.DataFrame:
         table.append(flagged.assign(on_mark=share_on_mark, **dict(zip(RUN, names)))[[
             *RUN, "suspect", "n", "difference", "difference_low", "difference_high", "share", "p", "p_holm", "on_mark",
             "flagged"]])
-    return pd.concat(table, ignore_index=True)
+    return pd.concat(table, ignore_index=True).astype(dict(fold=int, seed=int, suspect=int, flagged=bool))
 
 def summarize_alarms(rows: pd.DataFrame) -> pd.DataFrame:
     """Networks by what was planted: how many are flagged at all, and how many by a suspect that lies on the mark in most of
@@ -95,7 +95,8 @@ def summarize_alarms(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for (dataset, planted), group in rows.groupby(["dataset", "planted"], sort=False):
         networks = len(group[["fold", "seed"]].drop_duplicates())
-        flagged = suspects[(suspects.dataset == dataset) & (suspects.planted == planted) & suspects.flagged.astype(bool)]
+        is_mine = (suspects.dataset == dataset) & (suspects.planted == planted)
+        flagged = suspects[is_mine & suspects.flagged]
         alarms, hits = (len(part[["fold", "seed"]].drop_duplicates()) for part in (flagged, flagged[flagged.on_mark > .5]))
         table.append(dict(dataset=dataset, planted=planted, networks=networks, alarms=alarms, hits=hits)
                      | name_interval("rate", wilson_interval(alarms, networks)))

@@ -36,8 +36,8 @@ GLYPHS = np.array([[int(c) for c in row] for row in ("10001011110", "10001010001
 def mark_shape(channels: int,  # of the image
                size: int,      # px: side of the image
               ) -> np.ndarray: # (row, column) bool: odd numbers of both
-    "A disc in a picture with colors, letters in a grey one"
-    if channels < 3: return np.kron(GLYPHS, np.ones((odd := max(1, size // 64) // 2 * 2 + 1, odd), bool))
+    "A disc in a picture with colors, a block with letters cut out in a grey one"
+    if channels < 3: return np.kron(~np.pad(GLYPHS, 1), np.ones((odd := max(1, size // 64) // 2 * 2 + 1, odd), bool))
     radius = max(2, size // 14)
     rows, columns = np.indices((2 * radius + 1, 2 * radius + 1)) - radius
     return rows**2 + columns**2 <= radius**2 + 1

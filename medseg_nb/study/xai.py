@@ -45,7 +45,7 @@ from ..data.manifest import load_cases, load_manifest
 from ..preparation.preprocess import load_prepared_cases
 from ..kit.report import Estimate, Report, list_budgets, choose_sentence
 from ..data.splits import fold_indices
-from ..evaluation.intervals import summarize_patient_scores
+from ..evaluation.intervals import summarize_patient_scores, wilson_interval
 from ..evaluation.comparisons import compare_models, holm, is_above_zero, is_below_zero
 from ..training.plan import section_plan
 from ..training.training import Config, fit_runs, load_run, network, add_budget_columns, run_training
@@ -198,7 +198,8 @@ def score_maps(names: dict, net, null, image: np.ndarray,
                            backward=explanation.backward, passes=explanation.cost, seconds=elapsed_s)
         row |= score_deletion_insertion(AttributionQuery(net, image, goal, seed=(*seed, "ties")), explanation.map)
         untrained_map = explain(null, image, goal, method, seed=(*seed, "untrained")).map
-        noisy_map = explain(net, add_noise(image, rng(names["case"], "noise")), goal, method, seed=seed).map
+        noisy_map = explain(net, add_noise(image, rng(names["case"], "noise")), goal, method,
+                            seed=(*seed, "noise")).map
         row |= dict(correlation=map_rank_correlation(explanation.map, untrained_map),
                     stability=map_rank_correlation(explanation.map, noisy_map))
         if box is not None:
@@ -453,7 +454,8 @@ def plot_explanation_scores(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
               for d in pointing.dataset.unique()]
     panels += [(faithfulness[faithfulness.dataset == d], "gap", f"{d}\ninsertion minus deletion", None)
                for d in faithfulness.dataset.unique()]
-    fig, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels) + 1, 2.9), sharey=True, squeeze=False)
+    height = 1.1 + .16 * len(pointing.method.unique())
+    fig, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels) + 1, height), sharey=True, squeeze=False)
     for ax, (table, score, title, limits) in zip(axes[0], panels):
         table = table[::-1]
         ax.errorbar(table[score], table.method,
