@@ -9,6 +9,7 @@ __all__ = ['PACKED_SUFFIX', 'ARCHIVE_TIME', 'pack_table', 'unpack_table', 'remem
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
 import base64
 import io
+import json
 import lzma
 import re
 import zipfile
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .core import InputError, folder, write
+from .core import InputError, digest, folder, write
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #32928fd3
 PACKED_SUFFIX = ".xz"  # of packed tables
@@ -32,14 +33,13 @@ def unpack_table(packed: bytes) -> io.StringIO:  # as a file of text, for `panda
     except lzma.LZMAError as e: raise ValueError(f"is no packed table ({e})") from None
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #a0af7552
-def _compute(parts: tuple[str, ...], compute: Callable): return compute()
-
-def remember(parts: Sequence[str],  # what the result depends on, such as the code's key, the run and the case
-             compute: Callable):    # without arguments; its result can be pickled
-    "The result of a computation, which is done once for the same parts"
-    from joblib import Memory
-    memory = Memory(folder("runs") / "computed", verbose=0)
-    return memory.cache(_compute, ignore=["compute"])(tuple(parts), compute)
+def remember(parts: Sequence[str],  # what the rows depend on, such as the code's key, the run and the case
+             compute: Callable,     # without arguments, to rows of numbers, text and None
+            ) -> list[dict]:
+    "The rows of a computation, which is done once for the same parts"
+    path = folder("runs") / "computed" / f"{digest(list(parts))[:24]}.json"
+    if not path.is_file(): write(path, json.dumps(compute(), default=lambda value: value.item()))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #5792e2dc
 ARCHIVE_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal files give equal bytes

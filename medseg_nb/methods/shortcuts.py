@@ -222,7 +222,7 @@ def find_suspects(net, images: Sequence[ReportedImage]) -> list[tuple[np.ndarray
     return templates_of(patches) if patches else []
 
 def try_suspects(net, images: Sequence[ReportedImage], templates: Sequence[np.ndarray]) -> pd.DataFrame:
-    "A row an image and suspect: its effect, that of random patches, where the likeness was found, the target's log-odds"
+    "A row an image and suspect: its effect and that of random patches, where the likeness was found, log-odds"
     rows = []
     for shown in images:
         query = AttributionQuery(net, shown.image, shown.target, seed=("tests", shown.case))
@@ -234,7 +234,8 @@ def try_suspects(net, images: Sequence[ReportedImage], templates: Sequence[np.nd
         rows += [dict(case=shown.case, patient=shown.patient, suspect=k, row=c[0], column=c[1], effect=e,
                       random_effect=effects[len(centers):].mean(), log_odds=float(query.scores([shown.image])[0]))
                  for k, (c, e) in enumerate(zip(centers, effects))]
-    return pd.DataFrame(rows, columns=["case", "patient", "suspect", "row", "column", "effect", "random_effect", "log_odds"])
+    return pd.DataFrame(rows, columns=["case", "patient", "suspect", "row", "column", "effect", "random_effect",
+                                       "log_odds"])
 
 def flag_suspects(rows: pd.DataFrame) -> pd.DataFrame:  # a row a suspect
     "Effect of each suspect beyond random patches over patients, with Holm's correction; whether it is flagged"

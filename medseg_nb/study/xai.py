@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['CAUSE_PHANTOMS', 'reason_not_applicable', 'REGION_METHODS', 'AGAIN', 'MARK_REACH_PX', 'BLOCKS_PER_SIDE',
-           'STABILITY_NOISE', 'PIXEL_METHODS', 'summarize_planted', 'summarize_alarms', 'summarize_suspects',
-           'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs', 'list_runs', 'select_region_methods',
-           'select_explained_cases', 'build_untrained_network', 'mark_box', 'score_pointing', 'number_blocks',
-           'rank_blocks', 'score_deletion_insertion', 'mean_target_probability', 'map_rank_correlation', 'add_noise',
-           'measure_agreement', 'largest_region_target', 'predict_class_map', 'score_maps', 'score_counterfactual',
-           'score_causes', 'top_pixels', 'random_pixels', 'score_tipping_sets', 'instance_segmenter', 'pick_instance',
-           'load_single_threaded_network', 'explain_run', 'explanation_code_key', 'report_network', 'report_networks',
-           'summarize_learnt', 'summarize_causes', 'summarize_pointing', 'summarize_faithfulness',
-           'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals', 'summarize_cost',
-           'summarize_sets', 'summarize_interventions', 'summarize_differences', 'list_xai_claims',
+           'STABILITY_NOISE', 'PIXEL_METHODS', 'SHOWN_CASES', 'summarize_planted', 'summarize_alarms',
+           'summarize_suspects', 'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs', 'list_runs',
+           'select_region_methods', 'select_explained_cases', 'build_untrained_network', 'mark_box', 'score_pointing',
+           'number_blocks', 'rank_blocks', 'score_deletion_insertion', 'mean_target_probability',
+           'map_rank_correlation', 'add_noise', 'measure_agreement', 'largest_region_target', 'predict_class_map',
+           'score_maps', 'score_counterfactual', 'score_causes', 'top_pixels', 'random_pixels', 'score_tipping_sets',
+           'instance_segmenter', 'pick_instance', 'load_single_threaded_network', 'explain_run', 'explanation_code_key',
+           'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes', 'summarize_pointing',
+           'summarize_faithfulness', 'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals',
+           'summarize_cost', 'summarize_sets', 'summarize_interventions', 'summarize_differences', 'list_xai_claims',
            'plot_explanation_scores', 'plot_event_rates', 'plot_explanation_maps', 'plot_tipping_sets']
 
 # %% ../../nbs/study/17_xai.ipynb #b030dd78
@@ -35,9 +35,9 @@ from ..kit.storage import remember
 from ..methods import instances, shortcut_runs
 from ..training import default_runs
 from ..methods.attribution import (RATE_DRAWS, AttributionQuery, Target, chance, blank_image, explain, grad_cam,
-                                           grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, hires_cam, hires_cam_coarse,
-                                           integrated_gradients, user_explanation_methods, occlusion, part_effects, show_image, quadtree,
-                                           event_rate, steepness, parse_target, tipping_sets)
+                                           grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, hires_cam,
+                                           hires_cam_coarse, integrated_gradients, user_explanation_methods, occlusion, part_effects,
+                                           show_image, quadtree, event_rate, steepness, parse_target, tipping_sets)
 from ..methods.perturbation import gradient_shap, kernel_shap, rise
 from ..evaluation.claims import judge_claim
 from ..kit.core import rng
@@ -280,6 +280,8 @@ def load_single_threaded_network(config: Config):  # network
     torch.set_num_threads(1)
     return load_run(run_training(config, weights=True).name)[1]
 
+SHOWN_CASES = 4  # of a run, that figures may show; they are always explained anew
+
 def explain_run(config: Config, max_patients: int,
                 profile: str) -> tuple[pd.DataFrame, list]:  # rows, and what figures show of each case
     "What is said of the test patients of a run"
@@ -294,15 +296,12 @@ def explain_run(config: Config, max_patients: int,
                                select_region_methods(profile))
     def explain_position(k, i):
         def say(): return explain_case(k, i, images[i].astype(np.float32))
-        if profile == "own": return say()
-        return remember((code, config.key, load_cases(config.dataset)[i].id, str(k % 2)), say)
+        if profile == "own" or k < SHOWN_CASES: return say()
+        return remember((code, config.key, load_cases(config.dataset)[i].id, str(k % 2)), lambda: say()[0]), ()
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(explain_position, *zip(*enumerate(select_explained_cases(config, max_patients)))))
     rows, examples = zip(*results)
-    finish = partial(_with_grouping, instance_segmenter(config, net)) if holds_instances(config.dataset) else tuple
-    return pd.DataFrame([*chain.from_iterable(rows)]), [finish(e) for e in examples if e]
-
-def _with_grouping(group: Callable, example: tuple) -> tuple: return group, *example
+    return pd.DataFrame([*chain.from_iterable(rows)]), [*filter(None, examples)]
 
 def explanation_code_key() -> str:
     "Key of the code that says something of a case"
@@ -322,9 +321,9 @@ def report_network(config: Config, profile: str) -> pd.DataFrame:
 def report_networks(configs: Sequence[Config], profile: str) -> pd.DataFrame:
     "Rows of the shortcut reports of all networks of which it is known whether they have a shortcut"
     code = explanation_code_key()
-    with ThreadPoolExecutor(2) as pool:
-        return pd.concat(pool.map(lambda c: remember((code, c.key, "report", profile), partial(report_network, c, profile)),
-                                  configs), ignore_index=True)
+    def report(c):
+        return remember((code, c.key, "report", profile), lambda: report_network(c, profile).to_dict("records"))
+    with ThreadPoolExecutor(2) as pool: return pd.DataFrame([*chain.from_iterable(pool.map(report, configs))])
 
 def _case_columns(config: Config, i: int) -> dict:
     case = load_cases(config.dataset)[i]
@@ -347,7 +346,7 @@ def _explain_instance(config: Config, net, group: Callable, k: int, i: int, imag
     names, number = _case_columns(config, i), pick_instance(group(image[None])[0], k)
     if number is None: return [names | dict(part="none")], ()
     rows, tipping_pixels = score_tipping_sets(names, deepcopy(net), image, group, number)
-    return rows, (image, number, [(t, p) for t, p in tipping_pixels if p is not None])
+    return rows, (group, image, number, [(t, p) for t, p in tipping_pixels if p is not None])
 
 # %% ../../nbs/study/17_xai.ipynb #2ffd2310
 def _select_part(rows: pd.DataFrame, part: str) -> pd.DataFrame: return rows[rows.part == part]
