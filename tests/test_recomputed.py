@@ -136,10 +136,12 @@ WHICH = {  # tables of means, by the rows that they are of
     "part == 'generator'": "synthesis.heeded",
     "part == 'segmentation'": "synthesis.scores",
     "part == 'cause'": "xai.causes",
-    "part == 'map'": "xai.faithfulness xai.randomised",
+    "part == 'map'": "xai.faithfulness xai.randomised xai.stability",
     "part == 'map' and hit.notna()": "xai.pointing",
     "part == 'instance' and found == 1": "xai.interventions",
     "part == 'instance' and method == 'tipping'": "xai.sets",
+    "part == 'counterfactual'": "xai.counterfactuals",
+    "part == 'planted'": "xai.planted",
     "part == 'score'": "xai.learnt",
 }
 MEANS = {tuple(name.split(".")): query for query, names in WHICH.items() for name in names.split()}
@@ -339,6 +341,36 @@ def test_p_values_are_adjusted_over_their_table(reports):
             if not equal(adjusted, least): faults.append(f"{path}: {p} to {adjusted}, not {least}")
     none(faults)
     assert tables > 10
+
+
+def test_suspects_and_alarms_of_the_shortcut_report(reports):
+    "Effects beyond random patches, Holm's steps within each network, flags, and networks counted by what was planted"
+    rows, stored = rows_of(reports, "xai", "part == 'shortcut'"), table(reports, "xai", "suspects")
+    alarms, network, faults = table(reports, "xai", "alarms"), ["dataset", "planted", "fold", "seed"], []
+    for key, mine in stored.groupby(network):
+        least = 0.
+        for k, row in enumerate(mine[mine.p_network.notna()].sort_values("p_network").to_dict("records")):
+            least = max(least, min(1, row["p_network"] * (mine.p_network.notna().sum() - k)))
+            if not equal(row["p_network_holm"], least): faults.append((key, row["suspect"], "Holm"))
+        for row in mine.to_dict("records"):
+            tested = rows[(rows[network] == list(key)).all(axis=1) & (rows.suspect == row["suspect"])]
+            lost = (tested.effect - tested.random_effect).groupby(tested.patient).mean()
+            flagged = (row["p_network_holm"] < .05 and row["difference_low"] > 0
+                       and lost.mean() / abs(tested.log_odds.mean()) >= .1)
+            faults += [(key, row["suspect"], name) for name, value, expected in (
+                ("difference", row["difference"], lost.mean()), ("n", row["n"], len(lost)),
+                ("on_mark", row["on_mark"], tested.on_mark.mean()), ("flagged", row["flagged"], flagged))
+                if not equal(float(value), float(expected))]
+    flagged = stored[stored.flagged].groupby(["dataset", "planted"])[["fold", "seed"]].apply(
+        lambda x: len(x.drop_duplicates()))
+    for row in alarms.to_dict("records"):
+        names = row["dataset"], row["planted"]
+        mine = rows[(rows.dataset == names[0]) & (rows.planted == names[1])]
+        expected = len(mine[["fold", "seed"]].drop_duplicates()), flagged.get(names, 0)
+        if (row["networks"], row["alarms"]) != expected or row["hits"] > row["alarms"]: faults.append((names, expected))
+        if not all(map(equal, [row[c] for c in ("rate", "rate_low", "rate_high")], wilson(expected[1], expected[0]))):
+            faults.append((names, "rate"))
+    none(faults)
 
 
 # Shares

@@ -266,8 +266,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
                 prepare=of_parts("agreement", "size", "annotation", "study")),
     **summaries(fusion, "scores", "comparisons", "ambiguity", "missing", "importance", "ranking"),
     **summaries(hospital, "reading", "round_trip"),
-    **summaries(xai, "learnt", "causes", "pointing", "faithfulness", "randomised", "cost", "sets", "interventions",
-                "differences"),
+    **summaries(xai, "learnt", "causes", "pointing", "faithfulness", "randomised", "stability", "counterfactuals",
+                "planted", "suspects", "alarms", "cost", "sets", "interventions", "differences"),
 }
 
 

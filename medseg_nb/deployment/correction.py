@@ -106,8 +106,9 @@ def corrected_seg(mask: np.ndarray, heads: list, model: Segmenter):  # a pydicom
     return made
 
 # %% ../../nbs/library/9_deployment/20_correction.ipynb #42c884b9
-QUICK_METHODS = ("grad_cam_coarse", "grad_cam", "grad_cam_pp", "gradient")
-SLOW_METHODS = ("integrated_gradients", "occlusion", "quadtree")
+QUICK_METHODS = ("grad_cam_coarse", "grad_cam", "grad_cam_pp", "hires_cam", "gradient")
+SLOW_METHODS = ("integrated_gradients", "gradient_shap", "occlusion", "kernel_shap", "rise", "quadtree",
+                "counterfactual")
 
 class Cancelled(Exception):
     "A question that is no longer asked"

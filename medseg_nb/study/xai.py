@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['CAUSE_PHANTOMS', 'reason_not_applicable', 'REGION_METHODS', 'AGAIN', 'MARK_REACH_PX', 'BLOCKS_PER_SIDE',
-           'PIXEL_METHODS', 'PLOTTED_METHODS', 'holds_instances', 'list_runs', 'select_region_methods',
-           'select_explained_cases', 'build_untrained_network', 'mark_box', 'score_pointing', 'number_blocks',
-           'rank_blocks', 'score_deletion_insertion', 'mean_target_probability', 'map_rank_correlation',
-           'largest_region_target', 'predict_class_map', 'score_maps', 'score_causes', 'top_pixels', 'random_pixels',
-           'score_tipping_sets', 'instance_segmenter', 'pick_instance', 'load_single_threaded_network', 'explain_run',
-           'summarize_learnt', 'summarize_causes', 'summarize_pointing', 'summarize_faithfulness',
-           'summarize_randomised', 'summarize_cost', 'summarize_sets', 'summarize_interventions',
-           'summarize_differences', 'list_xai_claims', 'plot_explanation_scores', 'plot_event_rates',
-           'plot_explanation_maps', 'plot_tipping_sets']
+           'STABILITY_NOISE', 'PIXEL_METHODS', 'SHOWN_CASES', 'summarize_planted', 'summarize_alarms',
+           'summarize_suspects', 'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs', 'list_runs',
+           'select_region_methods', 'select_explained_cases', 'build_untrained_network', 'mark_box', 'score_pointing',
+           'number_blocks', 'rank_blocks', 'score_deletion_insertion', 'mean_target_probability',
+           'map_rank_correlation', 'add_noise', 'measure_agreement', 'largest_region_target', 'predict_class_map',
+           'score_maps', 'score_counterfactual', 'score_causes', 'top_pixels', 'random_pixels', 'score_tipping_sets',
+           'instance_segmenter', 'pick_instance', 'load_single_threaded_network', 'explain_run', 'explanation_code_key',
+           'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes', 'summarize_pointing',
+           'summarize_faithfulness', 'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals',
+           'summarize_cost', 'summarize_sets', 'summarize_interventions', 'summarize_differences', 'list_xai_claims',
+           'plot_explanation_scores', 'plot_event_rates', 'plot_explanation_maps', 'plot_tipping_sets']
 
 # %% ../../nbs/study/17_xai.ipynb #b030dd78
 import time
@@ -26,21 +28,24 @@ from itertools import chain, product
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
-from ..methods import instances
+from ..kit.keys import closure
+from ..kit.storage import remember
+from ..methods import instances, shortcut_runs
 from ..training import default_runs
 from ..methods.attribution import (RATE_DRAWS, AttributionQuery, Target, chance, blank_image, explain, grad_cam,
-                                           grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, integrated_gradients,
-                                           user_explanation_methods, occlusion, part_effects, show_image, quadtree,
-                                           event_rate, steepness, parse_target, tipping_sets)
+                                           grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, hires_cam,
+                                           hires_cam_coarse, integrated_gradients, user_explanation_methods, occlusion, part_effects,
+                                           show_image, quadtree, event_rate, steepness, parse_target, tipping_sets)
+from ..methods.perturbation import gradient_shap, kernel_shap, rise
 from ..evaluation.claims import judge_claim
 from ..kit.core import rng
 from ..data.manifest import load_cases, load_manifest
 from ..preparation.preprocess import load_prepared_cases
 from ..kit.report import Estimate, Report, list_budgets, choose_sentence
 from ..data.splits import fold_indices
-from ..evaluation.intervals import summarize_patient_scores
+from ..evaluation.intervals import summarize_patient_scores, wilson_interval
 from ..evaluation.comparisons import compare_models, holm, is_above_zero, is_below_zero
 from ..training.plan import section_plan
 from ..training.training import Config, fit_runs, load_run, network, add_budget_columns, run_training
@@ -51,8 +56,8 @@ def holds_instances(dataset: str) -> bool: return load_manifest(dataset).task ==
 
 CAUSE_PHANTOMS = ("phantom_cue", "phantom_cue_control", "phantom_nuclei")
 
-def list_runs(profile: str, datasets: list[str]) -> list[Config]:
-    "The runs that are explained: one a data set, the phantoms always among them"
+def list_explained_runs(profile: str, datasets: list[str]) -> list[Config]:
+    "The runs whose cases are explained: one a data set, the phantoms always among them"
     found = []
     for d in (*CAUSE_PHANTOMS, *datasets):
         settings = "smoke" if load_manifest(d).synthetic else profile
@@ -62,13 +67,18 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     steps = section_plan("xai", profile).steps
     return [replace(c, steps=steps or c.steps) if c.dataset.startswith("phantom_cue") else c for c in found]
 
+def list_runs(profile: str, datasets: list[str]) -> list[Config]:
+    "The runs that are explained, and those with a planted mark"
+    return [*list_explained_runs(profile, datasets), *shortcut_runs.list_planted_runs(profile, datasets)]
+
 reason_not_applicable = default_runs.reason_not_applicable  # empty where a user's data set fits
 
 # %% ../../nbs/study/17_xai.ipynb #7afb5c2d
 REGION_METHODS = dict(quadtree=quadtree, occlusion=occlusion,
                       integrated_gradients=integrated_gradients, gradient=steepness, grad_cam=grad_cam,
                       grad_cam_coarse=grad_cam_coarse, grad_cam_pp=grad_cam_pp,
-                      grad_cam_pp_coarse=grad_cam_pp_coarse, random=chance)
+                      grad_cam_pp_coarse=grad_cam_pp_coarse, hires_cam=hires_cam, hires_cam_coarse=hires_cam_coarse,
+                      gradient_shap=gradient_shap, kernel_shap=kernel_shap, rise=rise, random=chance)
 AGAIN = "random, another draw (A/A)"
 
 def select_region_methods(profile: str) -> dict[str, Callable]:
@@ -153,6 +163,20 @@ def map_rank_correlation(a: np.ndarray, b: np.ndarray) -> float:  # -1 to 1, nan
     a, b = np.abs(a).ravel(), np.abs(b).ravel()
     return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
 
+STABILITY_NOISE = .05  # standard deviation of the noise, in those of each channel
+
+def add_noise(image: np.ndarray, random: np.random.Generator) -> np.ndarray:  # like `image`
+    "The image under a little noise"
+    spread = STABILITY_NOISE * image.std((1, 2), keepdims=True)
+    return (image + spread * random.normal(size=image.shape)).astype(np.float32)
+
+def measure_agreement(maps: dict[str, np.ndarray]) -> dict[str, float]:  # -1 to 1; nan for a constant map
+    "Rank correlation of each map's absolute values with the mean rank of those of all others but random ones"
+    ranks = {n: rankdata(np.abs(m)) for n, m in maps.items() if np.ptp(m) > 0}
+    others = {n: [r for o, r in ranks.items() if o not in (n, "random", AGAIN)] for n in maps}
+    return {n: map_rank_correlation(ranks[n], np.mean(others[n], 0)) if n in ranks and others[n] else np.nan
+            for n in maps}
+
 def largest_region_target(predicted: np.ndarray) -> Target | None:
     "The predicted region of the largest class besides the background"
     counts = np.bincount(predicted.ravel())[1:]
@@ -174,12 +198,27 @@ def score_maps(names: dict, net, null, image: np.ndarray,
                            backward=explanation.backward, passes=explanation.cost, seconds=elapsed_s)
         row |= score_deletion_insertion(AttributionQuery(net, image, goal, seed=(*seed, "ties")), explanation.map)
         untrained_map = explain(null, image, goal, method, seed=(*seed, "untrained")).map
-        row |= dict(correlation=map_rank_correlation(explanation.map, untrained_map))
+        noisy_map = explain(net, add_noise(image, rng(names["case"], "noise")), goal, method,
+                            seed=(*seed, "noise")).map
+        row |= dict(correlation=map_rank_correlation(explanation.map, untrained_map),
+                    stability=map_rank_correlation(explanation.map, noisy_map))
         if box is not None:
             row |= (score_pointing(explanation.map, box, goal.mask)
                     | {f"{k}_untrained": v for k, v in score_pointing(untrained_map, box, goal.mask).items()})
         rows.append(row); maps[name] = explanation.map
-    return rows, maps
+    agreements = measure_agreement(maps)
+    return [row | dict(agreement=agreements[row["method"]]) for row in rows], maps
+
+def score_counterfactual(names: dict, net, image: np.ndarray, goal: Target, box: np.ndarray | None) -> dict:
+    "The smallest change found that makes the region lose its class, and how much of it lies on the mark"
+    explanation = explain(net, image, goal, "counterfactual", seed=(names["case"], "counterfactual"))
+    details = explanation.details
+    on_mark = float(details["mask"][box].sum() / details["pixels"]) if box is not None and details["found"] else np.nan
+    row = names | dict(part="counterfactual", method="counterfactual", found=float(details["found"]),
+                       passes=explanation.cost, forward=explanation.forward, backward=0)
+    if not details["found"]: return row
+    return row | dict(pixels=details["pixels"], share=details["share"], plausibility=details["plausibility"],
+                      on_mark=on_mark)
 
 def score_causes(names: dict, net, image: np.ndarray, goal: Target, box: np.ndarray) -> list[dict]:
     "By intervention and without any map: what the mark and the target itself are worth"
@@ -241,22 +280,50 @@ def load_single_threaded_network(config: Config):  # network
     torch.set_num_threads(1)
     return load_run(run_training(config, weights=True).name)[1]
 
+SHOWN_CASES = 4  # of a run, that figures may show; they are always explained anew
+
 def explain_run(config: Config, max_patients: int,
                 profile: str) -> tuple[pd.DataFrame, list]:  # rows, and what figures show of each case
     "What is said of the test patients of a run"
     net, images = load_single_threaded_network(config), load_prepared_cases(
         config.dataset, config.shape, config.normalise, config.masks)[0]
+    code = explanation_code_key()
     if holds_instances(config.dataset):
         explain_case, max_patients = partial(_explain_instance, config, net,
                                              instance_segmenter(config, net)), (max_patients + 1) // 2
     else:
         explain_case = partial(_explain_region, config, net, build_untrained_network(config),
                                select_region_methods(profile))
-    def explain_position(k, i): return explain_case(k, i, images[i].astype(np.float32))
+    def explain_position(k, i):
+        def say(): return explain_case(k, i, images[i].astype(np.float32))
+        if profile == "own" or k < SHOWN_CASES: return say()
+        return remember((code, config.key, load_cases(config.dataset)[i].id, str(k % 2)), lambda: say()[0]), ()
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(explain_position, *zip(*enumerate(select_explained_cases(config, max_patients)))))
     rows, examples = zip(*results)
     return pd.DataFrame([*chain.from_iterable(rows)]), [*filter(None, examples)]
+
+def explanation_code_key() -> str:
+    "Key of the code that says something of a case"
+    names = ("_explain_region", "_explain_instance", "select_region_methods", "report_network")
+    return closure([("medseg_nb.study.xai", name) for name in names]).key[:16]
+
+def report_network(config: Config, profile: str) -> pd.DataFrame:
+    "Rows of the shortcut report of a run: of a phantom with a known cause, or of one with a planted mark"
+    plan, net = section_plan("xai", profile).shortcuts, load_single_threaded_network(config)
+    if config.task: return shortcut_runs.report_rows(config, net, config.loss, plan.images)
+    def show(config, i, image):
+        has_mark = load_cases(config.dataset)[i].fields["sign"]
+        return np.asarray(image, np.float32), mark_box(config, i) if has_mark else None
+    planted = "cue" if config.dataset == "phantom_cue" else "random"
+    return shortcut_runs.report_rows(config, net, planted, plan.images, show)
+
+def report_networks(configs: Sequence[Config], profile: str) -> pd.DataFrame:
+    "Rows of the shortcut reports of all networks of which it is known whether they have a shortcut"
+    code = explanation_code_key()
+    def report(c):
+        return remember((code, c.key, "report", profile), lambda: report_network(c, profile).to_dict("records"))
+    with ThreadPoolExecutor(2) as pool: return pd.DataFrame([*chain.from_iterable(pool.map(report, configs))])
 
 def _case_columns(config: Config, i: int) -> dict:
     case = load_cases(config.dataset)[i]
@@ -270,6 +337,7 @@ def _explain_region(config: Config, net, null, region_methods: dict, k: int, i: 
     if goal is None: return [names | dict(part="none")], ()
     net, null = deepcopy(net), deepcopy(null)
     rows, maps = score_maps(names, net, null, image, goal, box, region_methods)
+    rows.append(score_counterfactual(names, net, image, goal, box))
     return (rows + (score_causes(names, net, image, goal, box) if box is not None else []),
             (config.dataset, image, goal, box, maps))
 
@@ -295,6 +363,14 @@ def summarize_faithfulness(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize_randomised(rows: pd.DataFrame) -> pd.DataFrame:
     return summarize_patient_scores(_select_maps(rows), ["dataset", "method"],
                                     ["correlation", "mass_untrained", "hit_untrained"])
+
+def summarize_stability(rows: pd.DataFrame) -> pd.DataFrame:
+    return summarize_patient_scores(_select_maps(rows), ["dataset", "method"], ["stability", "agreement"])
+def summarize_counterfactuals(rows: pd.DataFrame) -> pd.DataFrame:
+    return summarize_patient_scores(_select_part(rows, "counterfactual"), ["dataset"],
+                                    ["found", "pixels", "share", "plausibility", "on_mark"])
+summarize_planted, summarize_alarms = shortcut_runs.summarize_planted, shortcut_runs.summarize_alarms
+summarize_suspects = shortcut_runs.summarize_suspects
 
 def summarize_cost(rows: pd.DataFrame) -> pd.DataFrame:
     "Images that pass forward and backward through the network for one explanation"
@@ -377,7 +453,8 @@ def plot_explanation_scores(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
               for d in pointing.dataset.unique()]
     panels += [(faithfulness[faithfulness.dataset == d], "gap", f"{d}\ninsertion minus deletion", None)
                for d in faithfulness.dataset.unique()]
-    fig, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels) + 1, 2.9), sharey=True, squeeze=False)
+    height = 1.1 + .16 * len(pointing.method.unique())
+    fig, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels) + 1, height), sharey=True, squeeze=False)
     for ax, (table, score, title, limits) in zip(axes[0], panels):
         table = table[::-1]
         ax.errorbar(table[score], table.method,

@@ -6,10 +6,10 @@
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'RealtimePlan',
-           'InstancesPlan', 'SynthesisPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch',
-           'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan',
-           'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput',
-           'planned_seconds', 'training_track']
+           'ShortcutsPlan', 'XaiPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans', 'Rates', 'PlanStage',
+           'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file',
+           'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
+           'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -105,6 +105,16 @@ class RealtimePlan(Steps):
     longer: float = Field(1, gt=0)  # steps of the whole network, in those of the benchmark
     teacher: str | None = None      # network of the benchmark that teaches on pictures; None: the whole network itself
 
+class ShortcutsPlan(Entry):
+    "Networks whose training images hold a planted mark"
+    settings: Settings              # beside or instead of the benchmark's
+    trainings: dict[str, Repeats]   # by data set
+    images: int = Field(ge=4)       # test images of each network, at most, that the report of shortcuts looks at
+
+class XaiPlan(Steps):
+    "Networks with a known cause; steps are those of the phantoms"
+    shortcuts: ShortcutsPlan | None = None  # None: none in images that are not drawn for it
+
 class InstancesPlan(Control):
     "Networks that tell instances apart"
     settings: Settings        # instead of the benchmark's
@@ -140,7 +150,7 @@ class SectionPlans(Entry):
     readers: Networks | None = None
     realtime: RealtimePlan | None = None
     synthesis: SynthesisPlan | None = None
-    xai: Steps | None = None  # of the phantoms with a known cause
+    xai: XaiPlan | None = None
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #2c87566f
 class Rates(Entry):
