@@ -36,7 +36,8 @@ from ..methods import instances, shortcut_runs
 from ..training import default_runs
 from ..methods.attribution import (RATE_DRAWS, AttributionQuery, Target, chance, blank_image, explain, grad_cam,
                                            grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, hires_cam,
-                                           hires_cam_coarse, integrated_gradients, user_explanation_methods, occlusion, part_effects,
+                                           hires_cam_coarse, integrated_gradients, user_explanation_methods,
+                                           occlusion, part_effects,
                                            show_image, quadtree, event_rate, steepness, parse_target, tipping_sets)
 from ..methods.perturbation import gradient_shap, kernel_shap, rise
 from ..evaluation.claims import judge_claim
@@ -296,7 +297,7 @@ def explain_run(config: Config, max_patients: int,
                                select_region_methods(profile))
     def explain_position(k, i):
         def say(): return explain_case(k, i, images[i].astype(np.float32))
-        if profile == "own" or k < SHOWN_CASES: return say()
+        if user_explanation_methods(profile) or k < SHOWN_CASES: return say()
         return remember((code, config.key, load_cases(config.dataset)[i].id, str(k % 2)), lambda: say()[0]), ()
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(explain_position, *zip(*enumerate(select_explained_cases(config, max_patients)))))
