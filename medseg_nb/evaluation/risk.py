@@ -142,19 +142,14 @@ def decision_scores(risk: Sequence[float], event: Sequence[bool],
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #e39a58ba
 PRECISION_DRAWS = 400  # of patients, for the interval of the average precision
 
-def _average_precision(risk: np.ndarray, event: np.ndarray) -> float:
-    order = np.argsort(-risk, kind="stable")
-    hits, last = np.cumsum(event[order]), np.append(np.diff(risk[order]) != 0, True)  # of ties the last patient counts
-    hits, called = hits[last], np.flatnonzero(last) + 1
-    return float((np.diff(hits, prepend=0) * hits / called).sum() / event.sum())
-
 def average_precision(risk: Sequence[float], event: Sequence[bool]) -> dict:  # ap, ap_low, ap_high, share, n, events
     "Area under the precision–recall curve with its 95 % interval, and the share of events, which a constant reaches"
+    from sklearn.metrics import average_precision_score
     risk, event = check_risks(risk, event)
     random, classes = rng("average precision", len(event)), (np.flatnonzero(event), np.flatnonzero(~event))
     picks = [np.concatenate([random.choice(c, len(c)) for c in classes]) for _ in range(PRECISION_DRAWS)]
-    low, high = np.percentile([_average_precision(risk[p], event[p]) for p in picks], [2.5, 97.5])
-    return dict(ap=_average_precision(risk, event), ap_low=float(low), ap_high=float(high), share=float(event.mean()),
+    low, high = np.percentile([average_precision_score(event[p], risk[p]) for p in picks], [2.5, 97.5])
+    return dict(ap=float(average_precision_score(event, risk)), ap_low=float(low), ap_high=float(high), share=float(event.mean()),
                 n=len(event), events=int(event.sum()))
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #b4b527c4

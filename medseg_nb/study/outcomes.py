@@ -154,16 +154,11 @@ def slice_features(image: np.ndarray,  # (channel, row, column), as a network se
 def list_outcome_studies(datasets: Sequence[str]) -> list[str]:
     return [name for name, s in OUTCOME_STUDIES.items() if s.dataset in datasets]
 
-def _mask_run(profile: str, dataset: str) -> Config:
-    "The profile's U-Net, or that of plan `smoke` where it learns in another precision than fp32"
-    run = default_runs.default_run(profile, dataset, "unet")
-    return run if run.precision == "fp32" else default_runs.default_run("smoke", dataset, "unet")
-
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net on every fold of the sets that have images"
     image_datasets = list(dict.fromkeys(OUTCOME_STUDIES[n].dataset for n in list_outcome_studies(datasets)
                                         if OUTCOME_STUDIES[n].images))
-    first = [_mask_run(profile, d) for d in image_datasets]
+    first = [default_runs.default_run(profile, d, "unet") for d in image_datasets]
     runs = []
     for c in first: runs += [replace(c, fold=k) for k in range(len(load_frozen_split(c.dataset)["folds"]))]
     return runs
@@ -176,19 +171,17 @@ class SegmentedImages:
     masks: list[np.ndarray]  # (row, column) label maps
     reference: np.ndarray    # (image, row, column) label maps of the reader
 
-def segment_images(configs: Sequence[Config],
-                   shape: Sequence[int],  # rows and columns of images and masks
-                  ) -> SegmentedImages:
+def segment_images(configs: Sequence[Config]) -> SegmentedImages:
     "A set's images, each segmented by the run of the fold that tested it"
     positions, masks = [], []
     for c in configs:
         config, net = load_run(run_training(c, weights=True).name)
         images, _ = load_prepared_cases(config.dataset, config.shape, config.normalise)
         _, test = fold_indices(config.dataset, config.fold)
-        masks += load_module(task_module(config)).segment(config, net, images[test], [shape] * len(test))
+        masks += load_module(task_module(config)).segment(config, net, images[test], [config.shape] * len(test))
         positions += [*test]
     names = [load_cases(config.dataset)[i].patient for i in positions]
-    images, reference = load_prepared_cases(config.dataset, shape, config.normalise)
+    images, reference = load_prepared_cases(config.dataset, config.shape, config.normalise)
     return SegmentedImages(names, images[positions], masks, reference[positions])
 
 def image_features(segmented: SegmentedImages,
