@@ -550,7 +550,8 @@ def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the 
 def explain(
     model: Annotated[str, typer.Argument(help="name of a shipped model, or key of a run")],
     image: Annotated[Path, typer.Argument(help="one image")],
-    target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N or instance:N")],
+    target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N, boundary:N, "
+                                        "contrast:N,M or instance:N")],
     out: Annotated[Path, typer.Option(help="folder for the picture and the numbers")],
     method: Annotated[
         Optional[str],

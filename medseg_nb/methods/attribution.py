@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TARGET_FORMS', 'FILLINGS', 'Cell', 'EVENTS', 'SEARCH_DRAWS', 'RATE_DRAWS', 'Target', 'region_target', 'parse_target',
-           'region_rim', 'foreground_components', 'log_odds', 'AttributionQuery', 'scores', 'gradient',
-           'find_instances', 'Explanation', 'explanation_methods', 'user_explanation_methods', 'explain', 'blank_image',
-           'chance', 'steepness', 'integrated_gradients', 'occlusion', 'grad_cam', 'grad_cam_coarse', 'grad_cam_pp',
-           'grad_cam_pp_coarse', 'hires_cam', 'hires_cam_coarse', 'fill_with_surroundings', 'fill_with_texture',
-           'fill_with_shifted_content', 'cell_masks', 'quadtree', 'part_effects', 'top_regions', 'classify_event',
-           'minimal_cut', 'minimal_bridge', 'CandidateChange', 'candidate_changes', 'event_rate', 'relax_change',
-           'search_tipping_set', 'tipping_sets', 'tipping', 'show_image']
+           'find_largest_region', 'region_rim', 'foreground_components', 'log_odds', 'AttributionQuery', 'scores',
+           'gradient', 'find_instances', 'Explanation', 'explanation_methods', 'user_explanation_methods', 'explain',
+           'blank_image', 'chance', 'steepness', 'integrated_gradients', 'occlusion', 'grad_cam', 'grad_cam_coarse',
+           'grad_cam_pp', 'grad_cam_pp_coarse', 'hires_cam', 'hires_cam_coarse', 'fill_with_surroundings',
+           'fill_with_texture', 'fill_with_shifted_content', 'cell_masks', 'quadtree', 'part_effects', 'top_regions',
+           'classify_event', 'minimal_cut', 'minimal_bridge', 'CandidateChange', 'candidate_changes', 'event_rate',
+           'relax_change', 'search_tipping_set', 'tipping_sets', 'tipping', 'show_image']
 
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #887d57f9
 import re
@@ -74,6 +74,14 @@ def parse_target(text: str,  # see TARGET_FORMS; x counts columns, y rows, both 
     if kind == "boundary": mask = region_rim(mask)
     label = number if kind != "instance" else int(np.bincount(predicted[mask]).argmax())
     return Target(text, label, mask, against)
+
+def find_largest_region(net, image: np.ndarray,  # (channel, row, column) float32
+                       ) -> Target | None:
+    "The region of the class besides the background to which a network gives most pixels; None without one"
+    import torch
+    with torch.inference_mode(): predicted = net(torch.from_numpy(image[None]))[0].argmax(0).numpy()
+    counts = np.bincount(predicted.ravel())[1:]
+    return parse_target(f"class:{counts.argmax() + 1}", predicted) if counts.any() else None
 
 def region_rim(mask: np.ndarray  # (row, column) bool
               ) -> np.ndarray:   # bool

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['CAUSE_PHANTOMS', 'reason_not_applicable', 'REGION_METHODS', 'AGAIN', 'MARK_REACH_PX', 'BLOCKS_PER_SIDE',
-           'STABILITY_NOISE', 'PIXEL_METHODS', 'SHOWN_CASES', 'summarize_planted', 'summarize_alarms',
-           'summarize_suspects', 'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs', 'list_runs',
-           'select_region_methods', 'select_explained_cases', 'build_untrained_network', 'mark_box', 'score_pointing',
-           'number_blocks', 'rank_blocks', 'score_deletion_insertion', 'mean_target_probability',
-           'map_rank_correlation', 'add_noise', 'measure_agreement', 'largest_region_target', 'predict_class_map',
-           'score_maps', 'score_counterfactual', 'score_causes', 'top_pixels', 'random_pixels', 'score_tipping_sets',
-           'instance_segmenter', 'pick_instance', 'load_single_threaded_network', 'explain_run', 'explanation_code_key',
-           'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes', 'summarize_pointing',
-           'summarize_faithfulness', 'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals',
-           'summarize_cost', 'summarize_sets', 'summarize_interventions', 'summarize_differences', 'list_xai_claims',
-           'plot_explanation_scores', 'plot_event_rates', 'plot_explanation_maps', 'plot_tipping_sets']
+           'STABILITY_NOISE', 'PIXEL_METHODS', 'SHOWN_CASES', 'PLOTTED_METHODS', 'holds_instances',
+           'list_explained_runs', 'list_runs', 'select_region_methods', 'select_explained_cases',
+           'build_untrained_network', 'mark_box', 'score_pointing', 'number_blocks', 'rank_blocks',
+           'score_deletion_insertion', 'mean_target_probability', 'map_rank_correlation', 'add_noise',
+           'measure_agreement', 'score_maps', 'score_counterfactual', 'score_causes', 'top_pixels', 'random_pixels',
+           'score_tipping_sets', 'instance_segmenter', 'pick_instance', 'load_single_threaded_network', 'explain_run',
+           'explanation_code_key', 'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes',
+           'summarize_pointing', 'summarize_faithfulness', 'summarize_randomised', 'summarize_stability',
+           'summarize_counterfactuals', 'summarize_cost', 'summarize_sets', 'summarize_interventions',
+           'summarize_differences', 'list_xai_claims', 'plot_explanation_scores', 'plot_event_rates',
+           'plot_explanation_maps', 'plot_tipping_sets']
 
 # %% ../../nbs/study/17_xai.ipynb #b030dd78
 import time
@@ -38,8 +38,9 @@ from ..methods.attribution import (RATE_DRAWS, AttributionQuery, Target, chance,
                                            grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, hires_cam,
                                            hires_cam_coarse, integrated_gradients, user_explanation_methods,
                                            occlusion, part_effects,
-                                           show_image, quadtree, event_rate, steepness, parse_target, tipping_sets)
+                                           find_largest_region, show_image, quadtree, event_rate, steepness, tipping_sets)
 from ..methods.perturbation import gradient_shap, kernel_shap, rise
+from ..methods.shortcut_runs import summarize_alarms, summarize_planted, summarize_suspects
 from ..evaluation.claims import judge_claim
 from ..kit.core import rng
 from ..data.manifest import load_cases, load_manifest
@@ -178,15 +179,6 @@ def measure_agreement(maps: dict[str, np.ndarray]) -> dict[str, float]:  # -1 to
     return {n: map_rank_correlation(ranks[n], np.mean(others[n], 0)) if n in ranks and others[n] else np.nan
             for n in maps}
 
-def largest_region_target(predicted: np.ndarray) -> Target | None:
-    "The predicted region of the largest class besides the background"
-    counts = np.bincount(predicted.ravel())[1:]
-    return parse_target(f"class:{counts.argmax() + 1}", predicted) if counts.any() else None
-
-def predict_class_map(net, image: np.ndarray) -> np.ndarray:  # (row, column) classes
-    import torch
-    with torch.inference_mode(): return net(torch.from_numpy(image[None]))[0].argmax(0).numpy()
-
 def score_maps(names: dict, net, null, image: np.ndarray,
                goal: Target, box: np.ndarray | None, region_methods: dict[str, Callable]) -> tuple[list[dict], dict]:
     "What each method says of one target, and how it scores; and its map"
@@ -309,21 +301,22 @@ def explanation_code_key() -> str:
     names = ("_explain_region", "_explain_instance", "select_region_methods", "report_network")
     return closure([("medseg_nb.study.xai", name) for name in names]).key[:16]
 
-def report_network(config: Config, profile: str) -> pd.DataFrame:
+def report_network(config: Config,
+                   most: int,  # images
+                  ) -> pd.DataFrame:
     "Rows of the shortcut report of a run: of a phantom with a known cause, or of one with a planted mark"
-    plan, net = section_plan("xai", profile).shortcuts, load_single_threaded_network(config)
-    if config.task: return shortcut_runs.report_rows(config, net, config.loss, plan.images)
+    net = load_single_threaded_network(config)
+    if config.task: return shortcut_runs.report_rows(config, net, config.loss, most)
     def show(config, i, image):
         has_mark = load_cases(config.dataset)[i].fields["sign"]
         return np.asarray(image, np.float32), mark_box(config, i) if has_mark else None
     planted = "cue" if config.dataset == "phantom_cue" else "random"
-    return shortcut_runs.report_rows(config, net, planted, plan.images, show)
+    return shortcut_runs.report_rows(config, net, planted, most, show)
 
 def report_networks(configs: Sequence[Config], profile: str) -> pd.DataFrame:
     "Rows of the shortcut reports of all networks of which it is known whether they have a shortcut"
-    code = explanation_code_key()
-    def report(c):
-        return remember((code, c.key, "report", profile), lambda: report_network(c, profile).to_dict("records"))
+    code, most = explanation_code_key(), section_plan("xai", profile).shortcuts.images
+    def report(c): return remember((code, c.key, "report", str(most)), lambda: report_network(c, most).to_dict("records"))
     with ThreadPoolExecutor(2) as pool: return pd.DataFrame([*chain.from_iterable(pool.map(report, configs))])
 
 def _case_columns(config: Config, i: int) -> dict:
@@ -333,8 +326,7 @@ def _case_columns(config: Config, i: int) -> dict:
 
 def _explain_region(config: Config, net, null, region_methods: dict, k: int, i: int,
                     image: np.ndarray) -> tuple[list[dict], tuple]:
-    names, goal, box = (_case_columns(config, i), largest_region_target(predict_class_map(net, image)),
-                        mark_box(config, i))
+    names, goal, box = _case_columns(config, i), find_largest_region(net, image), mark_box(config, i)
     if goal is None: return [names | dict(part="none")], ()
     net, null = deepcopy(net), deepcopy(null)
     rows, maps = score_maps(names, net, null, image, goal, box, region_methods)
@@ -370,8 +362,6 @@ def summarize_stability(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize_counterfactuals(rows: pd.DataFrame) -> pd.DataFrame:
     return summarize_patient_scores(_select_part(rows, "counterfactual"), ["dataset"],
                                     ["found", "pixels", "share", "plausibility", "on_mark"])
-summarize_planted, summarize_alarms = shortcut_runs.summarize_planted, shortcut_runs.summarize_alarms
-summarize_suspects = shortcut_runs.summarize_suspects
 
 def summarize_cost(rows: pd.DataFrame) -> pd.DataFrame:
     "Images that pass forward and backward through the network for one explanation"
