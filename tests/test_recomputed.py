@@ -202,7 +202,7 @@ DIFFERENCES = {  # (section, table): which rows, column of what is compared, sco
     ("combinations", "gains"): ("~control", "model", "dice", ["dataset"]),
     ("fusion", "comparisons"): ("condition == 'known'", "variant", "dice", ["dataset"]),
     ("hybrid", "comparisons"): ("~control", "model", "dice", ["dataset"]),
-    ("instances", "comparisons"): ("seed == 0", "method", "pq", ["dataset"]),
+    ("instances", "comparisons"): ("seed == 0", "method", "pq", ["dataset", "part"]),
     ("peers", "differences"): ("tool != 'control'", "model", "dice", ["dataset", "budget_s"]),
     ("preparation", "gains"): ("", "method", "measure", ["step", "dataset"]),
     ("readers", "differences"): ("part == 'consensus'", "method", "dice", ["dataset", "panel"]),
@@ -772,18 +772,52 @@ def test_panoptic_quality_follows_from_the_counts(reports):
     rows, stored = rows_of(reports, "instances"), table(reports, "instances", "scores")
     objects = rows.true + rows.predicted
     rq = 2 * rows.matched / objects.where(objects > 0)
-    assert (np.allclose(rows.rq, rq, atol=1e-5, equal_nan=True)
-            and np.allclose(rows.ap50, rows.matched / (objects - rows.matched).where(objects > 0), atol=1e-5,
-                            equal_nan=True))
+    assert np.allclose(rows.ap50, rows.matched / (objects - rows.matched).where(objects > 0), atol=1e-5, equal_nan=True)
     hit = rows.matched > 0
-    assert np.allclose(rows.pq[hit], (rows.rq * rows.sq)[hit], atol=2e-5) and (rows.pq[~hit & (objects > 0)] == 0).all()
+    assert np.allclose(rows.pq[hit], (rq * rows.sq)[hit], atol=2e-5) and (rows.pq[~hit & (objects > 0)] == 0).all()
     assert (rows.sq[hit] > .5).all() and rows.sq[~hit].isna().all()
-    first = rows.assign(pq=(rq * rows.sq).where(hit, rq))[rows.seed == 0]
-    none(
-        [r for r in stored.to_dict("records")
-         if not equal(
-             r["pq"],
-             mean(cells(first[(first.dataset == r["dataset"]) & (first.method == r["method"])], "pq").to_numpy()))])
+    first, faults = rows.assign(pq=(rq * rows.sq).where(hit, rq))[rows.seed == 0], []
+    for r in stored.to_dict("records"):
+        mine = first[(first.dataset == r["dataset"]) & (first.part == r["part"]) & (first.method == r["method"])]
+        if not equal(r["pq"], mean(cells(mine, "pq").to_numpy())): faults.append(r)
+        if mine.group.nunique() > 1 and not has_clustered_ends(mine.pq, mine.group, r["pq_kinds_low"],
+                                                               r["pq_kinds_high"]): faults.append(("kinds", r))
+    none(faults)
+
+
+def has_clustered_ends(values: pd.Series, clusters: pd.Series, low: float, high: float) -> bool:
+    "Whether an interval is that of draws of whole clusters, but for a tenth of its width"
+    parts = [g.dropna().to_numpy() for _, g in values.groupby(clusters)]
+    parts, random = [p for p in parts if len(p)], np.random.default_rng(0)
+    draws = [np.concatenate([parts[k] for k in random.integers(len(parts), size=len(parts))]).mean()
+             for _ in range(2 * DRAWS)]
+    return bool((np.abs(np.quantile(draws, [.025, .975]) - [low, high]) <= .1 * (high - low) + 1e-6).all())
+
+
+def test_kinds_and_counts_of_instances(reports):
+    "Means of the same images in two views, and objects counted by image"
+    if not (reports / "instances" / "kinds.csv").is_file(): pytest.skip("no kind of image was left out")
+    rows, faults = rows_of(reports, "instances", "seed == 0"), []
+    for r in table(reports, "instances", "kinds").to_dict("records"):
+        mine = rows[(rows.dataset == r["dataset"]) & (rows.method == "distance")]
+        wide = mine[mine.part.isin(["folds", "transfer"])].pivot(index=["case", "group"], columns="part", values="pq")
+        wide = wide.dropna().reset_index("group")
+        if r["kind"] != "all kinds": wide = wide[wide.group == r["kind"]]
+        expected = dict(n=len(wide), known=wide.folds.mean(), left_out=wide.transfer.mean(),
+                        difference=(wide.transfer - wide.folds).mean())
+        faults += [(r["kind"], k, r[k], v) for k, v in expected.items() if not equal(r[k], v)]
+        if r["kind"] == "all kinds" and wide.group.nunique() > 1:
+            if not has_clustered_ends(wide.transfer - wide.folds, wide.group, r["difference_low"], r["difference_high"]):
+                faults.append((r, "interval"))
+    for r in table(reports, "instances", "counts").to_dict("records"):
+        mine = rows[(rows.dataset == r["dataset"]) & (rows.part == r["part"]) & (rows.method == r["method"])]
+        d = mine.predicted - mine.true
+        expected = dict(objects=mine.true.sum(), bias=d.mean(), lower=d.mean() - 1.96 * d.std(),
+                        upper=d.mean() + 1.96 * d.std())
+        for k in ("splits", "merges"):
+            if k in r and mine[k].notna().all(): expected[k] = 100 * mine[k].sum() / mine.true.sum()
+        faults += [(r["part"], r["method"], k, r[k], v) for k, v in expected.items() if not equal(r[k], v)]
+    none(faults)
 
 
 # Agreement of readers

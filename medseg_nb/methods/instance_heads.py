@@ -9,7 +9,7 @@ __all__ = ['PUBLISHED_TEST_SHARE', 'MIN_GROUP_IMAGES', 'RARE', 'MAPS', 'N_MAPS',
            'require_objects', 'load_picture', 'load_pictures', 'target_classes', 'flow_field', 'heads_loss',
            'group_by_border', 'group_by_flow', 'read_instances', 'training_and_tuning', 'batches', 'is_detector',
            'network', 'objective', 'instance_targets', 'paint_detections', 'answer', 'methods_of', 'label_answer',
-           'choose_settings', 'score_label_maps', 'evaluate', 'list_head_runs', 'cluster_interval']
+           'choose_settings', 'parse_settings', 'score_label_maps', 'evaluate', 'list_head_runs', 'cluster_interval']
 
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #3d2fa56b
 from collections.abc import Callable, Iterator, Sequence
@@ -307,6 +307,11 @@ def choose_settings(config: Config, net) -> dict[str, dict]:
     return {m: dict(least=least) | max(options, key=lambda s: mean_pq(m, s))
             for m, options in methods_of(config).items()}
 
+def parse_settings(text: str) -> dict[str, float]:
+    "Settings as `evaluate` writes them, such as “least 18, sigma 1”"
+    values = {name: float(value) for name, value in (part.split() for part in text.split(", "))}
+    return {k: int(v) if v.is_integer() else v for k, v in values.items()}
+
 def score_label_maps(config: Config, method: str, cases: Sequence[Case],
                      label_maps: Sequence[np.ndarray]) -> pd.DataFrame:
     "Per-case rows with the view as `part`, group, splits, merges and the boundary F1"
@@ -333,15 +338,16 @@ VIEWS = ("folds", "fluorescence", "transfer")
 
 def list_head_runs(dataset: str,
                    steps: dict[str, int],   # of each network: unet, mask_rcnn
-                   views: dict[str, list[str]],  # whose splits are trained, by network
-                   most: int | None = None,      # splits of a view; None: all
+                   # by network, the views whose splits are trained, and which of each; None: all
+                   views: dict[str, dict[str, list[int] | None]],
                    settings: dict = {},          # instead of the usual ones
                   ) -> list[Config]:
     "Every run of the comparison"
     base, splits = Config(dataset, "unet", **HEADS_SETTINGS | settings), list_splits(dataset)
-    folds = {v: [k for k, s in enumerate(splits) if s.view == v][:most] for v in VIEWS}
+    folds = {v: [k for k, s in enumerate(splits) if s.view == v] for v in VIEWS}
     return [replace(base, fold=k, steps=n, **(DETECTOR if name == DETECTION else {}))
-            for name, n in steps.items() for v in views[name] for k in folds[v]]
+            for name, n in steps.items() for v, chosen in views[name].items()
+            for i, k in enumerate(folds[v]) if chosen is None or i in chosen]
 
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #b51b0391
 def cluster_interval(values: Sequence[float],   # one an image; nan counts for nothing

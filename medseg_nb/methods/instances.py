@@ -10,7 +10,7 @@ __all__ = ['FIELD_CHANNELS', 'HEADS', 'FIELD_SCALES', 'WINDOW_SIZE', 'GROUPING_S
            'group_with_method', 'tuning_cases', 'load_instances', 'load_arrays', 'tuning_ids', 'minimum_area',
            'choose_settings', 'decode_outputs', 'decode_in_batches', 'load_instance_network', 'tune_settings',
            'applicable_methods', 'segment', 'reference_ids', 'score_instances', 'load_test_cases', 'evaluate',
-           'disc_lattice', 'training_lattice', 'otsu_watershed', 'list_unet_runs', 'list_runs', 'find_best_network']
+           'disc_lattice', 'list_unet_runs', 'list_runs', 'find_best_network']
 
 # %% ../../nbs/library/7_methods/05_instances.ipynb #860915d0
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,6 @@ from ..evaluation.metrics import confusion_matrix, dice, detection_outcome
 from ..kit.core import InputError, choose, folder
 from ..kit.keys import register, resolve
 from ..kit.report import ROWS_FILE, read_rows
-from .classical import fit_otsu, otsu
 from ..networks.losses import dice_cross_entropy
 from ..preparation.preprocess import load_prepared_cases, resize
 from ..training import default_runs
@@ -422,23 +421,6 @@ def disc_lattice(shape: Sequence[int],
     far = np.hypot(*np.meshgrid(*[(p - c - .5) * step for p, c in zip(places, cells)], indexing="ij"))
     r, c = np.meshgrid(*[k - k.min() for k in cells], indexing="ij")
     return np.where(far < np.sqrt(area / np.pi), 1 + r * (c.max() + 1) + c, 0).astype(np.int32)
-
-def training_lattice(config: Config) -> np.ndarray:  # (row, column), on the network's grid
-    "The lattice of a run's training cases"
-    ids = tuning_ids(config)
-    n_instances = sum(len(np.unique(i[i > 0])) for i in ids)
-    return disc_lattice(config.shape, (ids > 0).sum() / n_instances, n_instances / ids.size)
-
-# %% ../../nbs/library/7_methods/05_instances.ipynb #5668977a
-def otsu_watershed(config: Config) -> list[np.ndarray]:  # label maps of the test cases on their own grids
-    "Otsu's threshold and watershed"
-    def pixels(c): i = c.image(); return i.array if i.channels else i.array[..., None]
-    fitting_cases, (_, test_cases) = [load_cases(config.dataset)[i]
-                                      for i in tuning_cases(config)], load_test_cases(config)
-    channel, bright = fit_otsu([pixels(c) for c in fitting_cases], [c.semantic_mask() > 0 for c in fitting_cases])
-    def mask(c): return resize(otsu(pixels(c)[..., channel], bright).astype(np.uint8), config.shape, labels=True) > 0
-    settings = choose_settings("watershed", config, [(mask(c), None) for c in fitting_cases])
-    return [resize(watershed_instances(mask(c), **settings), reference_ids(c).shape, labels=True) for c in test_cases]
 
 # %% ../../nbs/library/7_methods/05_instances.ipynb #e77565be
 def list_unet_runs(profile: str, dataset: str) -> list[Config]:

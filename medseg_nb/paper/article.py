@@ -99,13 +99,13 @@ def template_names(reader: PaperSection, sections: dict[str, PaperSection], prof
         return section, item
     def n(key: str) -> Bound:
         section, item = find(key)
-        if not section.results or item not in section.results["numbers"] and section.state == "stale":
+        if not section.results or section.may_be_old and item not in section.results["numbers"]:
             return Bound(Estimate(None), f"{section.name}:{item}")
         check_name(item, section.names("number"), section, reader, "number")
         return Bound(Estimate(**section.results["numbers"][item]), f"{section.name}:{item}")
     def rows(table: str, **where) -> list[dict]:
         section, item = find(table)
-        if not section.results: return []
+        if not section.results or section.may_be_old and item not in section.names("table"): return []
         check_name(item, section.names("table"), section, reader, "table")
         facts, frame = section.results["tables"][item], section.tables[item]
         bound = [bound_row(section.name, item, facts["estimates"], k, r) for k, r

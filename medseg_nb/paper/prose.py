@@ -65,6 +65,11 @@ class PaperSection:
 
     def names(self, kind: str) -> list[str]: return list(self.results.get(f"{kind}s", {}))
 
+    @property
+    def may_be_old(self) -> bool:
+        "Whether its results may be older than its prose"
+        return self.state in ("stale", "not checkable here")
+
 # %% ../../nbs/library/8_paper/01_prose.ipynb #010ebbde
 def _read_json(path: Path, remedy: str) -> dict:
     "A JSON file of the reports"
@@ -139,8 +144,8 @@ def check_name(name: str,              # key, table or figure in braces
 
 # %% ../../nbs/library/8_paper/01_prose.ipynb #88dbead8
 def lacks_result(section: PaperSection, m: re.Match) -> bool:
-    "Whether a stale section's results lack what a brace of its newer prose names"
-    return section.state == "stale" and (m["float"] or m["key"]) not in section.names(m["kind"] or "number")
+    "Whether a section's results, which may be older than its prose, lack what a brace of it names"
+    return section.may_be_old and (m["float"] or m["key"]) not in section.names(m["kind"] or "number")
 
 def escape_markdown(value: object) -> str:
     "`value` as Markdown that prints it as it is"

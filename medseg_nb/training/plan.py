@@ -6,9 +6,9 @@
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'RealtimePlan',
-           'ShortcutsPlan', 'XaiPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans', 'Rates', 'PlanStage',
-           'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file',
-           'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
+           'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans', 'Rates',
+           'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file',
+           'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
            'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
@@ -115,11 +115,19 @@ class XaiPlan(Steps):
     "Networks with a known cause; steps are those of the phantoms"
     shortcuts: ShortcutsPlan | None = None  # None: none in images that are not drawn for it
 
+class HeadsPlan(Entry):
+    "Networks with all maps of instances, and detectors"
+    settings: Settings           # instead of the usual ones of these networks
+    steps: dict[str, int]        # of each network
+    # of each network: on which views' splits it is trained, and on which of each; None: all
+    views: dict[str, dict[str, list[int] | None]]
+
 class InstancesPlan(Control):
     "Networks that tell instances apart"
     settings: Settings        # instead of the benchmark's
     folds: list[int] | None   # None: all
     field_steps: int | None   # of runs with a field; None: those of the run without
+    heads: HeadsPlan | None = None  # in the place of a network a field
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #d93b91f4
 class SynthesisPlan(Entry):
