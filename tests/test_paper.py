@@ -123,10 +123,11 @@ def test_every_text_tells_the_same_rule_of_verdicts():
     cells = json.loads((REPO / "nbs" / "study" / "26_claims.ipynb").read_text(encoding="utf-8"))["cells"]
     texts.append(" ".join(" ".join("".join(c["source"]) for c in cells).split()))
     rule = ("A claim of a value or of a range of values is *refuted* if the 95 % interval excludes it;",
-            "A claim of at least or at most a value is *supported* if the whole interval lies on the claimed side of it, "
-            "*refuted* if the whole interval lies on the other side, and *undecided* if the interval holds the value.",
-            "is *supported* if the interval of the difference lies above zero, *refuted* if it lies below, and *undecided* "
-            "if it holds zero.")
+            "A claim of at least or at most a value is *supported* if the whole interval lies on the claimed side of "
+            "it, *refuted* if the whole interval lies on the other side, and *undecided* if the interval holds the "
+            "value.",
+            "is *supported* if the interval of the difference lies above zero, *refuted* if it lies below, and "
+            "*undecided* if it holds zero.")
     none([sentence for sentence in rule for text in texts if sentence not in text])
 
 

@@ -368,7 +368,7 @@ def test_a_claim_names_the_set_that_it_was_tested_on(reports):
 
 
 def in_the_ledger(c: dict) -> str:
-    "The verdict of a claim in the ledger, by the rule written a second time: at least and at most need the whole interval"
+    "The ledger's verdict, by the rule written a second time: at least and at most need the whole interval"
     is_open = c["kind"] == "score" and c["claimed"].startswith("at ") and c["verdict"] != "not comparable"
     if not is_open or c["low"] is None: return c["verdict"]
     low, high, bound = c["low"], c["high"], float(c["claimed"].split()[-1])
@@ -380,7 +380,7 @@ def in_the_ledger(c: dict) -> str:
 
 def without_repeats(claims: list[dict]) -> list[dict]:
     "Rows of the sources that measure the same for the same claim count once"
-    def key(c): return (c["source"], c["dataset"], c["measured"], c["low"], c["high"], c["n"], c["id"].split(".")[:2][-1])
+    def key(c): return (*(c[k] for k in ("source", "dataset", "measured", "low", "high", "n")), c["id"].split(".")[1])
     seen, kept = set(), []
     for c in claims:
         is_repeated = c["source"] != "ours" and c["kind"] == "difference" and c["low"] is not None and key(c) in seen
