@@ -116,6 +116,21 @@ def test_ledger_is_whole(reports):
     assert len(ledger) == len(rows) > 100 and [*ledger.verdict] == [*rows.verdict]
 
 
+def test_every_text_tells_the_same_rule_of_verdicts():
+    "Article, supplement, the method of the claims and the page on trust"
+    texts = [" ".join((REPO / place).read_text(encoding="utf-8").split()) for place
+             in ("nbs/paper/article.md", "nbs/paper/supplement.md", "docs/trust.md")]
+    cells = json.loads((REPO / "nbs" / "study" / "26_claims.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts.append(" ".join(" ".join("".join(c["source"]) for c in cells).split()))
+    rule = ("A claim of a value or of a range of values is *refuted* if the 95 % interval excludes it;",
+            "A claim of at least or at most a value is *supported* if the whole interval lies on the claimed side of "
+            "it, *refuted* if the whole interval lies on the other side, and *undecided* if the interval holds the "
+            "value.",
+            "is *supported* if the interval of the difference lies above zero, *refuted* if it lies below, and "
+            "*undecided* if it holds zero.")
+    none([sentence for sentence in rule for text in texts if sentence not in text])
+
+
 def test_article_asks_for_sections_of_the_study():
     "A section that was renamed would vanish from the article without a word"
     text, known = (REPO / "nbs" / "paper" / "article.md").read_text(encoding="utf-8"), {*sections(), "article"}

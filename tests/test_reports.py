@@ -22,6 +22,7 @@ from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
 from medseg_nb.study.benchmark import summarize_scores
+from medseg_nb.paper.floats import clip_columns
 from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
@@ -367,17 +368,68 @@ def test_a_claim_names_the_set_that_it_was_tested_on(reports):
     none([(c["id"], c["dataset"]) for c in claims if re.split("[ ,]", c["dataset"])[0] not in known])
 
 
+def in_the_ledger(c: dict) -> str:
+    "The ledger's verdict, by the rule written a second time: at least and at most need the whole interval"
+    is_open = c["kind"] == "score" and c["claimed"].startswith("at ") and c["verdict"] != "not comparable"
+    if not is_open or c["low"] is None: return c["verdict"]
+    low, high, bound = c["low"], c["high"], float(c["claimed"].split()[-1])
+    if low == high in (0, 1):  # Wilson, in the form for no hits and for all
+        low, high = (0, 3.8415 / (c["n"] + 3.8415)) if high == 0 else (c["n"] / (c["n"] + 3.8415), 1)
+    if "most" in c["claimed"]: low, high, bound = -high, -low, -bound
+    return "supported" if low >= bound else "refuted" if high <= bound else "undecided"
+
+
+def without_repeats(claims: list[dict]) -> list[dict]:
+    "Rows of the sources that measure the same for the same claim count once"
+    def key(c): return (*(c[k] for k in ("source", "dataset", "measured", "low", "high", "n")), c["id"].split(".")[1])
+    seen, kept = set(), []
+    for c in claims:
+        is_repeated = c["source"] != "ours" and c["kind"] == "difference" and c["low"] is not None and key(c) in seen
+        seen.add(key(c))
+        if not is_repeated: kept.append(c)
+    return kept
+
+
 def test_claims_of_the_sources_and_of_the_kit_are_counted_apart(reports):
     "Plain counts over the stored claims; nothing that is not comparable is supported or refuted"
-    claims = [c for p in sections(reports) for c in load(p / "results.json")["claims"]]
+    claims = without_repeats([c for p in sections(reports) for c in load(p / "results.json")["claims"]])
     stored = pd.read_csv(reports / "claims" / "verdicts.csv")
     numbers = load(reports / "claims" / "results.json")["numbers"]
     for of in ("sources", "kit"):
-        own = [c["verdict"] for c in claims if (c["source"] == "ours") == (of == "kit")]
+        own = [in_the_ledger(c) for c in claims if (c["source"] == "ours") == (of == "kit")]
         for column, verdict in dict(supported="supported", refuted="refuted", undecided="undecided",
                                     one_training="undecided: one training", not_comparable="not comparable").items():
             assert stored[stored.claims_of == of][column].sum() == own.count(
                 verdict) == numbers[f"{of}.{column}"]["value"]
+
+
+def test_a_one_sided_claim_needs_its_whole_interval(reports):
+    ledger = pd.read_csv(reports / "claims" / "judged.csv")
+    least, most = (ledger[ledger.claimed.str.startswith(f"at {way}") & (ledger.verdict == "supported")]
+                   for way in ("least", "most"))
+    none([*least.id[least.measured_low < least.claimed.str.split().str[-1].astype(float)],
+          *most.id[most.measured_high > most.claimed.str.split().str[-1].astype(float)]])
+    bounded = ledger[ledger.claimed.str.startswith("at ")]
+    none([*bounded.id[(bounded.measured_low < 0) | (bounded.measured_high > 1)]])
+
+
+def test_the_sources_sentences_stand_beside_their_rows(reports):
+    "Each row of the sources has its sentence, and no sentence is counted twice"
+    table = pd.read_csv(reports / "claims" / "sentences.csv")
+    numbers = load(reports / "claims" / "results.json")["numbers"]
+    assert table.sentence.is_unique and table.claims.sum() == numbers["sources.count"]["value"]
+    printed = table.sentence.str.startswith("(")
+    assert (~printed).sum() == numbers["sources.sentences"]["value"]
+    assert table.claims[~printed].sum() == numbers["sources.worded"]["value"]
+
+
+def test_corrected_p_values_are_those_of_the_sections(reports):
+    "Recomputed by hand for the hybrid, whose claim is a row of a table"
+    table = pd.read_csv(reports / "hybrid" / "comparisons.csv").query("model == 'hybrid' and against == 'unet'")
+    judged = pd.read_csv(reports / "claims" / "judged.csv").set_index("id").p_holm
+    for r in table.itertuples():
+        stored = judged.get(f"hybrid.above_parts.{r.dataset}")
+        assert stored == pytest.approx(r.p_holm, nan_ok=True)
 
 
 def test_claims_measure_what_the_tables_say(reports):
@@ -605,11 +657,12 @@ def test_each_float_is_marked(reports, name):
 
 
 def test_each_number_of_the_tables_stands_in_the_paper(reports):
-    "As it is printed: value and interval"
+    "As it is printed: value and interval, whose limits lie within the bounds of a bounded mean"
     page = (reports / "supplement.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
-            printed = format_table_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
+            stored = clip_columns(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
+            printed = format_table_cells(stored, facts["estimates"])
             assert [v for e in facts["estimates"] for v in printed[e] if v not in page] == [], name
 
 

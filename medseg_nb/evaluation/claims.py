@@ -6,8 +6,8 @@
 __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT_IMAGES', 'STANDS_FOR', 'PUBLISHED_METRICS',
            'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range', 'decide_verdict', 'describe_claimed_range',
            'is_simulated', 'judge_claim', 'load_published_scores', 'score_id', 'judge_published_scores',
-           'load_statements', 'list_expected_claims', 'collect_judged_claims', 'join_claims', 'build_ledger',
-           'format_ledger']
+           'load_statements', 'list_expected_claims', 'load_quotes', 'decide_one_sided', 'limit_score', 'review_claim',
+           'find_corrected_p', 'collect_judged_claims', 'join_claims', 'drop_repeated', 'build_ledger', 'format_ledger']
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #bd318829
 import json
@@ -15,11 +15,13 @@ import re
 from itertools import product
 from math import inf
 
+import numpy as np
 import pandas as pd
 
 from ..data.manifest import load_manifest, read_table
 from ..kit.core import InputError, PROFILES, choose, folder, manifest_folders
 from ..kit.execution import sections
+from .intervals import wilson_interval
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #3fd6220a
 CLAIM_KINDS = ("score", "gain", "difference")
@@ -36,7 +38,7 @@ def decide_verdict(kind: str,                      # one of CLAIM_KINDS
                    low: float, high: float,        # 95 % interval of what was measured
                    trainings: int | None = None,  # of each side of a gain or difference; None where nothing was trained
                   ) -> str:                        # supported, refuted or undecided
-    "Verdict on a claim that was measured on the data set it names"
+    "Verdict on a claim that was measured on the data set it names; `review_claim` decides one-sided scores"
     choose(kind, CLAIM_KINDS, "kind of claim")
     if not low <= high: return "undecided"
     if kind != "score" and trainings == 1: return ONE_TRAINING
@@ -137,6 +139,50 @@ def list_expected_claims() -> pd.DataFrame:
                   section="benchmark") for (dataset, claimed_dataset), m in product(STANDS_FOR.items(), models)]
     return pd.concat([pd.DataFrame(scores + ranks), load_statements()], ignore_index=True)
 
+# %% ../../nbs/library/4_evaluation/13_claims.ipynb #b3b8ee6f
+def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place
+    "The sentences of the source documents, as they are printed"
+    return read_table(folder("nbs") / "claims" / "quotes.csv")
+
+
+# %% ../../nbs/library/4_evaluation/13_claims.ipynb #05e5aac1
+def decide_one_sided(claimed: str,           # such as `at least 0.85`
+                     low: float, high: float,  # 95 % interval
+                    ) -> str:                # supported, refuted or undecided
+    "Verdict on a claim of at least or at most a value: the whole interval must lie on one side of it"
+    bound = float(claimed.rpartition(" ")[2])
+    is_above, is_below = low >= bound, high <= bound
+    if claimed.startswith("at most"): is_above, is_below = is_below, is_above
+    return "supported" if is_above else "refuted" if is_below and low != high else "undecided"
+
+def limit_score(low: float, high: float, n: int) -> tuple[float, float]:
+    "An interval of a score within zero and one; where all patients had the same of both, Wilson's"
+    if low == high and low in (0, 1): return wilson_interval(round(low * n), n)[1:]
+    return max(low, 0.), min(high, 1.)
+
+def review_claim(claim: dict) -> dict:  # as `judge_claim` returns it
+    "A judged claim as the ledger holds it"
+    is_open = claim["kind"] == "score" and claim["claimed"].startswith(("at least", "at most"))
+    if not is_open or claim["verdict"] == NOT_COMPARABLE or claim["low"] is None: return claim
+    low, high = limit_score(claim["low"], claim["high"], claim["n"])
+    return claim | dict(low=low, high=high, verdict=decide_one_sided(claim["claimed"], low, high))
+
+
+# %% ../../nbs/library/4_evaluation/13_claims.ipynb #3e58d33c
+def find_corrected_p(claim: dict,                # a judged difference
+                     tables: list[pd.DataFrame],  # of its section, with `difference` and `p_holm`
+                    ) -> float | None:           # None where no table tests it
+    "p after Holm's correction within the claim's section"
+    if claim["kind"] == "score" or claim["low"] is None: return None
+    wanted = np.array([claim["measured"], claim["low"], claim["high"], claim["n"]], float)
+    for t in tables:
+        ends = t[["difference", "difference_low", "difference_high", "n"]].to_numpy(float)
+        turned = ends[:, [0, 2, 1, 3]] * [-1, -1, -1, 1]
+        is_same = np.isclose(ends, wanted).all(1) | np.isclose(turned, wanted).all(1)
+        if is_same.any() and not pd.isna(p := t.p_holm[is_same].iloc[0]): return float(p)
+    return None
+
+
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #c8bab6c1
 WAITING, NOT_TESTABLE = "waiting", "not testable here"
 
@@ -150,11 +196,12 @@ def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` retur
             raise InputError(f"{profile}/{section}/results.json",
                              f"holds the verdict `{min(unknown_verdicts)}` of an older kit",
                              f"run medseg run {section} --profile {profile}")
-        claims += [c | dict(section=section) for c in judged]
+        tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv"))) if {"difference", "p_holm"} <= {*t}]
+        claims += [review_claim(c) | dict(section=section, p_holm=find_corrected_p(c, tables)) for c in judged]
     return claims
 
 LEDGER_COLUMNS = ["claims_of", "group", "id", "statement", "source", "kind", "claimed", "measured", "low", "high", "n",
-                  "trainings", "dataset", "verdict", "section"]
+                  "trainings", "p_holm", "dataset", "verdict", "section", "claim", "sentence"]
 
 def join_claims(expected: pd.DataFrame, judged: list[dict]) -> pd.DataFrame:  # one row a claim and data set
     "The ledger: each claim of the sources with its verdicts, and then the kit's own claims"
@@ -162,14 +209,24 @@ def join_claims(expected: pd.DataFrame, judged: list[dict]) -> pd.DataFrame:  # 
     for e in expected.to_dict("records"):
         matches = [unmatched.pop(id) for id in [*unmatched] if f"{id}.".startswith(f"{e['id']}.")
                    and unmatched[id]["source"] != "ours"]
-        claims += [e | c for c in matches] or [e | dict(verdict=WAITING if e["section"] else NOT_TESTABLE, n=None)]
+        found = matches or [dict(verdict=WAITING if e["section"] else NOT_TESTABLE, n=None)]
+        claims += [e | c | dict(claim=e["id"]) for c in found]
     rows = [r | dict(group=r["id"].split(".")[0], claims_of="kit" if r["source"] == "ours" else "sources")
-            for r in [*claims, *unmatched.values()]]
+            for r in [*claims, *(c | dict(claim=c["id"]) for c in unmatched.values())]]
     table = pd.DataFrame(rows, columns=LEDGER_COLUMNS)
     return table.sort_values("claims_of", ascending=False, kind="stable", ignore_index=True)
 
+def drop_repeated(ledger: pd.DataFrame) -> pd.DataFrame:
+    "The ledger without rows that give another row's measurement of the same claim again, digit by digit"
+    is_repeated = ledger.duplicated(["claim", "dataset", "measured", "low", "high", "n"]) & ledger.low.notna()
+    return ledger[~is_repeated].reset_index(drop=True)
+
 def build_ledger(profile: str) -> pd.DataFrame:
-    return join_claims(list_expected_claims(), collect_judged_claims(profile))
+    ledger, quotes = drop_repeated(join_claims(list_expected_claims(), collect_judged_claims(profile))), load_quotes()
+    by_id = quotes.set_index("id").sentence
+    sentences = [next((by_id[i] for i in (r.claim, r.group) if r.claims_of == "sources" and i in by_id), None)
+                 for r in ledger.itertuples()]
+    return ledger.assign(sentence=sentences)
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #d33446bb
 def format_ledger(ledger: pd.DataFrame) -> list[str]:

@@ -338,16 +338,13 @@ VIEWS = ("folds", "fluorescence", "transfer")
 
 def list_head_runs(dataset: str,
                    steps: dict[str, int],   # of each network: unet, mask_rcnn
-                   # by network, the views whose splits are trained, and which of each; None: all
-                   views: dict[str, dict[str, list[int] | None]],
-                   settings: dict = {},          # instead of the usual ones
+                   splits: dict[str, list[int]],  # of each network: positions in `list_splits`, the folds first
+                   settings: dict = {},     # instead of the usual ones
                   ) -> list[Config]:
-    "Every run of the comparison"
-    base, splits = Config(dataset, "unet", **HEADS_SETTINGS | settings), list_splits(dataset)
-    folds = {v: [k for k, s in enumerate(splits) if s.view == v] for v in VIEWS}
+    "Every run of the comparison; the data need not be here"
+    base = Config(dataset, "unet", **HEADS_SETTINGS | settings)
     return [replace(base, fold=k, steps=n, **(DETECTOR if name == DETECTION else {}))
-            for name, n in steps.items() for v, chosen in views[name].items()
-            for i, k in enumerate(folds[v]) if chosen is None or i in chosen]
+            for name, n in steps.items() for k in splits[name]]
 
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #b51b0391
 def cluster_interval(values: Sequence[float],   # one an image; nan counts for nothing

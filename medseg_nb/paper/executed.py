@@ -33,6 +33,7 @@ def fill_cell(text: str, reader: PaperSection, sections: dict[str, PaperSection]
     "A Markdown cell with numbers, figures and links to tables"
     def replace_token(m: re.Match) -> str:
         section, name = find_section(m, reader, sections), m["float"] or m["key"]
+        if section.name == "article" and m["kind"] == "table": return "the article's table"
         if name not in section.names(m["kind"] or "number"): return f"*({section.title}: not in these results)*"
         if not m["kind"]:
             estimate = Estimate(**section.results["numbers"][name])

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MARKS', 'CAPTION_LINE', 'MAX_LINES', 'PAGE_WIDTH', 'MAIN_PACKAGES', 'LONG_TABLE', 'COLUMN_LINE', 'COLUMN_WIDTH',
            'Label', 'anchor', 'list_floats', 'number_floats', 'number_supplement', 'strip_spans', 'format_caption',
-           'check_width', 'markdown_cell', 'markdown_table', 'describe_data', 'provenance_line', 'print_float',
-           'select_cells', 'format_article_cells', 'svg_width', 'is_wide', 'print_article_float', 'format_number_span',
-           'number_text', 'fill_placeholders', 'find_section']
+           'check_width', 'markdown_cell', 'markdown_table', 'describe_data', 'provenance_line', 'clip_columns',
+           'print_float', 'select_cells', 'format_article_cells', 'svg_width', 'is_wide', 'print_article_float',
+           'format_number_span', 'number_text', 'fill_placeholders', 'find_section']
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a96de150
 import re
@@ -23,7 +23,8 @@ from ..kit.report import Estimate, format_table_cells
 from .prose import (PaperSection, check_name, escape_markdown, find_placeholders, is_own_float,
                                    lacks_result,
                                    replace_placeholders)
-from .words import display_name, format_as, format_estimate, format_number
+from .words import (clip_estimate, display_name, format_as, format_estimate, format_number,
+                                   is_bounded)
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #5acc43fa
 class Label(NamedTuple):
@@ -140,6 +141,12 @@ def provenance_line(section: PaperSection, names: list[str] | None = None) -> st
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a5a3f808
 LONG_TABLE = 120  # rows
 
+def clip_columns(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.DataFrame:
+    "A table whose limits of bounded means are cut at zero and one, as `clip_estimate` does"
+    bounded = [e for e in estimates if is_bounded(e) and frame[e].dropna().between(0, 1).all()]
+    ends = [f"{e}_{end}" for e in bounded for end in ("low", "high")]
+    return frame.assign(**{c: frame[c].clip(0, 1) for c in ends})
+
 def print_float(section: PaperSection, kind: str, name: str, label: Label, profile: str) -> str:
     "A float of the supplement with its provenance, as Markdown"
     facts, place = section.results[f"{kind}s"][name], anchor(section.name, kind, name)
@@ -149,7 +156,7 @@ def print_float(section: PaperSection, kind: str, name: str, label: Label, profi
     else:
         frame = section.tables[name]
         numeric = [*frame.select_dtypes("number").columns, *facts["estimates"]]
-        cells = format_table_cells(frame, facts["estimates"])
+        cells = format_table_cells(clip_columns(frame, facts["estimates"]), facts["estimates"])
         check_width(cells, f"{section.name}/{name}.csv")
         body = markdown_table(cells, numeric, place, title)
         if len(frame) > LONG_TABLE:
@@ -184,7 +191,8 @@ def format_article_cells(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.Da
         values = frame[column]
         if values.dtype.kind == "f" and (values.dropna() % 1
                                          == 0).all() and column not in estimates: values = values.astype("Int64")
-        shown[display_name(column)] = ([format_estimate(Estimate(*v)) for v in zip(frame[column], *ends)] if ends
+        shown[display_name(column)] = ([format_estimate(clip_estimate(column, Estimate(*v)))
+                                        for v in zip(frame[column], *ends)] if ends
                                        else [*map(show, values)])
     return pd.DataFrame(shown)
 
@@ -228,7 +236,7 @@ def format_number_span(text: str, origin: str) -> str:
 
 def number_text(section: PaperSection, m: re.Match) -> str:
     "What a brace that names a number prints"
-    estimate = Estimate(**section.results["numbers"][m["key"]])
+    estimate = clip_estimate(m["key"], Estimate(**section.results["numbers"][m["key"]]))
     if m["how"]: return format_as(estimate, m["how"])
     return str(estimate)
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'STEPS', 'STEP_TITLES', 'ROLES', 'AUDITED', 'CONTROL', 'FIRST_STAGE',
-           'LONG_STAGE', 'HYBRIDS', 'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims',
-           'describe_claim', 'draw_claims', 'seen_from_hybrid', 'hybrid_differences', 'draw_opponents',
-           'draw_article_figures']
+           'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'list_steps',
+           'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'describe_claim', 'draw_claims',
+           'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'draw_curves', 'describe_cost', 'map_panels',
+           'draw_maps', 'describe_reading', 'planned_repeats', 'describe_design', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
+import json
 import re
 import textwrap
 from dataclasses import replace
@@ -16,9 +18,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..evaluation.intervals import wilson_interval
 from ..kit.report import set_theme, write_drawing
 from .prose import PaperSection
 from .words import display_name, format_number
+from ..training.plan import TrainingPlan, load_plan
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #5f26fee6
 # blue and vermilion of the color-blind palette
@@ -42,12 +46,12 @@ def draw_overview(sections: list[PaperSection]):
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
     steps = [*list_steps(sections), ("Verdicts", ["each claim is judged by a rule that was fixed before"])]
-    fig, ax = plt.subplots(figsize=(7.2, 1.95), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.2, 2.25), layout="constrained")
     for k, (title, names) in enumerate(steps):
         ax.add_patch(FancyBboxPatch((k + .06, .02), .8, .96, boxstyle="round,pad=0.01", fc=PAPER, ec=SUPPORTED, lw=.8))
-        ax.text(k + .46, .91, title, ha="center", va="center", fontsize=7, weight="bold", color=SUPPORTED)
-        lines = "\n".join("\n".join(textwrap.wrap(n, 15)) for n in names)
-        ax.text(k + .46, .82, lines, ha="center", va="top", fontsize=6, color=INK, linespacing=1.3)
+        ax.text(k + .46, .93, title, ha="center", va="center", fontsize=7.4, weight="bold", color=SUPPORTED)
+        lines = "\n".join("\n".join(textwrap.wrap(n, 14)) for n in names)
+        ax.text(k + .46, .86, lines, ha="center", va="top", fontsize=7.2, color=INK, linespacing=1.25)
         if k: ax.annotate("", (k + .055, .5), (k - .125, .5), arrowprops=dict(arrowstyle="-|>", color=INK, lw=.8))
     ax.set(xlim=(0, len(steps) - .08), ylim=(0, 1)); ax.axis("off")
     return fig
@@ -81,22 +85,22 @@ def describe_claim(row) -> str:
     "A claim with the set that it was tested on"
     statement = re.sub(r"(\w+) \(\1\)", r"\1", row.statement.partition(" (measured:")[0].split(": ")[0])
     text = display_name(f"{statement} · {str(row.dataset).partition(' (')[0].partition(',')[0]}")
-    return "\n".join(textwrap.wrap(text[0].upper() + text[1:], 62))
+    return "\n".join(textwrap.wrap(text[0].upper() + text[1:], 56))
 
 def draw_claims(decided: pd.DataFrame):
     "A forest plot of decided claims"
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(7.2, .9 + .27 * len(decided)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.2, .9 + .31 * len(decided)), layout="constrained")
     for y, row in enumerate(decided.itertuples()):
         color = SUPPORTED if row.verdict == "supported" else REFUTED
         ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
         ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4)
         interval = " to ".join(f"{v:.3f}".replace("-", "−") for v in (row.measured_low, row.measured_high))
         ax.text(1.01, y, f"{row.measured:.3f} [{interval}], n = {format_number(int(row.n))}".replace("-", "−"),
-                fontsize=6.3,
+                fontsize=7,
                 va="center", transform=ax.get_yaxis_transform())
     ax.axvline(0, color=INK, lw=.7, ls=":")
-    ax.set_yticks(range(len(decided)), [describe_claim(r) for r in decided.itertuples()], fontsize=6.3)
+    ax.set_yticks(range(len(decided)), [describe_claim(r) for r in decided.itertuples()], fontsize=7)
     ax.set(xlabel="difference beyond what is claimed, in Dice or AUC (against readers: with the margin added)",
            ylim=(len(decided) - .4, -.6))
     ax.xaxis.label.set_size(7.5); ax.tick_params(axis="x", labelsize=7)
@@ -153,6 +157,114 @@ def draw_opponents(rows: pd.DataFrame):
     fig.legend(handles, [FIRST_STAGE, LONG_STAGE], fontsize=7, frameon=False, ncols=2, loc="outside upper center")
     return fig
 
+# %% ../../nbs/library/8_paper/05_summary.ipynb #83d1a318
+def draw_curves(budgets: pd.DataFrame):
+    "Mean Dice with interval by budget, one panel a data set, one line a network and start"
+    import matplotlib.pyplot as plt
+    datasets, lines = list(dict.fromkeys(budgets.dataset)), list(dict.fromkeys(zip(budgets.model, budgets.start)))
+    fig, axes = plt.subplots(1, len(datasets), figsize=(7.2, 3.3), squeeze=False, layout="constrained")
+    for ax, dataset in zip(axes[0], datasets):
+        for k, (model, start) in enumerate(lines):
+            r = budgets[(budgets.dataset == dataset) & (budgets.model == model) & (budgets.start == start)]
+            x = r.budget_s * 1.045 ** (k - (len(lines) - 1) / 2)
+            ends = [r.dice - r.dice_low.clip(0), r.dice_high.clip(upper=1) - r.dice]
+            ax.errorbar(x, r.dice, ends,
+                        fmt="o-" if start == "random" else "s--", ms=3, lw=1, elinewidth=.7, color=f"C{k}",
+                        label=display_name(model) + ("" if start == "random" else f" ({start})"))
+        ticks = sorted(budgets.budget_s[budgets.dataset == dataset].unique())
+        ax.set_title(display_name(dataset), fontsize=8)
+        ax.set(xscale="log"); ax.set_xticks(ticks, [f"{s:g}" for s in ticks]); ax.minorticks_off()
+        ax.tick_params(labelsize=7)
+    axes[0][0].set_ylabel("mean patient Dice", fontsize=7.5)
+    axes[0][len(datasets) // 2].set_xlabel("planned training budget (seconds of one thread)", fontsize=7.5)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    return fig
+
+def describe_cost(reports: Path) -> str:
+    "What the longer training runs really took, as a sentence of a caption; nothing where it was not measured"
+    place = reports / "reached" / "measured.json"
+    values = json.loads(place.read_text(encoding="utf-8"))["values"] if place.is_file() else {}
+    seconds = [v for name, v in values.items() if "." in name]
+    if not seconds: return ""
+    return (f" Budgets are planned in steps; a run of the second stage took {min(seconds):.0f} to {max(seconds):.0f} "
+            "processor seconds on average, by network and set.")
+
+
+# %% ../../nbs/library/8_paper/05_summary.ipynb #bf6a4de8
+def map_panels(pointing: pd.DataFrame, faithfulness: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    "Title and rows (method, value, low, high) of each panel: shares of hits first, gaps after them"
+    shares = [wilson_interval(round(r.hit * r.n), int(r.n)) for r in pointing.itertuples()]
+    hits = pointing[["dataset", "method"]].assign(value=pointing.hit, low=[s[1] for s in shares],
+                                                  high=[s[2] for s in shares], score="on the mark")
+    gaps = faithfulness.rename(columns=dict(gap="value", gap_low="low", gap_high="high")).assign(score="gap")
+    columns = ["dataset", "method", "value", "low", "high", "score"]
+    rows = pd.concat([hits[columns], gaps[columns]], ignore_index=True)
+    return [(f"{display_name(d)}\n{score}", r) for (score, d), r in rows.groupby(["score", "dataset"], sort=False)]
+
+def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
+    "Hits of the mark above, insertion minus deletion below, one row a method"
+    import matplotlib.pyplot as plt
+    panels, methods = map_panels(pointing, faithfulness), list(dict.fromkeys(pointing.method))
+    n = pointing.dataset.nunique()
+    rows = [panels[:n], panels[n:]]
+    fig = plt.figure(figsize=(7.2, 4.6), layout="constrained")
+    for row, sub in zip(rows, fig.subfigures(2, 1)):
+        axes = sub.subplots(1, len(row), sharey=True, squeeze=False)[0]
+        for ax, (title, r) in zip(axes, row):
+            r = r.set_index("method").reindex(methods)
+            ax.hlines(range(len(methods)), r.low, r.high, color=SUPPORTED, lw=1.3)
+            ax.plot(r.value, range(len(methods)), "o", color=SUPPORTED, ms=4)
+            if "random" in methods: ax.axvline(r.value["random"], color=INK, lw=.7, ls=":")
+            ax.set_title(title, fontsize=7.5); ax.tick_params(labelsize=7)
+        axes[0].set_yticks(range(len(methods)), map(display_name, methods), fontsize=7)
+        axes[0].set_ylim(len(methods) - .5, -.5)
+    return fig
+
+
+# %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
+DESIGN_CAPTION = ("What was trained. Folds are by patient; seeds are those of each network, and in parentheses those "
+                  "of U-Net where it was repeated as a control. Patients or other units: tested over all folds. "
+                  "Seconds are planned for one processor thread.")
+READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect: the outcome, the same in "
+                   "all series of a kind unless a share is given. *Wrong*: a volume other than the one that was "
+                   "written. The last row has a defect that no header tells.")
+OUTCOMES = ("right", "refused", "wrong")
+
+def describe_reading(sections: list[PaperSection]) -> pd.DataFrame:
+    "Outcome of each defect by reader, as words"
+    reading = next((s.tables.get("reading") for s in sections if s.name == "hospital" and s.results), None)
+    if reading is None: return pd.DataFrame()
+    def say(r): return ", ".join(k if r[k] == 1 else f"{r[k]:.0%} {k}" for k in OUTCOMES if r[k] > 0)
+    cells = reading.assign(outcome=reading.apply(say, axis=1)).pivot(index="defect", columns="reader", values="outcome")
+    order, readers = dict.fromkeys(reading.defect), dict.fromkeys(reading.reader)
+    return cells.loc[[*order], [*readers]].rename_axis(columns=None).reset_index()
+
+DESIGN_PARTS = dict(benchmark=("benchmark", "scores"), longer=("reached", "reached"))
+
+def planned_repeats(plan: TrainingPlan, part: str, dataset: str) -> tuple[int, str]:  # folds; seeds in words
+    "How often a network of a part of the study is trained on a data set"
+    stages = plan.convergence.stages if plan.convergence else []
+    found = [s.sets[dataset] for s in stages if s.section == "reached" and dataset in s.sets]
+    if part == "longer": return (len(found[0].folds), f"{len(found[0].seeds)}") if found else (1, "1")
+    entry = plan.runs.get(dataset)
+    if entry is None: return 1, "1"
+    again = max([len(entry.seeds), *map(len, entry.repeated.values())])
+    return len(entry.folds), f"{len(entry.seeds)}" + (f" ({again})" if again > len(entry.seeds) else "")
+
+def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
+    "Sets, folds, seeds, patients, image sizes and budgets of the benchmark and of longer training"
+    present, rows = {s.name: s for s in sections if s.results}, []
+    for part, (section, name) in DESIGN_PARTS.items():
+        if section not in present or name not in present[section].tables: continue
+        table, plan = present[section].tables[name], load_plan(profile)
+        for dataset, r in table[table.budget_s.notna()].groupby("dataset", sort=False):
+            folds, seeds = planned_repeats(plan, part, dataset)
+            budgets = [f"{s:g}" for s in sorted({r.budget_s.min(), r.budget_s.max()})]
+            rows.append(dict(dataset=dataset, part=part, networks=r.model.nunique(), folds=folds, seeds=seeds,
+                             patients=int(r.n.max()), pixels=plan.settings.get("size"), seconds=" to ".join(budgets)))
+    return pd.DataFrame(rows)
+
+
 # %% ../../nbs/library/8_paper/05_summary.ipynb #85a25dd3
 def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str, str]:  # caption by name
     "Write the article's own drawings, and remove those of an article before"
@@ -168,12 +280,25 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
     if judged is not None and len(decided := decided_claims(judged)):
         whose = "source documents" if (decided.claims_of == "sources").all() else "kit"
         write_drawing(place / "decided.svg", draw_claims(decided))
-        captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval: "
-                               "measured difference with its 95 % interval over patients and trainings, and the "
-                               "number of patients. A difference above zero supports the claim.")
+        captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval before "
+                               "correction: measured difference with its 95 % interval over patients and training "
+                               "runs, and the number of patients. A difference above zero supports the claim.")
     if len(rows := hybrid_differences(present)):
         write_drawing(place / "opponents.svg", draw_opponents(rows))
-        captions["opponents"] = ("Dice of the hybrids minus that of each opponent at equal cost on held-out patients, "
-                                 "with 95 % intervals over patients and trainings. Hollow: the control of U-Net "
-                                 "against itself with other seeds.")
+        captions["opponents"] = ("Dice of the hybrids minus that of each opponent at an equal planned budget on "
+                                 "held-out patients, with 95 % intervals over patients and training runs. Hollow: the "
+                                 "control of U-Net against itself with other seeds." + describe_cost(place.parent))
+    curves = present["reached"].tables.get("budgets") if "reached" in present else None
+    tables = present["xai"].tables if "xai" in present else {}
+    if {"pointing", "faithfulness"} <= {*tables}:
+        write_drawing(place / "maps.svg", draw_maps(tables["pointing"], tables["faithfulness"]))
+        captions["maps"] = ("Above: share of images in which a map's maximum lies on the mark, with Wilson's 95 % "
+                            "interval, where the mark is the cause and, in the control, where it is not. Below: "
+                            "insertion minus deletion, with 95 % intervals over images. Dotted: random maps.")
+    if curves is not None and len(curves):
+        write_drawing(place / "curves.svg", draw_curves(curves))
+        captions["curves"] = ("Mean Dice on held-out patients, with its 95 % interval, by the planned seconds of one "
+                              "thread that a network was trained, all from the same training runs at a constant rate "
+                              "with averaged weights. Broken lines: weights that began on ImageNet. Vertical axes "
+                              "differ.")
     return captions

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTROL_MATRICES', 'VERDICT_COLUMNS', 'VERDICT_STYLES', 'format_scores', 'bound_largest_lesion_share',
-           'compute_audit_controls', 'count_verdicts', 'summarize_judged', 'claimed_bar_ends', 'plot_claims']
+           'compute_audit_controls', 'count_corrected', 'count_verdicts', 'summarize_judged', 'count_sentences',
+           'claimed_bar_ends', 'plot_claims']
 
 # %% ../../nbs/study/26_claims.ipynb #9fdb8a93
 import re
@@ -12,7 +13,8 @@ from fractions import Fraction
 
 import pandas as pd
 
-from ..evaluation.claims import NOT_TESTABLE, ONE_TRAINING, NOT_COMPARABLE, WAITING, build_ledger
+from ..evaluation.claims import (NOT_TESTABLE, ONE_TRAINING, NOT_COMPARABLE, WAITING, build_ledger,
+                                         load_quotes)
 from ..evaluation.table_audit import ScoreBox, check_means, mean_scores
 
 # %% ../../nbs/study/26_claims.ipynb #9cb32857
@@ -47,11 +49,16 @@ def compute_audit_controls() -> pd.DataFrame:
 VERDICT_COLUMNS = dict(supported="supported", refuted="refuted", undecided="undecided", one_training=ONE_TRAINING,
                        not_comparable=NOT_COMPARABLE, waiting=WAITING, beyond=NOT_TESTABLE)  # column: verdict
 
+def count_corrected(rows: pd.DataFrame) -> dict[str, int]:
+    "How many decided rows have a p value corrected within their section, and how many remain below 0.05"
+    p = rows.p_holm[rows.verdict.isin(("supported", "refuted"))].dropna()
+    return dict(corrected=len(p), remain=int((p < .05).sum()))
+
 def count_verdicts(ledger: pd.DataFrame) -> pd.DataFrame:
     "How many claims of each group came out how, those of the sources first"
     def row(claimant, group, rows):
         counts = {column: int((rows.verdict == v).sum()) for column, v in VERDICT_COLUMNS.items()}
-        return dict(claims_of=claimant, group=group, claims=len(rows)) | counts
+        return dict(claims_of=claimant, group=group, claims=len(rows)) | counts | count_corrected(rows)
     return pd.DataFrame([row(*key, rows) for key, rows in ledger.groupby(["claims_of", "group"], sort=False)])
 
 # %% ../../nbs/study/26_claims.ipynb #5b29e4e1
@@ -60,8 +67,19 @@ def summarize_judged(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = ledger[ledger.measured.notna() & (ledger.group != "owen2024")].rename(
         columns=dict(low="measured_low", high="measured_high"))
     columns = ["claims_of", "id", "statement", "claimed", "measured", "measured_low", "measured_high", "n", "trainings",
-               "dataset", "verdict"]
+               "p_holm", "dataset", "verdict"]
     return rows[columns].astype(dict(n=int, trainings="Int64")).reset_index(drop=True)
+
+# %% ../../nbs/study/26_claims.ipynb #bc4866be
+def count_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
+    "The sources' sentences with how many rows of the ledger they have, and how these came out"
+    places = load_quotes().drop_duplicates("sentence").set_index("sentence").place
+    def row(sentence, rows):
+        counts = {column: int((rows.verdict == v).sum()) for column, v in VERDICT_COLUMNS.items()}
+        return dict(sentence=sentence, place=places[sentence], claims=len(rows)) | counts
+    groups = ledger[ledger.claims_of == "sources"].groupby("sentence", sort=False)
+    return pd.DataFrame([row(*pair) for pair in groups])
+
 
 # %% ../../nbs/study/26_claims.ipynb #c685d05c
 VERDICT_STYLES = {"supported": ("tab:green", "o"), "refuted": ("tab:red", "X"), "undecided": ("0.5", "s"),

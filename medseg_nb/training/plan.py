@@ -117,10 +117,9 @@ class XaiPlan(Steps):
 
 class HeadsPlan(Entry):
     "Networks with all maps of instances, and detectors"
-    settings: Settings           # instead of the usual ones of these networks
-    steps: dict[str, int]        # of each network
-    # of each network: on which views' splits it is trained, and on which of each; None: all
-    views: dict[str, dict[str, list[int] | None]]
+    settings: Settings            # instead of the usual ones of these networks
+    steps: dict[str, int]         # of each network
+    splits: dict[str, list[int]]  # of each network: folds by image first, then fluorescence alone, then kinds left out
 
 class InstancesPlan(Control):
     "Networks that tell instances apart"
