@@ -10,7 +10,7 @@ __all__ = ['INSTANCE_STUDY_METRICS', 'MASK_RULES', 'SHOWN_READING', 'LEARNED_MAP
            'plot_instance_scores', 'plot_transfer', 'select_window', 'select_shown_cases', 'find_label_map',
            'match_outlines', 'plot_outlines']
 
-# %% ../../nbs/study/16_instances.ipynb #1ddd0538
+# %% ../../nbs/study/16_instances.ipynb #4810231b
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ from ..training import default_runs
 from ..training.plan import section_plan
 from ..training.training import Config, load_run, run_training
 
-# %% ../../nbs/study/16_instances.ipynb #e4f50e0f
+# %% ../../nbs/study/16_instances.ipynb #9b891341
 def reason_not_applicable(dataset: str) -> str:  # empty where it fits
     "Why a data set has no place here"
     if reason := default_runs.reason_not_applicable(dataset): return reason
@@ -58,7 +58,7 @@ def view_of(config: Config) -> str:
     "Which view of the data a run belongs to"
     return split_of(config).view if has_heads(config) else VIEWS[0]
 
-# %% ../../nbs/study/16_instances.ipynb #1a8f9d97
+# %% ../../nbs/study/16_instances.ipynb #08189819
 def fitted_and_tested(config: Config) -> tuple[list[int], list[int]]:
     "Positions of the cases on which a run's settings are chosen, and of its test cases"
     if has_heads(config): return instance_heads.training_and_tuning(config)[1], [*split_of(config).test]
@@ -93,7 +93,7 @@ def score_baselines(config: Config) -> pd.DataFrame:
     return pd.concat([score_instances(replace(config, model=m), m, cases, f).assign(run=m)
                       for m, f in found.items()], ignore_index=True)
 
-# %% ../../nbs/study/16_instances.ipynb #932b5b76
+# %% ../../nbs/study/16_instances.ipynb #ab8f1a68
 INSTANCE_STUDY_METRICS = ["pq", "ap50", "ap75", "dice", "boundary_f1"]
 MASK_RULES, SHOWN_READING = ("watershed", "mask_watershed"), "distance"
 LEARNED_MAPS = (*instances.FIELD_CHANNELS, "border", "distance", "center", "flow")
@@ -109,7 +109,7 @@ def summarize_views(configs: Sequence[Config]) -> pd.DataFrame:
         test = [load_cases(c.dataset)[i] for i in fitted_and_tested(c)[1]]
         records.append(dict(dataset=c.dataset, part=view_of(c), fold=c.fold, images=len(test), model=c.model, steps=c.steps,
                             kinds={group_of(k) for k in test}))
-    table = pd.DataFrame(records)
+    table = pd.DataFrame(records).drop_duplicates(["dataset", "part", "model", "fold"])
     return table.groupby(["dataset", "part", "model"], sort=False, as_index=False).agg(
         steps=("steps", "first"), splits=("fold", "nunique"), images=("images", "sum"), kinds=("kinds", lambda k: len(set().union(*k))))
 
@@ -138,7 +138,7 @@ def summarize_comparisons(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
 
-# %% ../../nbs/study/16_instances.ipynb #d34a04c5
+# %% ../../nbs/study/16_instances.ipynb #d1fe1449
 def summarize_kinds(rows: pd.DataFrame) -> pd.DataFrame:
     "PQ of each kind of image, known from training or left out, on the same images; then of all kinds"
     rows, records = rows[(rows.seed == 0) & (rows.method == SHOWN_READING)], []
@@ -147,7 +147,8 @@ def summarize_kinds(rows: pd.DataFrame) -> pd.DataFrame:
         both = known.join(left_out.pq.rename("left_out"), how="inner").assign(known=lambda d: d.pq)
         if both.empty: continue
         both["difference"] = both.left_out - both.known
-        for kind, part in [*both.groupby("group"), ("all kinds", both)]:
+        parts = [*both.groupby("group")]
+        for kind, part in parts + ([("all kinds", both)] if len(parts) > 1 else []):
             low, high = cluster_interval(part.difference, part.group if kind == "all kinds" else part.patient)
             records.append(dict(dataset=dataset, method=SHOWN_READING, kind=kind, n=len(part), known=part.known.mean(),
                                 left_out=part.left_out.mean(), difference=part.difference.mean(),
@@ -170,7 +171,7 @@ def summarize_settings(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows.seed == 0) & rows.settings.notna()].groupby(
         ["dataset", "part", "fold", "method"], sort=False, as_index=False).settings.first()
 
-# %% ../../nbs/study/16_instances.ipynb #191f9deb
+# %% ../../nbs/study/16_instances.ipynb #f42a7df1
 def list_instance_claims(table: pd.DataFrame) -> list[dict]:
     "Ours: a map separates instances better than a watershed of the mask, and than a detector, on folds"
     learned = table.method.isin(LEARNED_MAPS) & table.against.isin([*MASK_RULES, DETECTION])
@@ -184,7 +185,7 @@ def list_instance_claims(table: pd.DataFrame) -> list[dict]:
                         (r.difference, r.difference_low, r.difference_high), r.n, r.dataset, None,
                         trainings=r.trainings) for r in table[learned & (table.part == VIEWS[0])].itertuples()]
 
-# %% ../../nbs/study/16_instances.ipynb #0b89777c
+# %% ../../nbs/study/16_instances.ipynb #69320787
 PLOT_ORDER = ("otsu", "components", "mask_components", "watershed", "mask_watershed", *LEARNED_MAPS, DETECTION)
 VIEW_TITLES = dict(folds="folds by image", fluorescence="fluorescence alone", transfer="kind left out")
 
@@ -228,7 +229,7 @@ def plot_transfer(kinds: pd.DataFrame):
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
     return fig
 
-# %% ../../nbs/study/16_instances.ipynb #8f89cd80
+# %% ../../nbs/study/16_instances.ipynb #b1cfd3f2
 SHOWN_WINDOW = 128  # px, around the middle of the true objects
 
 def select_window(truth: np.ndarray) -> tuple[slice, ...]:
