@@ -579,8 +579,8 @@ def followed_weights(time: np.ndarray, event: np.ndarray) -> np.ndarray:
 
 
 def test_sources_are_compared_on_the_same_patients(reports):
-    """AUC as shares of pairs; Uno's concordance as shares of weighted pairs, its spread by leaving out each patient. The
-    draws are others than the kit's, so each end may differ by a tenth of the width"""
+    """AUC as shares of pairs; Uno's concordance as shares of weighted pairs, its spread by leaving out each patient.
+    The draws are others than the kit's, so each end may differ by a tenth of the width"""
     stored, faults = table(reports, "outcomes", "sources"), []
     for row in stored.to_dict("records"):
         against = f"{row['model']}, {CONTROL}" if row["against"] == CONTROL else row["against"]
@@ -807,7 +807,8 @@ def test_kinds_and_counts_of_instances(reports):
                         difference=(wide.transfer - wide.folds).mean())
         faults += [(r["kind"], k, r[k], v) for k, v in expected.items() if not equal(r[k], v)]
         if r["kind"] == "all kinds" and wide.group.nunique() > 1:
-            if not has_clustered_ends(wide.transfer - wide.folds, wide.group, r["difference_low"], r["difference_high"]):
+            ends = r["difference_low"], r["difference_high"]
+            if not has_clustered_ends(wide.transfer - wide.folds, wide.group, *ends):
                 faults.append((r, "interval"))
     for r in table(reports, "instances", "counts").to_dict("records"):
         mine = rows[(rows.dataset == r["dataset"]) & (rows.part == r["part"]) & (rows.method == r["method"])]

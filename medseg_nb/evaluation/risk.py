@@ -149,7 +149,8 @@ def average_precision(risk: Sequence[float], event: Sequence[bool]) -> dict:  # 
     random, classes = rng("average precision", len(event)), (np.flatnonzero(event), np.flatnonzero(~event))
     picks = [np.concatenate([random.choice(c, len(c)) for c in classes]) for _ in range(PRECISION_DRAWS)]
     low, high = np.percentile([average_precision_score(event[p], risk[p]) for p in picks], [2.5, 97.5])
-    return dict(ap=float(average_precision_score(event, risk)), ap_low=float(low), ap_high=float(high), share=float(event.mean()),
+    return dict(ap=float(average_precision_score(event, risk)), ap_low=float(low), ap_high=float(high),
+                share=float(event.mean()),
                 n=len(event), events=int(event.sum()))
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #b4b527c4

@@ -151,8 +151,8 @@ def show_results(profile: str | None, states: dict[str, str]) -> str:
              f"{describe_profile(profile)}. The training budget counts single-thread CPU seconds. Only rows of one "
              "budget and start rank each other. Shown are the constant mask, the classical method with the highest "
              "mean, and of each such group U-Net and the network with the highest mean; being chosen flatters it. "
-             f"The [article](reports/{profile}/article.pdf) says what follows; its "
-             f"[supplement](reports/{profile}/supplement.pdf) has all models.")
+             f"The [article](reports/{profile}/article.pdf) says what follows; its supplement, which "
+             f"`medseg paper --profile {profile}` sets beside it, has all models.")
     return "\n\n".join([*([warning] if outdated_sections else []), intro, tabulate_scores(choose_rows(frame))])
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #67537618

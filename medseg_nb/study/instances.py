@@ -107,11 +107,13 @@ def summarize_views(configs: Sequence[Config]) -> pd.DataFrame:
     records = []
     for c in configs:
         test = [load_cases(c.dataset)[i] for i in fitted_and_tested(c)[1]]
-        records.append(dict(dataset=c.dataset, part=view_of(c), fold=c.fold, images=len(test), model=c.model, steps=c.steps,
+        records.append(dict(dataset=c.dataset, part=view_of(c), fold=c.fold, images=len(test), model=c.model,
+                            steps=c.steps,
                             kinds={group_of(k) for k in test}))
     table = pd.DataFrame(records).drop_duplicates(["dataset", "part", "model", "fold"])
     return table.groupby(["dataset", "part", "model"], sort=False, as_index=False).agg(
-        steps=("steps", "first"), splits=("fold", "nunique"), images=("images", "sum"), kinds=("kinds", lambda k: len(set().union(*k))))
+        steps=("steps", "first"), splits=("fold", "nunique"), images=("images", "sum"),
+        kinds=("kinds", lambda k: len(set().union(*k))))
 
 def summarize_scores(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean scores by view and method, of the first seed; of PQ the interval when whole kinds of images are drawn too"

@@ -38,7 +38,8 @@ from ..methods.attribution import (RATE_DRAWS, AttributionQuery, Target, chance,
                                            grad_cam_coarse, grad_cam_pp, grad_cam_pp_coarse, hires_cam,
                                            hires_cam_coarse, integrated_gradients, user_explanation_methods,
                                            occlusion, part_effects,
-                                           find_largest_region, show_image, quadtree, event_rate, steepness, tipping_sets)
+                                           find_largest_region, show_image, quadtree, event_rate, steepness,
+                                           tipping_sets)
 from ..methods.perturbation import gradient_shap, kernel_shap, rise
 from ..methods.shortcut_runs import summarize_alarms, summarize_planted, summarize_suspects
 from ..evaluation.claims import judge_claim
@@ -316,7 +317,8 @@ def report_network(config: Config,
 def report_networks(configs: Sequence[Config], profile: str) -> pd.DataFrame:
     "Rows of the shortcut reports of all networks of which it is known whether they have a shortcut"
     code, most = explanation_code_key(), section_plan("xai", profile).shortcuts.images
-    def report(c): return remember((code, c.key, "report", str(most)), lambda: report_network(c, most).to_dict("records"))
+    def report(c):
+        return remember((code, c.key, "report", str(most)), lambda: report_network(c, most).to_dict("records"))
     with ThreadPoolExecutor(2) as pool: return pd.DataFrame([*chain.from_iterable(pool.map(report, configs))])
 
 def _case_columns(config: Config, i: int) -> dict:
