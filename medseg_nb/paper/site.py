@@ -37,10 +37,9 @@ from ..kit.execution import (execute_notebook, file_state, installed_packages_di
                                      set_environment, strip_tests)
 from ..kit.keys import closure, computed_path, load_cached, store_cached
 from .build import set_missing_documents
-from .executed import fill_cell, link_citations
+from .executed import fill_cell, link_citations, load_readable_sections
 from .pages import (list_profiles, write_article_page, write_claims_page, write_data_set_page,
                                    write_gallery_page, write_metrics_page, write_models_page)
-from .prose import load_section
 from .readme import find_profile, show_figure
 from .reference import list_library, write_module_page
 from .typeset import pandoc, read_references
@@ -149,7 +148,7 @@ def section_page(section: str) -> str:
 def load_sections(profile: str) -> dict:
     "All sections of a profile's paper as their prose sees them"
     def state(name): return "current" if (folder("reports") / profile / name / "results.json").is_file() else "absent"
-    return {name: load_section(name, profile, state(name)) for name in sections()}
+    return load_readable_sections(profile, {name: state(name) for name in sections()})
 
 def read_section(section: str) -> dict:
     "A section's notebook as its page begins with it, without tests"
