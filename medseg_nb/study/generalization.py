@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
-           'list_domain_pairs', 'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile',
-           'few_shot_plan', 'select_test_folds', 'list_default_unet_runs', 'list_source_runs', 'list_few_shot_runs',
-           'list_unaugmented_runs', 'list_leave_site_out_runs', 'reject_image_splits', 'list_runs', 'score_on_dataset',
-           'load_run_network', 'score_on_target', 'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift',
-           'score_domain_baselines', 'collect_domain_pair_rows', 'collect_site_rows', 'collect_scanner_shift_rows',
-           'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot',
-           'summarize_gains', 'summarize_adaptation', 'paired_lead', 'summarize_carried', 'summarize_shift',
-           'join_shift_and_change', 'shift_change_correlation', 'list_generalization_claims', 'plot_few_shot',
-           'plot_change_by_shift']
+           'MAX_DRAWS', 'list_domain_pairs', 'list_multisite_datasets', 'test_site', 'site_pair_names',
+           'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs', 'list_source_runs',
+           'list_few_shot_runs', 'list_unaugmented_runs', 'list_leave_site_out_runs', 'find_draws',
+           'list_diversity_runs', 'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network',
+           'score_on_target', 'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
+           'collect_domain_pair_rows', 'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows',
+           'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains',
+           'summarize_adaptation', 'paired_lead', 'summarize_carried', 'summarize_shift', 'join_shift_and_change',
+           'shift_change_correlation', 'list_generalization_claims', 'plot_few_shot', 'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from ..training import default_runs
 from ..training.plan import FewShotPlan, load_plan, section_plan
 from ..evaluation.claims import judge_claim
 from ..methods.classical import predict_baselines
-from ..kit.core import InputError
+from ..kit.core import InputError, rng
 from ..data.manifest import load_cases, load_frozen_split, load_manifest
 from ..evaluation.groups import group_difference
 from ..kit.keys import load_module, resolve
@@ -65,6 +65,7 @@ def site_pair_names(dataset: str, k: int) -> tuple[str, str]:
 
 # %% ../../nbs/study/23_generalization.ipynb #ade9ef77
 MIN_TEST_PATIENTS = 8  # patients that stay for testing
+MAX_DRAWS = 100_000    # of training patients, in search of one hospital's
 
 def effective_profile(profile: str, dataset: str) -> str:
     return "smoke" if dataset.startswith("phantom_") else profile  # phantoms are small
@@ -81,15 +82,17 @@ def select_test_folds(dataset: str, draws: int) -> list[int]:  # a fold for each
     return list(range(draws))
 
 # %% ../../nbs/study/23_generalization.ipynb #f68fd879
-def list_default_unet_runs(profile: str, dataset: str) -> list[Config]:
-    return default_runs.default_seed_runs(effective_profile(profile, dataset), [dataset])
+def list_unet_runs(profile: str, dataset: str) -> list[Config]:
+    "U-Net's runs of the benchmark, with this section's settings"
+    runs = default_runs.default_seed_runs(effective_profile(profile, dataset), [dataset])
+    return [replace(c, **few_shot_plan(profile, dataset).settings) for c in runs]
 
 def list_source_runs(profile: str, dataset: str) -> list[Config]:
     "U-Net on all training patients of a source: one run for each seed, or for each fold that is tested"
-    runs, plan = list_default_unet_runs(profile, dataset), few_shot_plan(profile, dataset)
-    test_folds = dict.fromkeys(select_test_folds(dataset, plan.draws))
-    if plan.narrow and dataset not in load_plan(effective_profile(profile, dataset)).runs:
-        return [replace(runs[0], fold=k, width=runs[0].width // 2) for k in test_folds]
+    runs = list_unet_runs(profile, dataset)
+    test_folds = dict.fromkeys(select_test_folds(dataset, few_shot_plan(profile, dataset).draws))
+    if dataset not in load_plan(effective_profile(profile, dataset)).runs:
+        return [replace(runs[0], fold=k) for k in test_folds]
     return [c for c in runs if c.fold in test_folds]
 
 # start, training patients, run
@@ -115,10 +118,42 @@ def list_unaugmented_runs(profile: str, source: str) -> list[Config]:
 
 def list_leave_site_out_runs(profile: str, dataset: str) -> tuple[list[Config], list[Config]]:
     "U-Net by patient, each of whom is tested once, and U-Net without each hospital"
-    first, counts = (list_default_unet_runs(profile, dataset)[0],
+    first, counts = (list_unet_runs(profile, dataset)[0],
                      dict(patient=len(load_frozen_split(dataset)["folds"]), site=N_TESTABLE_SITES[dataset]))
     by_patient, by_site = ([replace(first, fold=k, unit=unit) for k in range(n)] for unit, n in counts.items())
     return by_patient, by_site
+
+# %% ../../nbs/study/23_generalization.ipynb #d1a5e002
+@lru_cache(maxsize=16)
+def find_draws(dataset: str,
+               k: int,          # hospital that is left out
+               patients: int,   # of each draw
+               draws: int,
+              ) -> dict[str, list[int]]:  # by name of the arm
+    "First draws of patients of one hospital alone, and of three or more, as `training_cases` draws them"
+    found = {"one hospital": [], "several hospitals": []}
+    positions, _ = fold_indices(dataset, k, "site")
+    sites = {load_cases(dataset)[i].patient: load_cases(dataset)[i].site for i in positions}
+    for draw in range(MAX_DRAWS):
+        drawn = rng(draw, "patients", dataset, k).permutation(sorted(sites))[:patients]
+        n_sites = len({sites[p] for p in drawn})
+        if n_sites == 2: continue
+        arm = found["one hospital" if n_sites == 1 else "several hospitals"]
+        if len(arm) < draws: arm.append(draw)
+        if min(map(len, found.values())) == draws: return found
+    raise InputError(dataset, f"no {draws} of {MAX_DRAWS:,} draws hold {patients} patients of one hospital",
+                     "ask for fewer patients in the plan (`diverse`)")
+
+def list_diversity_runs(profile: str, dataset: str) -> list[tuple[int, str, Config]]:  # hospital, arm, run
+    "U-Net on equally many patients of one hospital and of several, without the hospital that is tested"
+    plan, runs = few_shot_plan(profile, dataset), []
+    if plan.diverse is None: return runs
+    for k in range(N_TESTABLE_SITES[dataset]):
+        for arm, draws in find_draws(dataset, k, plan.diverse, plan.draws).items():
+            runs += [(k, arm, replace(list_unet_runs(profile, dataset)[0], fold=k, unit="site", seed=seed,
+                                      patients=plan.diverse, draw=draw)) for seed, draw in enumerate(draws)]
+    return runs
+
 
 # %% ../../nbs/study/23_generalization.ipynb #a81ebef2
 def reject_image_splits(configs: Sequence[Config]) -> Sequence[Config]:
@@ -136,6 +171,7 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     for s, _ in list_domain_pairs(datasets): runs += [*list_source_runs(profile, s), *list_unaugmented_runs(profile, s)]
     for d in list_multisite_datasets(datasets):
         for side in list_leave_site_out_runs(profile, d): runs += side
+        runs += [c for _, _, c in list_diversity_runs(profile, d)]
     for s, t in list_domain_pairs(datasets): runs += [c for _, _, c in list_few_shot_runs(profile, s, t)]
     return list(reject_image_splits(list(dict.fromkeys(runs))))
 
@@ -263,7 +299,7 @@ def collect_appearance_rows(profile: str, datasets: Sequence[str]) -> pd.DataFra
     sets = [(s, t, patient_appearance(s, list_source_runs(profile, s)[0].shape),
              patient_appearance(t, list_source_runs(profile, s)[0].shape)) for s, t in list_domain_pairs(datasets)]
     for d in list_multisite_datasets(datasets):
-        appearance = patient_appearance(d, list_default_unet_runs(profile, d)[0].shape)
+        appearance = patient_appearance(d, list_unet_runs(profile, d)[0].shape)
         for k in range(len(list_folds(d, "site"))):
             target = appearance.patient.isin({load_cases(d)[i].patient for i in fold_indices(d, k, "site")[1]})
             sets.append((*site_pair_names(d, k), appearance[~target], appearance[target]))

@@ -84,7 +84,8 @@ class FewShotPlan(Entry):
     patients: list[int]     # of the target, that are learnt from
     draws: int              # of these patients
     everybody: bool         # whether a run on all of them stands beside
-    narrow: bool            # whether a source that the benchmark does not train gets half the width
+    settings: Settings      # of U-Net, instead of the benchmark's
+    diverse: int | None     # training patients of one hospital, and as many of several; None: not compared
     unaugmented: list[str]  # sources that are trained without augmentation too
 
 class FewerLabelsPlan(Entry):
