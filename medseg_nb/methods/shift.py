@@ -6,7 +6,7 @@
 __all__ = ['NORMALIZED_FEATURES', 'FEATURES', 'load_prepared_set', 'describe_mismatch', 'shared_images', 'check_sets',
            'apply_scanner_shift', 'skin_elsewhere', 'image_appearance', 'patient_appearance', 'average_by_patient',
            'domain_auc', 'energy_distance', 'appearance_distance', 'appearance_gaps', 'adapt_batch_norm',
-           'split_patients_in_half']
+           'split_patients_in_half', 'minimize_entropy', 'match_histograms', 'match_amplitudes']
 
 # %% ../../nbs/library/7_methods/13_shift.ipynb #ea4efd34
 from collections.abc import Sequence
@@ -186,3 +186,54 @@ def adapt_batch_norm(net,                  # trained network
 def split_patients_in_half(patients: Sequence[str]) -> list[tuple[set[str], set[str]]]:
     "Two halves of the patients, each adapted to once and tested once, so that nobody's own images are adapted to"
     return [(set(p["train"]), set(p["test"])) for p in kfold(list(patients), 2, seed=0)]
+
+# %% ../../nbs/library/7_methods/13_shift.ipynb #5b1f7002
+def minimize_entropy(net,                  # trained network with batch normalisation
+                     images: np.ndarray,   # (case, channel, row, column), unlabelled images of the target
+                     rate: float = 1e-3,
+                     batch: int = 16,
+                    ):                     # a copy in evaluation mode
+    "The network with scales and offsets of normalisation under which it is surest of other images [@wang2021]"
+    import torch
+    adapted_net = adapt_batch_norm(net, images, batch).requires_grad_(False)
+    layers = [m for m in adapted_net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.affine]
+    weights = [w.requires_grad_() for layer in layers for w in (layer.weight, layer.bias)]
+    optimiser = torch.optim.Adam(weights, rate)
+    order = rng("entropy", len(images)).permutation(len(images))
+    for layer in layers: layer.train()
+    for part in np.array_split(order, -(-len(images) // batch)):
+        scores = adapted_net(torch.from_numpy(np.asarray(images[part], np.float32))).float()
+        entropy = torch.distributions.Categorical(logits=scores.movedim(1, -1)).entropy().mean()
+        optimiser.zero_grad(); entropy.backward(); optimiser.step()
+    return adapt_batch_norm(adapted_net, images, batch)
+
+
+# %% ../../nbs/library/7_methods/13_shift.ipynb #5b1f7006
+def match_histograms(images: np.ndarray,         # (case, channel, row, column)
+                     source_images: np.ndarray,  # (case, channel, row, column)
+                     levels: int = 256,
+                    ) -> np.ndarray:
+    "Images whose values are distributed, channel by channel, as the source's are on the mean"
+    shares = np.linspace(0, 1, levels)
+    goal = np.quantile(source_images.reshape(*source_images.shape[:2], -1), shares, axis=2).mean(1)  # (level, channel)
+    matched = np.empty(images.shape, np.float32)
+    for i, image in enumerate(images):
+        for c, values in enumerate(image):
+            matched[i, c] = np.interp(values, np.quantile(values, shares), goal[:, c])
+    return matched
+
+def match_amplitudes(images: np.ndarray,         # (case, channel, row, column)
+                     source_images: np.ndarray,  # (case, channel, row, column)
+                     share: float = .05,         # of the image's sides, up to which frequencies count as coarse
+                    ) -> np.ndarray:
+    "Images with the source's mean amplitudes at coarse frequencies and phases of their own [@yang2020]"
+    rows, columns = (np.abs(np.fft.fftfreq(n)) <= share / 2 for n in images.shape[-2:])
+    coarse = rows[:, None] & columns
+    goal = np.mean([np.abs(np.fft.fft2(x)) for x in source_images], axis=0)
+    matched = np.empty(images.shape, np.float32)
+    for i, image in enumerate(images):
+        spectrum = np.fft.fft2(image)
+        amplitudes = np.where(coarse, goal, np.abs(spectrum))
+        matched[i] = np.fft.ifft2(amplitudes * np.exp(1j * np.angle(spectrum))).real
+    return matched
+

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
-           'MAX_DRAWS', 'list_domain_pairs', 'list_multisite_datasets', 'test_site', 'site_pair_names',
-           'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs', 'list_source_runs',
-           'list_few_shot_runs', 'list_unaugmented_runs', 'list_leave_site_out_runs', 'find_draws',
-           'list_diversity_runs', 'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network',
-           'score_on_target', 'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
-           'collect_domain_pair_rows', 'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows',
-           'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains',
-           'summarize_adaptation', 'paired_lead', 'summarize_carried', 'summarize_shift', 'join_shift_and_change',
-           'shift_change_correlation', 'list_generalization_claims', 'plot_few_shot', 'plot_change_by_shift']
+           'MAX_DRAWS', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'ARMS', 'list_domain_pairs',
+           'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
+           'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_unaugmented_runs',
+           'list_leave_site_out_runs', 'find_draws', 'list_diversity_runs', 'reject_image_splits', 'list_runs',
+           'score_on_dataset', 'load_run_network', 'score_on_target', 'adapted_rows', 'simulate_scanner_shift',
+           'score_scanner_shift', 'score_domain_baselines', 'collect_domain_pair_rows', 'forgetting_rows',
+           'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change',
+           'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains', 'summarize_adaptation',
+           'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_shift',
+           'join_shift_and_change', 'shift_change_correlation', 'list_generalization_claims', 'plot_few_shot',
+           'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Sequence
@@ -34,12 +36,12 @@ from ..kit.keys import load_module, resolve
 from ..kit.report import Estimate, Report, label_networks, list_budgets
 from ..methods.shift import (FEATURES, NORMALIZED_FEATURES, adapt_batch_norm, check_sets, apply_scanner_shift,
                                      appearance_distance, appearance_gaps, split_patients_in_half, patient_appearance,
-                                     average_by_patient)
-from ..methods.shift import load_prepared_set, domain_auc
+                                     average_by_patient, load_prepared_set, domain_auc, match_amplitudes,
+                                     match_histograms, minimize_entropy)
 from ..data.splits import fold_indices, list_folds, kfold
 from ..evaluation.intervals import contrast
-from ..evaluation.comparisons import (CONTROL, contrast_splits, seed_control_pair, compare_models, holm,
-                                              is_above_zero, is_below_zero)
+from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, contrast_splits, seed_control_pair,
+                                              compare_models, holm, is_above_zero, is_below_zero)
 from ..evaluation.intervals import mean_interval, round_six_digits
 from ..evaluation.comparisons import paired_differences, patient_matrix
 from ..training.training import (Config, fit_runs, load_run, score_predictions, task_module, training_cases,
@@ -149,9 +151,10 @@ def list_diversity_runs(profile: str, dataset: str) -> list[tuple[int, str, Conf
     plan, runs = few_shot_plan(profile, dataset), []
     if plan.diverse is None: return runs
     for k in range(N_TESTABLE_SITES[dataset]):
+        first = list_unet_runs(profile, dataset)[0]
+        first = replace(first, fold=k, unit="site", patients=plan.diverse, steps=first.steps // 2)
         for arm, draws in find_draws(dataset, k, plan.diverse, plan.draws).items():
-            runs += [(k, arm, replace(list_unet_runs(profile, dataset)[0], fold=k, unit="site", seed=seed,
-                                      patients=plan.diverse, draw=draw)) for seed, draw in enumerate(draws)]
+            runs += [(k, arm, replace(first, seed=seed, draw=draw)) for seed, draw in enumerate(draws)]
     return runs
 
 
@@ -193,16 +196,27 @@ def load_run_network(config: Config): return load_run(run_training(config, weigh
 def score_on_target(config: Config, dataset: str) -> pd.DataFrame:
     return score_on_dataset(config, load_run_network(config), dataset, range(len(load_cases(dataset))))
 
+NETWORK_ADAPTATIONS = {"batch statistics": adapt_batch_norm, "entropy": minimize_entropy}
+IMAGE_ADAPTATIONS = {"histograms": match_histograms, "amplitudes": match_amplitudes}
+
 def adapted_rows(config: Config, dataset: str, positions: Sequence[int] | None = None) -> pd.DataFrame:
-    "Scores after an adaptation to the images of one half of the patients, on the other half, and the other way round"
+    """Scores after adaptations without labels; a network adapts to the images of one half of the patients, is tested
+    on the other half, and the other way round"""
     net, (images, _) = load_run_network(config), load_prepared_set(dataset, config.shape, config.normalise)
-    patients = {i: load_cases(dataset)[i].patient for i in (range(len(load_cases(dataset))) if positions is None
-                                                            else positions)}
-    position_pairs = [([i for i in patients if patients[i] in a], [i for i in patients if patients[i] in b])
-                      for a, b in split_patients_in_half(list(patients.values()))]
-    return pd.concat([score_on_dataset(config, adapt_batch_norm(net, images[adaptation_positions]), dataset,
-                                       test_positions) for adaptation_positions, test_positions in position_pairs],
-                     ignore_index=True)
+    positions = range(len(images)) if positions is None else positions
+    patients = {i: load_cases(dataset)[i].patient for i in positions}
+    parts = []
+    for a, b in split_patients_in_half(list(patients.values())):
+        half, other_half = ([i for i in patients if patients[i] in side] for side in (a, b))
+        for name, adapt in NETWORK_ADAPTATIONS.items():
+            rows = score_on_dataset(config, adapt(net, images[half]), dataset, other_half)
+            parts.append(rows.assign(method=name))
+    source_images = load_prepared_set(config.dataset, config.shape, config.normalise)[0][training_cases(config)]
+    for name, match in IMAGE_ADAPTATIONS.items():
+        matched = images.astype(np.float32)
+        matched[list(positions)] = match(images[list(positions)], source_images)
+        parts.append(score_on_dataset(config, net, dataset, positions, matched).assign(method=name))
+    return pd.concat(parts, ignore_index=True).assign(part="adapted")
 
 def simulate_scanner_shift(config: Config, shift: float) -> np.ndarray:  # (case, channel, row, column), 0 to 1
     "A set's images as the shifted scanner shows them"
@@ -250,15 +264,23 @@ def collect_domain_pair_rows(profile: str, source: str, target: str) -> pd.DataF
         parts += [rows.assign(part=part, method=name) for part, rows in (("home", stored_rows(c)), ("away", away))]
     parts += [score_domain_baselines(c, fold_indices(source, c.fold)[1], target)
               for c in {c.fold: c for c in runs}.values()]
-    parts += [adapted_rows(c, target).assign(part="adapted", method="unet") for c in runs]
+    parts += [adapted_rows(c, target) for c in runs]
     for draw, test_fold in enumerate(select_test_folds(target, few_shot_plan(profile, source).draws)):
         test_ids = {load_cases(target)[i].id for i in fold_indices(target, test_fold)[1]}
         rows = target_rows[runs[draw % len(runs)]]
         parts.append(rows[rows.case.isin(test_ids)].assign(fold=test_fold, seed=draw, part="few-shot",
                                                            method="zero-shot", k=0))
-    parts += [stored_rows(c).assign(part="few-shot", method=start, k=k)
-              for start, k, c in list_few_shot_runs(profile, source, target)]
+    few_shot_runs = list_few_shot_runs(profile, source, target)
+    parts += [stored_rows(c).assign(part="few-shot", method=start, k=k) for start, k, c in few_shot_runs]
+    parts += [forgetting_rows(c, k) for start, k, c in few_shot_runs if start == "fine-tuned"]
     return pd.concat(parts, ignore_index=True).assign(source=source, target=target)
+
+def forgetting_rows(config: Config, patients: int) -> pd.DataFrame:
+    "Rows of a fine-tuned run and of the run that it started from, on the source's test patients"
+    home = config.start
+    after = score_on_dataset(config, load_run_network(config), home.dataset, fold_indices(home.dataset, home.fold)[1])
+    sides = [stored_rows(home).assign(method="before"), after.assign(method="fine-tuned")]
+    return pd.concat(sides).assign(part="at home again", k=patients, fold=home.fold, seed=config.seed)
 
 def collect_site_rows(profile: str, dataset: str) -> pd.DataFrame:
     """Rows of leaving out each hospital: its patients when others of the same hospital were learnt from (home), and
@@ -276,9 +298,11 @@ def collect_site_rows(profile: str, dataset: str) -> pd.DataFrame:
         test_positions = fold_indices(dataset, k, "site")[1]
         training_id = len(by_patient) + k  # this training is none of those by patient
         site_split_rows = pd.concat([stored_rows(c).assign(method="unet"), baseline_rows(c)]).assign(fold=training_id)
-        adaptation_rows = adapted_rows(c, dataset, test_positions).assign(method="unet", fold=training_id)
+        adaptation_rows = adapted_rows(c, dataset, test_positions).assign(fold=training_id)
         tables = [patient_split_rows[patient_split_rows.patient.isin(site_split_rows.patient)].assign(part="home"),
-                  site_split_rows.assign(part="away"), adaptation_rows.assign(part="adapted")]
+                  site_split_rows.assign(part="away"), adaptation_rows]
+        tables += [stored_rows(run).assign(part="diversity", method=arm)
+                   for site, arm, run in list_diversity_runs(profile, dataset) if site == k]
         parts += [rows.assign(source=site_pair_names(dataset, k)[0], target=site_pair_names(dataset, k)[1])
                   for rows in tables]
     return pd.concat(parts, ignore_index=True)
@@ -372,7 +396,7 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
     "Fine-tuning minus the untouched source run, and minus training from scratch, on the same test patients and draws"
     records = []
     for (source, target), group in rows[rows.part == "few-shot"].groupby(["source", "target"], sort=False):
-        rows_by_start = {key: part for key, part in group.groupby(["method", "k"])}
+        rows_by_start = dict(iter(group.groupby(["method", "k"])))
         for k in sorted(k for name, k in rows_by_start if name == "fine-tuned"):
             for name, other in [("zero-shot", ("zero-shot", 0)), ("from scratch", ("from scratch", k))]:
                 records.append(dict(source=source, target=target, patients=int(k), against=name,
@@ -383,14 +407,39 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize_adaptation(rows: pd.DataFrame) -> pd.DataFrame:
     "Adapted to unlabelled images minus not adapted, on the same patients"
     records = []
-    for (source, target), group in _group_by_pair(rows[(rows.method == "unet") & rows.part.isin(["away", "adapted"])]):
-        rows_before, rows_after = (group[group.part == p] for p in ("away", "adapted"))
-        if not len(rows_after): continue
+    for (source, target), group in _group_by_pair(rows[rows.part.isin(["away", "adapted"])]):
+        rows_before = group[(group.part == "away") & (group.method == "unet")]
         away_cells = _mean_cells(patient_matrix(rows_before, "dice"), "away")
-        records.append(dict(source=source, target=target) | {k: v for k, v in away_cells.items() if k != "n_away"}
-                       | compare_models(rows_after, rows_before, "dice"))
+        del away_cells["n_away"]
+        for method, rows_after in group[group.part == "adapted"].groupby("method", sort=False):
+            records.append(dict(source=source, target=target, method=method) | away_cells
+                           | compare_models(rows_after, rows_before, "dice"))
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
+
+def summarize_forgetting(rows: pd.DataFrame) -> pd.DataFrame:
+    "What fine-tuning on another set takes from the source's own test patients"
+    records = []
+    for (source, target, k), group in rows[rows.part == "at home again"].groupby(["source", "target", "k"], sort=False):
+        before, after = (group[group.method == name] for name in ("before", "fine-tuned"))
+        records.append(dict(source=source, target=target, method="fine-tuned", patients=int(k))
+                       | _mean_cells(patient_matrix(before, "dice"), "before") | compare_models(after, before, "dice"))
+    table = pd.DataFrame(records).drop(columns="n_before")
+    return table.assign(p_holm=holm(table.p))
+
+ARMS = dict(one="one hospital", several="several hospitals")
+
+def summarize_diversity(rows: pd.DataFrame) -> pd.DataFrame:  # empty where no set has several hospitals
+    "Training patients of several hospitals minus equally many of one, on a hospital that gave none"
+    records = []
+    for (source, target), group in _group_by_pair(rows[rows.part == "diversity"]):
+        arms = {name: group[group.method == arm] for name, arm in ARMS.items()}
+        cells = [_mean_cells(patient_matrix(arm, "dice"), name) for name, arm in arms.items()]
+        records.append(dict(source=source, target=target) | cells[0] | cells[1]
+                       | compare_models(arms["several"], arms["one"], "dice"))
+    table = pd.DataFrame(records, columns=[*records[0]] if records else ["target", *DIFFERENCE_WITH_LIMITS])
+    return table.assign(p_holm=holm(table.p)) if len(table) else table
+
 
 # %% ../../nbs/study/23_generalization.ipynb #359fa539
 def paired_lead(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:  # patients × trainings
@@ -442,7 +491,8 @@ def shift_change_correlation(table: pd.DataFrame) -> float:  # -1 to 1; nan for 
 
 # %% ../../nbs/study/23_generalization.ipynb #1a2fe186
 def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
-                               adaptation: pd.DataFrame, carried: pd.DataFrame) -> list[dict]:
+                               adaptation: pd.DataFrame, carried: pd.DataFrame,
+                               diversity: pd.DataFrame) -> list[dict]:
     "The source's claims about other data sets, each judged on each target"
     claims = []
     def add(id, statement, source, r, value="difference"):
@@ -474,9 +524,11 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
             "Owen 2024, VI Future Outlook", r)
     for r in fine_tuning_gains[fine_tuning_gains.patients == 5].itertuples():
         add("generalization.few_shot", "Five patients are enough for fine-tuning to raise the score", "Outline, 3.8", r)
-    for r in adaptation.itertuples():
+    for r in adaptation[adaptation.method == "batch statistics"].itertuples():
         add("generalization.adaptation",
             "New statistics of batch normalisation, without labels, raise the score", "ours", r)
+    for r in diversity[diversity.target == ALL_SITES].itertuples():
+        add("generalization.diversity", "More diverse training data carry over better", "Outline, 5.6", r)
     return claims
 
 def plot_few_shot(table: pd.DataFrame):
