@@ -438,7 +438,7 @@ def summarize_diversity(rows: pd.DataFrame) -> pd.DataFrame:  # empty where no s
         records.append(dict(source=source, target=target) | cells[0] | cells[1]
                        | compare_models(arms["several"], arms["one"], "dice"))
     table = pd.DataFrame(records, columns=[*records[0]] if records else ["target", *DIFFERENCE_WITH_LIMITS])
-    return table.assign(p_holm=holm(table.p)) if len(table) else table
+    return table.drop(columns=["n_one", "n_several"]).assign(p_holm=holm(table.p)) if len(table) else table
 
 
 # %% ../../nbs/study/23_generalization.ipynb #359fa539
