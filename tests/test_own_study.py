@@ -91,11 +91,12 @@ def add_cells(project: Project) -> None:
 
 
 def shorten_plan(project: Project, id: str) -> None:
-    "Each training of the plan takes a second"
+    "Each training of the plan has a second, and 100 images in it, whatever was measured on this machine"
     path = project.root / "studies" / id / "plan.yaml"
     text, count = re.subn(r"\nseconds: \d+\.0\n", "\nseconds: 1.0\n", path.read_text(encoding="utf-8"))
+    head, measured, rest = re.split(r"(?<=\nthroughput:\n)((?:  \w+: [\d.]+\n)+)", text)
     assert count == 1
-    path.write_text(text, encoding="utf-8")
+    path.write_text(head + re.sub(r"[\d.]+\n", "100.0\n", measured) + rest, encoding="utf-8")
 
 
 def read_reports(project: Project) -> dict[str, bytes]:

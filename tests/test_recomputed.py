@@ -282,6 +282,33 @@ def test_augmentation_is_compared_on_the_same_patients(reports):
     none(faults)
 
 
+ARM = "part == 'diversity' & method == "
+MOVES = {  # table of `generalization`: query of the rows before, of those after
+    "adaptation": ("part == 'away' & method == 'unet'", "part == 'adapted' & method == @row['method']"),
+    "diversity": (f"{ARM}'one hospital'", f"{ARM}'several hospitals'"),
+    "forgetting": ("part == 'at home again' & method == 'before' & k == @row['patients']",
+                   "part == 'at home again' & method == 'fine-tuned' & k == @row['patients']"),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moved_networks_are_compared_on_the_same_patients(reports, name):
+    "Of each patient and training before and after; several hospitals together hold the patients of each"
+    stored, rows, faults = table(reports, "generalization", name), rows_of(reports, "generalization"), []
+    for row in stored.to_dict("records"):
+        pooled = row["source"] == "the other hospitals"
+        here = rows[rows.target.str.contains(", ") & ~rows.target.str.contains("dial|half") if pooled
+                    else (rows.source == row["source"]) & (rows.target == row["target"])]
+        chosen = [here.query(q, local_dict=dict(row=row)) for q in MOVES[name]]
+        before, after = (side.groupby(["patient", "fold", "seed"]).dice.mean() for side in chosen)
+        patients = (after - before).groupby("patient").mean()
+        expected = dict(difference=patients.mean(), n=len(patients), trainings=len(after.groupby(["fold", "seed"])))
+        faults += [(row["target"], k, row[k], v) for k, v in expected.items() if not equal(row[k], v)]
+        if row["trainings"] > 1 and not row["difference_low"] <= row["difference"] <= row["difference_high"]:
+            faults.append((row["target"], "interval"))
+    none(faults)
+
+
 def test_leakage_compares_the_same_images(reports):
     """The split by image minus the split by patient; folds are no trainings of a patient here, since a split by image
     tests one patient in several. A patient's mean is over its images and then over seeds, or over both at once: the two

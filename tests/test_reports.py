@@ -243,7 +243,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(errors, "sizes", "small", "leads", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups",
                 "failures"),
     ("errors", "imbalance"): without_shares,
-    **summaries(generalization, "zero_shot", "few_shot", "adaptation", "carried", "shift"),
+    **summaries(generalization, "zero_shot", "few_shot", "forgetting", "adaptation", "diversity", "carried", "shift"),
     ("generalization", "gains"): lambda rows: generalization.summarize_gains(rows).assign(method="fine-tuned"),
     ("data", "sizes"): summarize_sizes,
     ("data", "prevalence"): summarize_prevalence,
