@@ -13,8 +13,8 @@ __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATAS
            'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change',
            'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains', 'summarize_adaptation',
            'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_shift',
-           'join_shift_and_change', 'shift_change_correlation', 'list_generalization_claims', 'plot_few_shot',
-           'plot_change_by_shift']
+           'join_shift_and_change', 'shift_change_correlation', 'describe_budgets', 'list_generalization_claims',
+           'plot_few_shot', 'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Sequence
@@ -490,16 +490,24 @@ def shift_change_correlation(table: pd.DataFrame) -> float:  # -1 to 1; nan for 
     return float(spearmanr(table.distance, table.change).statistic) if len(table) > 2 else np.nan
 
 # %% ../../nbs/study/23_generalization.ipynb #1a2fe186
+def describe_budgets(own: str, of_section: Sequence[str]) -> str:
+    "Budgets of the networks that a claim is about, and those that networks of the same names have elsewhere"
+    if not own: return ""
+    others = sorted({label for budgets in of_section for label in budgets.split("; ")} - {*own.split("; ")})
+    return f" (budgets: {own}" + (f"; elsewhere in this section: {'; '.join(others)})" if others else ")")
+
 def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
                                adaptation: pd.DataFrame, carried: pd.DataFrame,
                                diversity: pd.DataFrame) -> list[dict]:
     "The source's claims about other data sets, each judged on each target"
     claims = []
+    tables = [zero_shot, gains, adaptation, carried, diversity]
+    all_budgets = [b for t in tables if "budgets" in t for b in t.budgets]
     def add(id, statement, source, r, value="difference"):
         measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
-        budget_note = f" (budgets: {r.budgets})" if getattr(r, "budgets", "") else ""
-        claims.append(judge_claim(f"{id}.{name}", f"{statement}{budget_note}: {r.source} to {r.target}", source,
+        note = describe_budgets(getattr(r, "budgets", ""), all_budgets)
+        claims.append(judge_claim(f"{id}.{name}", f"{statement}{note}: {r.source} to {r.target}", source,
                                   "difference", (0, 0), measured, int(r.n), r.target, None, trainings=r.trainings))
     losses = zero_shot.assign(loss=-zero_shot.change, loss_low=-zero_shot.change_high, loss_high=-zero_shot.change_low)
     for r in losses[losses.method == "unet"].itertuples():
