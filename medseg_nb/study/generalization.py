@@ -492,9 +492,10 @@ def shift_change_correlation(table: pd.DataFrame) -> float:  # -1 to 1; nan for 
 # %% ../../nbs/study/23_generalization.ipynb #1a2fe186
 def describe_budgets(own: str, of_section: Sequence[str]) -> str:
     "Budgets of the networks that a claim is about, and those that networks of the same names have elsewhere"
-    if not own: return ""
-    others = sorted({label for budgets in of_section for label in budgets.split("; ")} - {*own.split("; ")})
-    return f" (budgets: {own}" + (f"; elsewhere in this section: {'; '.join(others)})" if others else ")")
+    labels = {label for budgets in of_section for label in budgets.split("; ")} - {""}
+    others = "; ".join(sorted(labels - {*own.split("; ")}))
+    if not own: return f" (budgets in this section: {others})" if others else ""
+    return f" (budgets: {own}" + (f"; elsewhere in this section: {others})" if others else ")")
 
 def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
                                adaptation: pd.DataFrame, carried: pd.DataFrame,
