@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
-           'MAX_DRAWS', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'ARMS', 'list_domain_pairs',
+           'MAX_DRAWS', 'ARMS', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'list_domain_pairs',
            'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
            'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_unaugmented_runs',
            'list_leave_site_out_runs', 'find_draws', 'list_diversity_runs', 'reject_image_splits', 'list_runs',
@@ -68,6 +68,7 @@ def site_pair_names(dataset: str, k: int) -> tuple[str, str]:
 # %% ../../nbs/study/23_generalization.ipynb #ade9ef77
 MIN_TEST_PATIENTS = 8  # patients that stay for testing
 MAX_DRAWS = 100_000    # of training patients, in search of one hospital's
+ARMS = dict(one="one hospital", several="several hospitals")  # where the training patients come from
 
 def effective_profile(profile: str, dataset: str) -> str:
     return "smoke" if dataset.startswith("phantom_") else profile  # phantoms are small
@@ -133,14 +134,14 @@ def find_draws(dataset: str,
                draws: int,
               ) -> dict[str, list[int]]:  # by name of the arm
     "First draws of patients of one hospital alone, and of three or more, as `training_cases` draws them"
-    found = {"one hospital": [], "several hospitals": []}
+    found = {arm: [] for arm in ARMS.values()}
     positions, _ = fold_indices(dataset, k, "site")
     sites = {load_cases(dataset)[i].patient: load_cases(dataset)[i].site for i in positions}
     for draw in range(MAX_DRAWS):
         drawn = rng(draw, "patients", dataset, k).permutation(sorted(sites))[:patients]
         n_sites = len({sites[p] for p in drawn})
         if n_sites == 2: continue
-        arm = found["one hospital" if n_sites == 1 else "several hospitals"]
+        arm = found[ARMS["one" if n_sites == 1 else "several"]]
         if len(arm) < draws: arm.append(draw)
         if min(map(len, found.values())) == draws: return found
     raise InputError(dataset, f"no {draws} of {MAX_DRAWS:,} draws hold {patients} patients of one hospital",
@@ -427,8 +428,6 @@ def summarize_forgetting(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records).drop(columns="n_before")
     return table.assign(p_holm=holm(table.p))
 
-ARMS = dict(one="one hospital", several="several hospitals")
-
 def summarize_diversity(rows: pd.DataFrame) -> pd.DataFrame:  # empty where no set has several hospitals
     "Training patients of several hospitals minus equally many of one, on a hospital that gave none"
     records = []
@@ -544,7 +543,8 @@ def plot_few_shot(table: pd.DataFrame):
     "Dice on the target by the number of its patients that were learnt from, one panel a pair"
     import matplotlib.pyplot as plt
     groups = list(table.groupby(["source", "target"], sort=False))
-    fig, axes = plt.subplots(1, len(groups), figsize=(.6 + 2.1 * max(2, len(groups)), 2.7), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(groups), figsize=(.6 + 2.1 * max(2, len(groups)), 2.9), sharey=True, squeeze=False,
+                             layout="constrained")
     for ax, ((source, target), part) in zip(axes[0], groups):
         counts = sorted(part.patients[part.method == "fine-tuned"])
         for start, offset in [("fine-tuned", -.06), ("from scratch", .06)]:
@@ -553,10 +553,11 @@ def plot_few_shot(table: pd.DataFrame):
                         fmt="o-", ms=4, capsize=2, label=start)
         for start, style in [("zero-shot", ":"), ("all patients", "--")]:
             for level in part[part.method == start].dice: ax.axhline(level, ls=style, color="0.4", label=start)
-        ax.set(title=f"{source}\nto {target}", xticks=range(len(counts)),
+        ax.set(title=f"{source}\nto {target}", xticks=range(len(counts)), ylim=(0, 1.02),
                xticklabels=counts, xlim=(-.4, len(counts) - .6), xlabel="patients of the target")
         ax.title.set_fontsize(7)
-    axes[0][0].set_ylabel("mean patient Dice"); axes[0][-1].legend(frameon=False, fontsize=7, loc="lower right")
+    axes[0][0].set_ylabel("mean patient Dice")
+    fig.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     return fig
 
 def plot_change_by_shift(table: pd.DataFrame):
@@ -572,12 +573,13 @@ def plot_change_by_shift(table: pd.DataFrame):
         ax.errorbar(part.distance, part.change, [part.change - part.change_low, part.change_high - part.change],
                     fmt=style, ms=4, capsize=2, lw=1, label=name)
         for k, r in enumerate(part.itertuples()):
-            text_position = (dict(ha="right", xytext=(-4, 4 - 12 * (k % 2)))
-                             if name.startswith("a hosp") else dict(xytext=(4, 4)))
+            below = 12 * (k % 2) if style != "o-" else 0  # neighbours of a cloud would overlap
+            text_position = dict(ha="right", xytext=(-4, 4 - below)) if style == "s" else dict(xytext=(4, 4 - below))
             ax.annotate(r.target.split(", ")[-1], (r.distance, r.change),
                         textcoords="offset points", fontsize=6, **text_position)
     ax.axhline(0, ls=":", color="0.4")
     ax.set(xlabel="energy distance of the images (standard deviations of the source)",
            ylabel="Dice away minus at home", xscale="symlog")
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(frameon=False, fontsize=7, loc="lower left")
     return fig
