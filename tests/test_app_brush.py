@@ -16,6 +16,7 @@ from PIL import Image
 from test_app import chromium, choose, desk, line, models, post, saved, served, shot, slices  # noqa: F401 (fixtures)
 
 from medseg_nb.data.manifest import load_cases
+from medseg_nb.deployment.correction import QUICK_METHODS
 from medseg_nb.deployment.dicom import read_series
 from medseg_nb.data.annotations import read_seg
 from medseg_nb.images.files import Encoding, read_image, read_mask
@@ -213,7 +214,7 @@ def test_slices_of_a_volume_are_corrected_and_come_back_as_seg(lung, desk, tmp_p
 def test_explain_on_click_and_by_keys(skin, desk):
     tab = desk(skin)
     choose(tab, lesion())
-    tab.wait_for_selector("body[data-explains='4']")
+    tab.wait_for_selector(f"body[data-explains='{len(QUICK_METHODS)}']")
     case, = skin.client.get("/api/cases").json()
     y, x = np.argwhere(labels(skin, case)[0]).mean(0)
     tab.keyboard.press("x"); box = tab.locator("#layers").bounding_box()
