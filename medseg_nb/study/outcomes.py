@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS', 'GLIOMA_MARKERS', 'GLIOMA_FIELDS',
-           'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'ENCODERS', 'CLINICAL', 'WITH_IMAGES',
-           'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED', 'ARMS', 'SOURCE_PAIRS',
-           'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'N_FIELD_PERMUTATIONS', 'STABLE', 'STABILITY_DRAWS',
-           'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features', 'list_outcome_studies', 'list_runs',
-           'SegmentedImages', 'segment_images', 'image_features', 'features_under_both_masks', 'explain_largest_masks',
-           'select_extreme_patients', 'candidate_models', 'exchange_bags', 'image_networks', 'predict_risks',
-           'auc_contributions', 'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival',
-           'auc_gain', 'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain',
-           'summarize_sources', 'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer',
-           'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
+           'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'HALF', 'ENCODERS', 'CLINICAL',
+           'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED', 'ARMS',
+           'SOURCE_PAIRS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'N_FIELD_PERMUTATIONS', 'STABLE',
+           'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features',
+           'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
+           'features_under_both_masks', 'explain_largest_masks', 'select_extreme_patients', 'candidate_models',
+           'fit_on_half', 'regression_on_half', 'exchange_bags', 'image_networks', 'predict_risks', 'auc_contributions',
+           'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'auc_gain',
+           'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'summarize_sources',
+           'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer', 'predict_left_out_sites',
+           'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
            'cross_validate_importance', 'summarize_importance', 'summarize_stability', 'load_radiomics_rows',
            'summarize_radiomics', 'list_outcome_claims', 'list_source_claims', 'plot_outcome_scores',
            'plot_mask_explanations', 'plot_source_differences', 'plot_roc', 'plot_calibration', 'plot_net_benefit',
            'plot_risk_curves', 'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,6 +49,7 @@ from ..data.splits import fold_indices
 from ..evaluation.intervals import (contrast, mean_interval, name_interval, round_six_digits,
                                             variance_components, wilson_interval)
 from ..evaluation.comparisons import CONTROL, holm, is_above_zero, is_below_zero
+from ..training.plan import section_plan
 from ..training.training import Config, fit_runs, load_run, task_module, run_training
 
 # %% ../../nbs/study/19_outcomes.ipynb #ab171b17
@@ -158,7 +160,8 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "U-Net on every fold of the sets that have images"
     image_datasets = list(dict.fromkeys(OUTCOME_STUDIES[n].dataset for n in list_outcome_studies(datasets)
                                         if OUTCOME_STUDIES[n].images))
-    first = [default_runs.default_run(profile, d, "unet") for d in image_datasets]
+    settings = section_plan("outcomes", profile).settings
+    first = [replace(default_runs.default_run(profile, d, "unet"), **settings) for d in image_datasets]
     runs = []
     for c in first: runs += [replace(c, fold=k) for k in range(len(load_frozen_split(c.dataset)["folds"]))]
     return runs
@@ -249,6 +252,20 @@ def candidate_models(study: OutcomeStudy, features: pd.DataFrame | None) -> dict
                                        Inputs((*study.fields, *study.late), known="any"))
     return candidates
 
+HALF = "half the patients"
+
+def fit_on_half(fit: Callable, x: pd.DataFrame, outcome: pd.DataFrame):  # what `fit` gives
+    "A model of half of the patients, with events in proportion"
+    from sklearn.model_selection import train_test_split
+    half, _ = train_test_split(np.arange(len(x)), train_size=.5, stratify=outcome.event, random_state=0)
+    return fit(x.iloc[half], outcome.iloc[half])
+
+def regression_on_half(study: OutcomeStudy) -> dict:
+    "The regression on the fields that learns from half of the patients, as `candidate_models` gives models"
+    name = "cox" if study.endpoint.time else "logistic"
+    fit, inputs = candidate_models(study, None)[name]
+    return {f"{name}, {HALF}": (partial(fit_on_half, fit), inputs)}
+
 ENCODERS = ("encoder", "encoder, attention", "encoder, tuned", "encoder, hazards")
 CLINICAL, WITH_IMAGES, WITH_GENOMICS = "clinical", "clinical + images", "clinical + genomics"
 WITH_MARKERS, ALL_SOURCES, OTHERS_IMAGES = ("clinical + IDH, 1p19q", "clinical + images + genomics",
@@ -288,7 +305,7 @@ def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame],
     tables = []
     for name in names:
         study, study_cases = OUTCOME_STUDIES[name], load_study_cases(OUTCOME_STUDIES[name])
-        models = candidate_models(study, features.get(study.dataset))
+        models = candidate_models(study, features.get(study.dataset)) | regression_on_half(study)
         if study.images: models |= image_networks(study, bags[study.dataset])
         table = nested_cross_validation(study_cases, study.endpoint, models)
         demographics = pd.DataFrame([dict(patient=c.patient, site=c.site or None, **{n: c.fields.get(n)
@@ -391,7 +408,7 @@ def summarize_sources(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for study, part in rows.groupby("study", sort=False):
         rows_by_model, timed = dict(iter(part.groupby("model", sort=False))), bool(part.time.any())
-        pairs = [(e, "cox" if timed else "logistic") for e in ENCODERS] + [*SOURCE_PAIRS]
+        pairs = [(e, "cox" if timed else "logistic") for e in ENCODERS] + [*SOURCE_PAIRS, (f"cox, {HALF}", "cox")]
         for model, against in pairs:
             if not {model, against} <= set(rows_by_model): continue
             gain = (concordance_gain if timed else auc_gain)(rows_by_model[model], rows_by_model[against])

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
-           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'RealtimePlan',
-           'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans', 'Rates',
-           'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file',
-           'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
-           'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
+           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'OutcomesPlan',
+           'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans',
+           'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan',
+           'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps',
+           'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -101,6 +101,10 @@ class AugmentationPlan(Entry):
     shares: list[float] = Field(min_length=1)  # of the training patients
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
+class OutcomesPlan(Entry):
+    "Networks whose masks the images of patients are described by"
+    settings: Settings  # of U-Net, instead of the benchmark's
+
 class RealtimePlan(Steps):
     "Smaller networks; steps are those of each, None: as many as the whole network has"
     longer: float = Field(1, gt=0)  # steps of the whole network, in those of the benchmark
@@ -155,6 +159,7 @@ class SectionPlans(Entry):
     hybrid: Control | None = None
     instances: InstancesPlan | None = None
     leakage: Seeds | None = None
+    outcomes: OutcomesPlan | None = None
     readers: Networks | None = None
     realtime: RealtimePlan | None = None
     synthesis: SynthesisPlan | None = None
