@@ -6,8 +6,8 @@
 __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS', 'GLIOMA_MARKERS', 'GLIOMA_FIELDS',
            'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'HALF', 'ENCODERS', 'CLINICAL',
            'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED', 'ARMS',
-           'SOURCE_PAIRS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'N_FIELD_PERMUTATIONS', 'STABLE',
-           'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features',
+           'SOURCE_PAIRS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS', 'N_FIELD_PERMUTATIONS',
+           'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features',
            'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
            'features_under_both_masks', 'explain_largest_masks', 'select_extreme_patients', 'candidate_models',
            'fit_on_half', 'regression_on_half', 'exchange_bags', 'image_networks', 'predict_risks', 'auc_contributions',
@@ -484,11 +484,13 @@ def summarize_sites(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 # %% ../../nbs/study/19_outcomes.ipynb #c4260eb2
+WIDEST_MODELS = ("logistic + image", "logistic")  # the first one that a study has sees most before surgery
+
 # study, model, group and its rows
 def _iterate_groups(rows: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
     "Groups by sex, age, hospital and grade of the logistic model that sees most before surgery, where no time is asked"
     for study, part in rows[rows.fold.notna() & ~rows.time.fillna(0).astype(bool)].groupby("study", sort=False):
-        model = [m for m in dict.fromkeys(part.model) if str(m).startswith("logistic")][-1]
+        model = next(m for m in WIDEST_MODELS if m in set(part.model))
         model_rows = part[part.model == model]
         is_younger = model_rows.age <= model_rows.age.median()
         def named(name): return {f"{name} {v}": model_rows[model_rows[name] == v]
