@@ -140,7 +140,7 @@ def list_expected_claims() -> pd.DataFrame:
     return pd.concat([pd.DataFrame(scores + ranks), load_statements()], ignore_index=True)
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #b3b8ee6f
-def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place
+def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind: asserted or planned
     "The sentences of the source documents, as they are printed"
     return read_table(folder("nbs") / "claims" / "quotes.csv")
 
@@ -170,13 +170,14 @@ def review_claim(claim: dict) -> dict:  # as `judge_claim` returns it
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #3e58d33c
 def find_corrected_p(claim: dict,                # a judged difference
-                     tables: list[pd.DataFrame],  # of its section, with `difference` and `p_holm`
+                     tables: list[pd.DataFrame],  # of its section, with `p_holm` of a `difference` or a `change`
                     ) -> float | None:           # None where no table tests it
     "p after Holm's correction within the claim's section"
     if claim["kind"] == "score" or claim["low"] is None: return None
     wanted = np.array([claim["measured"], claim["low"], claim["high"], claim["n"]], float)
     for t in tables:
-        ends = t[["difference", "difference_low", "difference_high", "n"]].to_numpy(float)
+        value = "difference" if "difference" in t else "change"
+        ends = t[[value, f"{value}_low", f"{value}_high", "n"]].to_numpy(float)
         turned = ends[:, [0, 2, 1, 3]] * [-1, -1, -1, 1]
         is_same = np.isclose(ends, wanted).all(1) | np.isclose(turned, wanted).all(1)
         if is_same.any() and not pd.isna(p := t.p_holm[is_same].iloc[0]): return float(p)
@@ -196,7 +197,7 @@ def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` retur
             raise InputError(f"{profile}/{section}/results.json",
                              f"holds the verdict `{min(unknown_verdicts)}` of an older kit",
                              f"run medseg run {section} --profile {profile}")
-        tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv"))) if {"difference", "p_holm"} <= {*t}]
+        tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv"))) if "p_holm" in t and {"difference", "change"} & {*t}]
         claims += [review_claim(c) | dict(section=section, p_holm=find_corrected_p(c, tables)) for c in judged]
     return claims
 

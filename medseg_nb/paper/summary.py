@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'STEPS', 'STEP_TITLES', 'ROLES', 'AUDITED', 'CONTROL', 'FIRST_STAGE',
            'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'list_steps',
-           'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'describe_claim', 'draw_claims',
-           'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'draw_curves', 'describe_cost', 'map_panels',
-           'draw_maps', 'describe_reading', 'planned_repeats', 'describe_design', 'draw_article_figures']
+           'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'describe_claim', 'draw_claims_of_unit',
+           'draw_claims', 'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'draw_curves', 'describe_cost',
+           'map_panels', 'draw_maps', 'describe_reading', 'planned_repeats', 'describe_design', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import json
@@ -45,7 +45,7 @@ def draw_overview(sections: list[PaperSection]):
     "The steps from data to verdicts, each with its sections"
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
-    steps = [*list_steps(sections), ("Verdicts", ["each claim is judged by a rule that was fixed before"])]
+    steps = [*list_steps(sections), ("Verdicts", ["each claim is judged by one rule"])]
     fig, ax = plt.subplots(figsize=(7.2, 2.25), layout="constrained")
     for k, (title, names) in enumerate(steps):
         ax.add_patch(FancyBboxPatch((k + .06, .02), .8, .96, boxstyle="round,pad=0.01", fc=PAPER, ec=SUPPORTED, lw=.8))
@@ -83,30 +83,39 @@ def decided_claims(judged: pd.DataFrame) -> pd.DataFrame:
 
 def describe_claim(row) -> str:
     "A claim with the set that it was tested on"
-    statement = re.sub(r"(\w+) \(\1\)", r"\1", row.statement.partition(" (measured:")[0].split(": ")[0])
-    text = display_name(f"{statement} · {str(row.dataset).partition(' (')[0].partition(',')[0]}")
-    return "\n".join(textwrap.wrap(text[0].upper() + text[1:], 56))
+    statement = re.split(r" \((?:measured:|budgets)", row.statement)[0].split(": ")[0]
+    statement = re.sub(r"(\w+) \(\1\)", r"\1", statement)
+    text = display_name(f"{statement} · {str(row.dataset).replace(' (', ', ').rstrip(')')}")
+    return "\n".join(textwrap.wrap(text[0].upper() + text[1:], 60))
 
-def draw_claims(decided: pd.DataFrame):
-    "A forest plot of decided claims"
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(7.2, .9 + .31 * len(decided)), layout="constrained")
+def draw_claims_of_unit(ax, decided: pd.DataFrame, unit: str) -> None:
+    "One row a claim: its difference with interval and n; filled where it remains after Holm's correction"
     for y, row in enumerate(decided.itertuples()):
         color = SUPPORTED if row.verdict == "supported" else REFUTED
         ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
-        ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4)
-        interval = " to ".join(f"{v:.3f}".replace("-", "−") for v in (row.measured_low, row.measured_high))
+        ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4,
+                mfc=color if row.p_holm < .05 else "white")
+        interval = " to ".join(f"{v:.3f}" for v in (row.measured_low, row.measured_high))
         ax.text(1.01, y, f"{row.measured:.3f} [{interval}], n = {format_number(int(row.n))}".replace("-", "−"),
-                fontsize=7,
-                va="center", transform=ax.get_yaxis_transform())
+                fontsize=7, va="center", transform=ax.get_yaxis_transform())
     ax.axvline(0, color=INK, lw=.7, ls=":")
     ax.set_yticks(range(len(decided)), [describe_claim(r) for r in decided.itertuples()], fontsize=7)
-    ax.set(xlabel="difference beyond what is claimed, in Dice or AUC (against readers: with the margin added)",
-           ylim=(len(decided) - .4, -.6))
+    ax.set(xlabel=f"difference of {unit} beyond what is claimed", ylim=(len(decided) - .4, -.6))
     ax.xaxis.label.set_size(7.5); ax.tick_params(axis="x", labelsize=7)
+
+def draw_claims(decided: pd.DataFrame):
+    "A forest plot of decided claims; differences of overlap above those of risks"
+    import matplotlib.pyplot as plt
+    of_risks = decided.id.str.startswith("outcomes.")
+    parts = {"Dice (against readers: with the margin added)": decided[~of_risks],
+             "AUC or concordance": decided[of_risks]}
+    parts = {unit: rows for unit, rows in parts.items() if len(rows)}
+    fig, axes = plt.subplots(len(parts), 1, figsize=(7.2, min(.6 + .5 * len(parts) + .25 * len(decided), 8.2)),
+                             height_ratios=[len(rows) for rows in parts.values()], squeeze=False, layout="constrained")
+    for ax, (unit, rows) in zip(axes[:, 0], parts.items()): draw_claims_of_unit(ax, rows, unit)
     handles = [plt.Line2D([], [], color=c, marker=m, lw=1.4, ms=4) for c, m in ((SUPPORTED, "o"), (REFUTED, "s"))]
-    ax.legend(handles, ["supported", "refuted"], fontsize=7, frameon=False, ncols=2, loc="lower left",
-              bbox_to_anchor=(0, 1), borderaxespad=.1)
+    axes[0, 0].legend(handles, ["supported", "refuted"], fontsize=7, frameon=False, ncols=2, loc="lower left",
+                      bbox_to_anchor=(0, 1), borderaxespad=.1)
     return fig
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #36b804eb
@@ -282,7 +291,8 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
         write_drawing(place / "decided.svg", draw_claims(decided))
         captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval before "
                                "correction: measured difference with its 95 % interval over patients and training "
-                               "runs, and the number of patients. A difference above zero supports the claim.")
+                               "runs, and n patients. Above zero: it supports the claim. Filled: p below 0.05 after "
+                               "Holm's correction in its section; hollow: not, or no such test.")
     if len(rows := hybrid_differences(present)):
         write_drawing(place / "opponents.svg", draw_opponents(rows))
         captions["opponents"] = ("Dice of the hybrids minus that of each opponent at an equal planned budget on "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROL_MATRICES', 'VERDICT_COLUMNS', 'VERDICT_STYLES', 'format_scores', 'bound_largest_lesion_share',
            'compute_audit_controls', 'count_corrected', 'count_verdicts', 'summarize_judged', 'count_sentences',
-           'claimed_bar_ends', 'plot_claims']
+           'shorten_statement', 'summarize_decided_sentences', 'claimed_bar_ends', 'plot_claims']
 
 # %% ../../nbs/study/26_claims.ipynb #9fdb8a93
 import re
@@ -79,6 +79,22 @@ def count_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
         return dict(sentence=sentence, place=places[sentence], claims=len(rows)) | counts
     groups = ledger[ledger.claims_of == "sources"].groupby("sentence", sort=False)
     return pd.DataFrame([row(*pair) for pair in groups])
+
+def shorten_statement(statement: str) -> str:
+    "What a row claims, without set, budget and model"
+    return re.sub(r" \([^)]*\)", "", re.sub(r" \((?:budgets|measured).*", "", statement)).split(": ")[0]
+
+def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
+    "Sentences of which a row was decided: whether the source asserts or plans, and what was tested in its place"
+    counts, kinds = count_sentences(ledger), load_quotes().drop_duplicates("sentence").set_index("sentence").kind
+    counts = counts[counts.supported + counts.refuted > 0]
+    rows = ledger[(ledger.claims_of == "sources") & ledger.verdict.isin(["supported", "refuted"])]
+    by_sentence = rows.assign(tested=rows.statement.map(shorten_statement)).groupby("sentence")
+    tested = by_sentence.tested.agg(lambda found: "; ".join(dict.fromkeys(found)))
+    remain = by_sentence.p_holm.agg(lambda p: int((p < .05).sum()))
+    return counts.assign(kind=counts.sentence.map(kinds), tested=counts.sentence.map(tested),
+                         remain=counts.sentence.map(remain))[
+        ["sentence", "kind", "tested", "supported", "refuted", "remain", "undecided", "one_training"]]
 
 
 # %% ../../nbs/study/26_claims.ipynb #c685d05c
