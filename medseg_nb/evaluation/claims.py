@@ -197,7 +197,8 @@ def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` retur
             raise InputError(f"{profile}/{section}/results.json",
                              f"holds the verdict `{min(unknown_verdicts)}` of an older kit",
                              f"run medseg run {section} --profile {profile}")
-        tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv"))) if "p_holm" in t and {"difference", "change"} & {*t}]
+        tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv")))
+                  if "p_holm" in t and {"difference", "change"} & {*t}]
         claims += [review_claim(c) | dict(section=section, p_holm=find_corrected_p(c, tables)) for c in judged]
     return claims
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'STEPS', 'STEP_TITLES', 'ROLES', 'AUDITED', 'CONTROL', 'FIRST_STAGE',
            'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'list_steps',
-           'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'describe_claim', 'draw_claims_of_unit',
-           'draw_claims', 'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'draw_curves', 'describe_cost',
-           'map_panels', 'draw_maps', 'describe_reading', 'planned_repeats', 'describe_design', 'draw_article_figures']
+           'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
+           'draw_claims_of_unit', 'draw_claims', 'seen_from_hybrid', 'hybrid_differences', 'draw_opponents',
+           'draw_curves', 'describe_cost', 'map_panels', 'draw_maps', 'describe_reading', 'planned_repeats',
+           'describe_design', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import json
@@ -81,26 +82,34 @@ def decided_claims(judged: pd.DataFrame) -> pd.DataFrame:
     sources = decided[decided.claims_of == "sources"]
     return sources if len(sources) else decided
 
-def describe_claim(row) -> str:
-    "A claim with the set that it was tested on"
-    statement = re.split(r" \((?:measured:|budgets)", row.statement)[0].split(": ")[0]
-    statement = re.sub(r"(\w+) \(\1\)", r"\1", statement)
-    text = display_name(f"{statement} · {str(row.dataset).replace(' (', ', ').rstrip(')')}")
-    return "\n".join(textwrap.wrap(text[0].upper() + text[1:], 60))
+def name_claim(statement: str) -> str:
+    "What is claimed, without set and budget"
+    head = re.split(r" \((?:measured:|budgets)", statement)[0].split(": ")[0]
+    text = display_name(re.sub(r"(\w+) \(\1\)", r"\1", head))
+    return text[0].upper() + text[1:]
+
+def name_set(dataset: str) -> str:
+    "The set that a claim was tested on, with the question that was asked of it"
+    return display_name(", ".join(dict.fromkeys(map(display_name, re.split(r", | \(", dataset.rstrip(")"))))))
 
 def draw_claims_of_unit(ax, decided: pd.DataFrame, unit: str) -> None:
-    "One row a claim: its difference with interval and n; filled where it remains after Holm's correction"
-    for y, row in enumerate(decided.itertuples()):
-        color = SUPPORTED if row.verdict == "supported" else REFUTED
-        ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
-        ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4,
-                mfc=color if row.p_holm < .05 else "white")
-        interval = " to ".join(f"{v:.3f}" for v in (row.measured_low, row.measured_high))
-        ax.text(1.01, y, f"{row.measured:.3f} [{interval}], n = {format_number(int(row.n))}".replace("-", "−"),
-                fontsize=7, va="center", transform=ax.get_yaxis_transform())
+    "A line a set below what is claimed; the difference with interval and n; filled: remains after Holm's correction"
+    y, sets = 0, {}
+    for claim, part in decided.groupby(decided.statement.map(name_claim), sort=False):
+        ax.text(0, y, claim, fontsize=7, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+        for row in part.itertuples():
+            y += 1
+            sets[y], color = name_set(row.dataset), SUPPORTED if row.verdict == "supported" else REFUTED
+            ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
+            ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4,
+                    mfc=color if row.p_holm < .05 else "white")
+            numbers = (f"{row.measured:.3f} [{row.measured_low:.3f} to {row.measured_high:.3f}], "
+                       f"n = {format_number(int(row.n))}")
+            ax.text(1.01, y, numbers.replace("-", "−"), fontsize=7, va="center", transform=ax.get_yaxis_transform())
+        y += 1
     ax.axvline(0, color=INK, lw=.7, ls=":")
-    ax.set_yticks(range(len(decided)), [describe_claim(r) for r in decided.itertuples()], fontsize=7)
-    ax.set(xlabel=f"difference of {unit} beyond what is claimed", ylim=(len(decided) - .4, -.6))
+    ax.set_yticks(list(sets), list(sets.values()), fontsize=7)
+    ax.set(xlabel=f"difference of {unit} beyond what is claimed", ylim=(y - .4, -.7))
     ax.xaxis.label.set_size(7.5); ax.tick_params(axis="x", labelsize=7)
 
 def draw_claims(decided: pd.DataFrame):
@@ -109,10 +118,10 @@ def draw_claims(decided: pd.DataFrame):
     of_risks = decided.id.str.startswith("outcomes.")
     parts = {"Dice (against readers: with the margin added)": decided[~of_risks],
              "AUC or concordance": decided[of_risks]}
-    parts = {unit: rows for unit, rows in parts.items() if len(rows)}
-    fig, axes = plt.subplots(len(parts), 1, figsize=(7.2, min(.6 + .5 * len(parts) + .25 * len(decided), 8.2)),
-                             height_ratios=[len(rows) for rows in parts.values()], squeeze=False, layout="constrained")
-    for ax, (unit, rows) in zip(axes[:, 0], parts.items()): draw_claims_of_unit(ax, rows, unit)
+    lines = {unit: len(rows) + rows.statement.map(name_claim).nunique() for unit, rows in parts.items() if len(rows)}
+    fig, axes = plt.subplots(len(lines), 1, figsize=(7.2, .6 + .5 * len(lines) + .155 * sum(lines.values())),
+                             height_ratios=[*lines.values()], squeeze=False, layout="constrained")
+    for ax, unit in zip(axes[:, 0], lines): draw_claims_of_unit(ax, parts[unit], unit)
     handles = [plt.Line2D([], [], color=c, marker=m, lw=1.4, ms=4) for c, m in ((SUPPORTED, "o"), (REFUTED, "s"))]
     axes[0, 0].legend(handles, ["supported", "refuted"], fontsize=7, frameon=False, ncols=2, loc="lower left",
                       bbox_to_anchor=(0, 1), borderaxespad=.1)
@@ -291,8 +300,8 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
         write_drawing(place / "decided.svg", draw_claims(decided))
         captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval before "
                                "correction: measured difference with its 95 % interval over patients and training "
-                               "runs, and n patients. Above zero: it supports the claim. Filled: p below 0.05 after "
-                               "Holm's correction in its section; hollow: not, or no such test.")
+                               "runs, and n patients. Above zero: it supports the claim. Filled: remains at the five percent "
+                               "level after Holm's correction in its section; hollow: does not, or has no such test.")
     if len(rows := hybrid_differences(present)):
         write_drawing(place / "opponents.svg", draw_opponents(rows))
         captions["opponents"] = ("Dice of the hybrids minus that of each opponent at an equal planned budget on "
