@@ -1,4 +1,4 @@
-"The script that changes modules a little: its changes are the ones it names, and its table is of the present modules."
+"Mutants are those named; the table is today's"
 import re
 
 import pytest
@@ -24,7 +24,7 @@ def head(values, key=None): return sorted(values, reverse=True)[1:3]
 class Box:
     @property
     def size(self): return -1'''
-EXPECTED = {  # of each operator one change that it must make, as the changed line
+EXPECTED = {  # by operator: a line after its change
     "comparison": "if part <= 0 and whole:", "boolean": "if part < 0 or whole:", "constant": "LIMIT = 0.375",
     "jump": "pass", "slice": "return sorted(values, reverse=True)[1:]",
     "arithmetic": "return min(math.floor(part) * whole, LIMIT)",

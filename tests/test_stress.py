@@ -1,8 +1,5 @@
-"""Long tests, run by `make stress`: kills on real sections, and every command with bad values; the long fuzzing of
-readers and scores is in test_properties.py.
-
-Each part is bounded, and all of them together stay below 40 minutes: fuzzing of readers and scores 6, of commands 9,
-kills 3, and 22 for the two projects that are brought up to date."""
+"""Long tests, run by `make stress`: kills on real sections, and every command with bad values (readers and scores are
+fuzzed in test_properties.py). Below 40 minutes: readers and scores 6, commands 9, kills 3, two projects 22."""
 import json
 import os
 import random

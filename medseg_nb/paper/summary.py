@@ -93,19 +93,18 @@ def name_set(dataset: str) -> str:
     return display_name(", ".join(dict.fromkeys(map(display_name, re.split(r", | \(", dataset.rstrip(")"))))))
 
 def draw_claims_of_unit(ax, decided: pd.DataFrame, unit: str) -> None:
-    "A line a set below what is claimed; the difference with interval and n; filled: remains after Holm's correction"
+    "A line a set below what is claimed: the difference with its interval; filled: it remains after Holm's correction"
     y, sets = 0, {}
     for claim, part in decided.groupby(decided.statement.map(name_claim), sort=False):
-        ax.text(0, y, claim, fontsize=7, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+        ax.text(.01, y, claim, fontsize=7, va="center", transform=ax.get_yaxis_transform(),
+                bbox=dict(fc="white", ec="none", pad=.5))
         for row in part.itertuples():
             y += 1
-            sets[y], color = name_set(row.dataset), SUPPORTED if row.verdict == "supported" else REFUTED
+            sets[y] = f"{name_set(row.dataset)}, n = {format_number(int(row.n))}"
+            color = SUPPORTED if row.verdict == "supported" else REFUTED
             ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
             ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4,
                     mfc=color if row.p_holm < .05 else "white")
-            numbers = (f"{row.measured:.3f} [{row.measured_low:.3f} to {row.measured_high:.3f}], "
-                       f"n = {format_number(int(row.n))}")
-            ax.text(1.01, y, numbers.replace("-", "−"), fontsize=7, va="center", transform=ax.get_yaxis_transform())
         y += 1
     ax.axvline(0, color=INK, lw=.7, ls=":")
     ax.set_yticks(list(sets), list(sets.values()), fontsize=7)
@@ -300,8 +299,9 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
         write_drawing(place / "decided.svg", draw_claims(decided))
         captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval before "
                                "correction: measured difference with its 95 % interval over patients and training "
-                               "runs, and n patients. Above zero: it supports the claim. Filled: remains at the five percent "
-                               "level after Holm's correction in its section; hollow: does not, or has no such test.")
+                               "runs, and n patients. Above zero: it supports the claim. Filled: remains at the "
+                               "five percent level after Holm's correction in its section; hollow: does not, or has "
+                               "no such test.")
     if len(rows := hybrid_differences(present)):
         write_drawing(place / "opponents.svg", draw_opponents(rows))
         captions["opponents"] = ("Dice of the hybrids minus that of each opponent at an equal planned budget on "
