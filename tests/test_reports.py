@@ -32,7 +32,7 @@ from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS,
                                   check_table, number_key, name_budgets, collect_budgets)
 from medseg_nb.training.training import Config
 
-TEXT = dict(case=str, patient=str, site=str)
+TEXT = dict(case=str, patient=str, site=str, grade=str)
 
 
 @pytest.fixture(params=["smoke", "cpu"])
