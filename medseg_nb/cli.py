@@ -6,10 +6,11 @@
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_app', 'Profile', 'Data', 'Plugins', 'Json',
            'STUDY_SECTIONS', 'INTERRUPTED', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status',
            'diff', 'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
-           'data_edit', 'data_remove', 'data_audit', 'train', 'models_list', 'models_card', 'models_examples',
-           'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom', 'serve_page',
-           'serve_readers', 'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list', 'claims_audit',
-           'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse', 'doctor', 'refused', 'main']
+           'data_edit', 'data_remove', 'data_audit', 'pack', 'unpack', 'train', 'models_list', 'models_card',
+           'models_examples', 'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom',
+           'serve_page', 'serve_readers', 'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list',
+           'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
+           'refused', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -359,6 +360,34 @@ def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
     for line in skipped_runs: print(f"left out: {line}", file=sys.stderr)
     if skipped_runs: raise typer.Exit(3)
 
+def _train_packed(place: Path, jobs: int) -> None:
+    "Train what a pack holds and has no result of; exit code 3 where something failed"
+    from medseg_nb.training.packing import DATA_FOLDER, train_packed
+    os.environ["MEDSEG_DATA"] = str((place / DATA_FOLDER).resolve())
+    faults = train_packed(place, jobs)
+    for line in faults: print(f"failed: {line}", file=sys.stderr)
+    if faults: raise typer.Exit(3)
+
+@app.command(epilog="Example: medseg pack packed/ --profile full")
+def pack(place: Annotated[Path, typer.Argument(help="folder for the runs and their data", metavar="FOLDER")],
+         profile: Profile = "full"):
+    "Write the runs that a profile trains on a GPU, and the data that they take, into a folder that can travel."
+    from medseg_nb.training.packing import list_gpu_runs, load_gpu_plan
+    from medseg_nb.training import packing
+    runs = packing.pack(list_gpu_runs(load_gpu_plan(profile)), place)
+    size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+    print(f"{len(runs)} runs, {size / 1e6:.0f} MB; train them where this code and a GPU are: "
+          f"medseg train --packed {place}")
+
+@app.command(epilog="Example: medseg unpack packed/ --profile full")
+def unpack(place: Annotated[Path, typer.Argument(help="folder of `medseg pack` with results", metavar="FOLDER")],
+           profile: Profile = "full"):
+    "Take the rows of packed runs back, beside the reports of their profile; what is not planned here is refused."
+    from medseg_nb.training.packing import list_gpu_runs, load_gpu_plan
+    from medseg_nb.training import packing
+    paths = packing.unpack(place, list_gpu_runs(load_gpu_plan(profile)), profile)
+    print(f"{len(paths)} runs taken back")
+
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
           model: Annotated[Optional[str], typer.Option(help="name of a model")] = None, seed: int = 0,
@@ -372,14 +401,17 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
           jobs: Annotated[Optional[int], typer.Option("-j", min=1,
                                                       help="with --missing: training processes at once")] = None,
           limit: Annotated[Optional[str],
-                           typer.Option(help="with --missing: start no new run after this time, such as 30m")] = None):
-    "Train one run with the profile's settings and print its key; or train what is missing."
+                           typer.Option(help="with --missing: start no new run after this time, such as 30m")] = None,
+          packed: Annotated[Optional[Path], typer.Option(help="train instead the runs in a folder of `medseg pack`, "
+                                                         "-j of them at once")] = None):
+    "Train one run with the profile's settings and print its key; or train what is missing, or what was packed."
     plug(plugins)
     require_workspace()
     for name, value in (("--fold", fold), ("--steps", steps)):
         if missing and value is not None:
             raise typer.BadParameter("is of one run; nbs/plans.yaml says it for missing ones", param_hint=name)
     if missing: return _train_plan(profile, jobs, limit)
+    if packed: return _train_packed(packed, jobs or 1)
     for name, value in (("-j", jobs), ("--limit", limit)):
         if value is not None:
             raise typer.BadParameter("goes with --missing; one run has no use for it", param_hint=name)

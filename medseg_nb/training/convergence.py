@@ -379,7 +379,7 @@ def store_case_predictions(config: Config) -> None:
     "Keep the label maps and uncertainties of a run's best, median and worst test case beside its rows"
     rows = read_rows(folder("runs") / config.key).query("track == 'reached'")
     chosen_cases, ids = list(rank_cases(rows).values()), [c.id for c in load_cases(config.dataset)]
-    net, positions = load_run(config.key)[1], [ids.index(case) for case in chosen_cases]
+    net, positions = load_run(config.key)[1].to(config.device), [ids.index(case) for case in chosen_cases]
     outputs = [p.numpy() for p in predictions(config, net, positions)]
     levels = [np.rint(entropy(p) * UNCERTAINTY_LEVELS).astype(np.uint8) for p in outputs]
     file = io.BytesIO()

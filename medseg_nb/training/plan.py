@@ -6,10 +6,11 @@
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'OutcomesPlan',
-           'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'SectionPlans',
-           'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan',
-           'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps',
-           'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
+           'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'GpuStage',
+           'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan',
+           'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan',
+           'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds',
+           'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -147,6 +148,21 @@ class SynthesisPlan(Entry):
         def split(name): augment, _, generator = name.partition(" + "); return augment, generator or None
         return {None if n == "all" else n: [split(name) for name in names] for n, names in self.sets.items()}
 
+class GpuStage(Entry):
+    "Trainings on a GPU that stand together in a comparison"
+    sets: dict[str, Repeats]
+    networks: list[str] = Field(min_length=1)
+    images: int = Field(gt=0)         # that each training learns from, counted as often as they come
+    settings: Settings = {}           # beside or instead of the plan's
+    width_of: dict[str, int] = {}     # of networks whose width is not that of the settings
+    throughput: dict[str, float] = {} # images a second, where they were measured
+
+class GpuPlan(Entry):
+    "Networks that are trained on a GPU, elsewhere if there is none here"
+    family: str  # of the GPU on which throughput was measured
+    settings: Settings
+    stages: list[GpuStage] = Field(min_length=1)
+
 class SectionPlans(Entry):
     "What sections train beside the benchmark, by their names"
     ablations: AblationsPlan | None = None
@@ -160,6 +176,7 @@ class SectionPlans(Entry):
     instances: InstancesPlan | None = None
     leakage: Seeds | None = None
     outcomes: OutcomesPlan | None = None
+    reached: GpuPlan | None = None
     readers: Networks | None = None
     realtime: RealtimePlan | None = None
     synthesis: SynthesisPlan | None = None
