@@ -310,7 +310,8 @@ def plot_gpu(gpu: pd.DataFrame, reached: pd.DataFrame):
                 y, is_complete = places[r.model] + shift, getattr(r, "planned", r.trainings) == r.trainings
                 ax.plot([r.dice_low, r.dice_high], [y, y], color=colors[r.model], lw=1)
                 ax.plot(r.dice, y, "o", ms=5 if is_complete else 3, color=colors[r.model], mfc=face or colors[r.model])
-        ax.set(title=dataset, ylim=(-.6, len(networks) - .4))
+        ax.set_title(dataset, fontsize=8)
+        ax.set_ylim(-.6, len(networks) - .4)
         ax.set_yticks(range(len(networks)), labels if ax is axes[0][0] else [""] * len(networks))
     fig.supxlabel("mean patient Dice", fontsize=8)
     return fig
