@@ -45,6 +45,17 @@ def needs(program: str, of: str = "", path: str = "") -> str:
     pytest.skip(f"{program} is not installed")
 
 
+LONGEST = ["test_own_study.py"], ["test_study.py", "test_risk.py"]  # minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "The longest begin the two halves that two workers take first, so that neither is left with one of them at the end"
+    first, second = ([i for name in names for i in items if i.path.name == name] for names in LONGEST)
+    rest = [i for i in items if i.path.name not in sum(LONGEST, [])]
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *rest[:middle], *second, *rest[middle:]]
+
+
 def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
     "Runs that are committed with the reports of a profile, by key; no file stays open"
     files = sorted((reports / "runs").glob("*.zip"))
@@ -53,8 +64,8 @@ def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
 
 def find_reports(profile: str) -> Path:
     "Reports of a profile; documents that are not committed are set from the committed results"
-    with FileLock(Path(tempfile.gettempdir()) / f"medseg_nb-{REPO.parent.name}-{REPO.name}.lock"):  # of several workers
-        set_missing_documents(profile)
+    name = f"medseg_nb-{REPO.parent.name}-{REPO.name}-{profile}.lock"
+    with FileLock(Path(tempfile.gettempdir()) / name): set_missing_documents(profile)  # of several workers
     return REPO / "reports" / profile
 
 

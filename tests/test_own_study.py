@@ -20,11 +20,15 @@ from PIL import Image
 PATIENTS = 30
 
 
+def copy_sections(place: Path) -> Project:
+    for name in ("nbs", "data_manifests", "reports/peers"): shutil.copytree(REPO / name, place / "project" / name)
+    return Project(place / "project", dict(MEDSEG_MODELS=str(REPO / "models")))
+
+
 @pytest.fixture
 def whole(tmp_path) -> Project:
     "The study's own sections, without results"
-    for name in ("nbs", "data_manifests", "reports/peers"): shutil.copytree(REPO / name, tmp_path / "project" / name)
-    return Project(tmp_path / "project", dict(MEDSEG_MODELS=str(REPO / "models")))
+    return copy_sections(tmp_path)
 
 
 def draw_squares(place: Path) -> None:
@@ -48,7 +52,7 @@ def add_squares(project: Project, hospitals: int = 0) -> None:
     if hospitals:
         rows = [f"p{k:02},hospital {k % hospitals}" for k in range(PATIENTS)]
         (place / "patients.csv").write_text("\n".join(["patient,hospital", *rows]))
-    added = project.medseg("data", "add", str(place), "--id", "squares", "--yes")
+    added = project.call("data", "add", str(place), "--id", "squares", "--yes")
     assert added.returncode == 0 and "next: medseg study squares" in added.stdout, added.stderr
 
 
@@ -63,7 +67,7 @@ def add_volumes(project: Project) -> None:
         image = (60. * labels + draws.normal(0, 9, labels.shape)).astype(np.float32)
         for name, array in dict(images=image, labels=labels).items():
             nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), place / name / f"v{k:02}.nii.gz")
-    added = project.medseg("data", "add", str(place), "--id", "boxes", "--yes")
+    added = project.call("data", "add", str(place), "--id", "boxes", "--yes")
     assert added.returncode == 0, added.stderr
 
 
@@ -86,7 +90,7 @@ def add_cells(project: Project) -> None:
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"c{k:02}.png")
     (place / "cells.json").write_text(json.dumps(dict(
         images=images, annotations=annotations, categories=[dict(id=1, name="cell")])))
-    added = project.medseg("data", "add", str(place), "--id", "cells", "--yes")
+    added = project.call("data", "add", str(place), "--id", "cells", "--yes")
     assert added.returncode == 0 and "task: instance" in added.stdout, added.stdout + added.stderr
 
 
@@ -99,20 +103,44 @@ def shorten_plan(project: Project, id: str) -> None:
     path.write_text(head + re.sub(r"[\d.]+\n", "100.0\n", measured) + rest, encoding="utf-8")
 
 
+SQUARES = ("study", "squares", "--minutes", "13", "-j", "2")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Project:
+    "Squares of three hospitals, and the answer to a dry run, which times the networks"
+    project = copy_sections(tmp_path_factory.mktemp("planned"))
+    add_squares(project, hospitals=3)
+    project.dry = project.medseg(*SQUARES, "--dry-run")
+    return project
+
+
 def read_reports(project: Project) -> dict[str, bytes]:
     return {k: v for k, v in project.files().items() if k.startswith("studies/") and "measured" not in k}
 
 
-def test_a_study_goes_from_a_folder_to_a_named_model(whole):
-    add_squares(whole, hospitals=3)
-    study = ("study", "squares", "--minutes", "13", "-j", "2")
-    dry = whole.medseg(*study, "--dry-run")
-    report = whole.root / "studies" / "squares" / "own"
+def test_a_set_that_changed_and_a_second_call_are_refused(planned):
+    dry, place = (*SQUARES, "--dry-run"), planned.root / "studies" / "squares"
+    plan = (place / "plan.yaml").read_bytes()
+    with FileLock(place / ".lock"):
+        second = planned.medseg(*dry)
+    assert second.returncode == 4 and "squares: is being studied by another call; wait until" in second.stderr
+    image = planned.root.parent / "squares" / "images" / "p03_1.png"
+    right = image.read_bytes()
+    image.write_bytes((image.parent / "p04_1.png").read_bytes())
+    changed = planned.medseg(*dry)
+    image.write_bytes(right)
+    assert changed.returncode == 2 and "the manifest says" in changed.stderr and "Traceback" not in changed.stderr
+    assert (place / "plan.yaml").read_bytes() == plan and not (place / "own").exists()
+
+
+def test_a_study_goes_from_a_folder_to_a_named_model(planned):
+    study, dry, report = SQUARES, planned.dry, planned.root / "studies" / "squares" / "own"
     assert dry.returncode == 0 and not report.exists(), dry.stderr
     assert f"{PATIENTS} patients, {2 * PATIENTS} cases" in dry.stdout and "5 folds, 1 seed, 60 s each" in dry.stdout
     assert "other hospitals: U-Net without each of 3" in dry.stdout
-    shorten_plan(whole, "squares")
-    done = whole.medseg(*study)
+    shorten_plan(planned, "squares")
+    done = planned.medseg(*study)
     assert done.returncode == 0, done.stderr
     assert "next: medseg predict squares/best IMAGES" in done.stdout
     page = (report / "article.html").read_text(encoding="utf-8")
@@ -124,37 +152,23 @@ def test_a_study_goes_from_a_folder_to_a_named_model(whole):
     printed = (report / "supplement.html").read_text(encoding="utf-8").partition("<body")[2].partition("<script")[0]
     assert not re.search("phantom|ISIC|the source reports", printed) and printed.count("<img") > 8
     assert "<tbody></tbody>" not in re.sub(r"\s", "", printed), "no table without a row"
-    first = read_reports(whole)
-    again = whole.medseg(*study)
-    assert again.returncode == 0 and "executed" not in again.stderr and read_reports(whole) == first
-    runs = [r for r in json.loads(whole.call("models", "--json").stdout) if r["dataset"] == "squares"]
+    first = read_reports(planned)
+    again = planned.medseg(*study)
+    assert again.returncode == 0 and "executed" not in again.stderr and read_reports(planned) == first
+    runs = [r for r in json.loads(planned.call("models", "--json").stdout) if r["dataset"] == "squares"]
     best = next(r for r in runs if r["name"] == "squares/best")
     mine = [r["dice"] for r in runs if r["model"] == best["model"]]
     assert len(runs) == 5 * 2 + 2 + 3 and 5 <= len(mine) <= 10, "folds of two networks, parts, hospitals"
-    answer = whole.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
+    answer = planned.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
     assert answer.returncode == 0, answer.stderr
-    made = {p.relative_to(whole.root / "answers").as_posix() for p in (whole.root / "answers").rglob("*.*")}
+    made = {p.relative_to(planned.root / "answers").as_posix() for p in (planned.root / "answers").rglob("*.*")}
     assert made == {"p00_0.png", "pictures/p00_0.png", "predict.csv"}
-    assert whole.call("predict", best["key"][:8], "../squares/images/p00_0.png", "--out", "same").returncode == 0
+    assert planned.call("predict", best["key"][:8], "../squares/images/p00_0.png", "--out", "same").returncode == 0
     assert "squares/ensemble is the mean of its 5 trainings" in done.stdout
-    together = whole.call("predict", "squares/ensemble", "../squares/images/p00_0.png", "--out", "all", "--uncertainty")
-    assert together.returncode == 0 and (whole.root / "all" / "uncertainty" / "p00_0.png").is_file(), together.stderr
-    assert "squares/ensemble         the mean of 5 runs" in whole.call("models").stdout
-
-
-def test_a_set_that_changed_and_a_second_call_are_refused(whole):
-    add_squares(whole)
-    study, place = ("study", "squares", "--minutes", "10", "--dry-run"), whole.root / "studies" / "squares"
-    assert whole.medseg(*study).returncode == 0
-    plan = (place / "plan.yaml").read_bytes()
-    with FileLock(place / ".lock"):
-        second = whole.medseg(*study)
-    assert second.returncode == 4 and "squares: is being studied by another call; wait until" in second.stderr
-    image = whole.root.parent / "squares" / "images" / "p03_1.png"
-    image.write_bytes((image.parent / "p04_1.png").read_bytes())
-    changed = whole.medseg(*study)
-    assert changed.returncode == 2 and "the manifest says" in changed.stderr and "Traceback" not in changed.stderr
-    assert (place / "plan.yaml").read_bytes() == plan
+    together = planned.call("predict", "squares/ensemble", "../squares/images/p00_0.png", "--out", "all",
+                            "--uncertainty")
+    assert together.returncode == 0 and (planned.root / "all" / "uncertainty" / "p00_0.png").is_file(), together.stderr
+    assert "squares/ensemble         the mean of 5 runs" in planned.call("models").stdout
 
 
 @pytest.mark.stress  # ten trainings, and five sections
@@ -223,7 +237,7 @@ def test_volumes_have_a_study_of_their_own(whole):
 }.values(), ids=str)
 def test_a_study_is_refused_in_one_line(whole, words, fault):
     if words[0] == "squares": add_squares(whole)
-    done = whole.medseg("study", *words)
+    done = whole.call("study", *words)
     assert done.returncode != 0 and fault in done.stderr.replace("\n", " "), done.stderr
     assert "Traceback" not in done.stderr and not (whole.root / "studies" / "squares" / "own").exists()
 
@@ -240,7 +254,7 @@ def add_other_nuclei(project: Project) -> None:
         picture = scipy.ndimage.gaussian_filter(30. + 90 * mask, 1.5) + draws.normal(0, 9, mask.shape)
         Image.fromarray(mask.astype(np.uint8)).save(place / "masks" / f"n{k:02}.png")
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"n{k:02}.png")
-    added = project.medseg("data", "add", str(place), "--id", "other", "--yes")
+    added = project.call("data", "add", str(place), "--id", "other", "--yes")
     assert added.returncode == 0, added.stderr
 
 

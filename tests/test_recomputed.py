@@ -91,14 +91,22 @@ def mean(matrix: np.ndarray) -> float: return float(np.nanmean(matrix)) if np.is
 
 # Intervals
 
-def plain_width(matrix: np.ndarray, trainings: bool) -> float:
-    "Width of the percentile interval of a mean under draws of patients, or of patients and trainings"
-    random, (n, t), seen = np.random.default_rng(0), matrix.shape, np.isfinite(matrix)
-    patients = random.multinomial(n, np.full(n, 1 / n), DRAWS)
-    columns = random.multinomial(t, np.full(t, 1 / t), DRAWS) if trainings else np.ones((DRAWS, t))
-    totals, counts = ((patients @ part * columns).sum(1) for part in (np.where(seen, matrix, 0), seen * 1.))
-    low, high = np.nanpercentile(totals[counts > 0] / counts[counts > 0], [2.5, 97.5])
-    return high - low
+@functools.lru_cache(maxsize=8)  # scores of a table have the same patients and trainings
+def draws_of(n: int, t: int) -> tuple[np.ndarray, np.ndarray]:  # (draw, patient), (draw, training)
+    "How often each of n patients and each of t trainings is drawn"
+    random = np.random.default_rng(0)
+    return random.multinomial(n, np.full(n, 1 / n), DRAWS) * 1., random.multinomial(t, np.full(t, 1 / t), DRAWS)
+
+
+def plain_widths(matrix: np.ndarray) -> list[float]:
+    "Widths of the percentile intervals of a mean under draws of patients, and of patients and trainings"
+    seen, (patients, columns) = np.isfinite(matrix), draws_of(*matrix.shape)
+    sums, widths = [patients @ part for part in (np.where(seen, matrix, 0), seen * 1.)], []
+    for weights in (np.ones_like(columns), columns):
+        totals, counts = ((part * weights).sum(1) for part in sums)
+        low, high = np.nanpercentile(totals[counts > 0] / counts[counts > 0], [2.5, 97.5])
+        widths.append(high - low)
+    return widths
 
 
 def student(n: int) -> float:
@@ -116,7 +124,7 @@ def has_plain_width(low: float, value: float, high: float, matrix: np.ndarray) -
     if math.isnan(low) or math.isnan(high): return True  # stated as not estimable
     if not low - 1e-9 <= value <= high + 1e-9: return False
     if len(matrix) < 5 or np.ptp(matrix[np.isfinite(matrix)]) < 1e-9: return True
-    alone, both = plain_width(matrix, False), plain_width(matrix, True)
+    alone, both = plain_widths(matrix)
     ease = 2 if abs(skew(np.nanmean(matrix, 1))) > 1.5 else 1
     few = student(len(matrix)) * student(matrix.shape[1])
     return .75 / ease * alone - 2e-6 <= high - low <= 1.5 * ease * max(alone, both) * few + 2e-6

@@ -1,4 +1,5 @@
 "What is committed under reports/ is whole, and each of its numbers can be traced to the rows it was computed from."
+import functools
 import json
 import re
 import zipfile
@@ -9,6 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import quick_scores
+import sklearn.metrics
+import sksurv.metrics
+import sksurv.nonparametric
+import yaml
 
 from conftest import REPO, find_reports, read_table, stored_runs
 from medseg_nb.kit import execution as study
@@ -57,7 +63,6 @@ def close(a, b, within: float) -> bool:
 # Whole and traced
 
 def test_all_sections_of_the_study_are_there(reports):
-    import yaml
     rows = yaml.safe_load((REPO / "nbs" / "study.yaml").read_text(encoding="utf-8"))["sections"]
     wanted = {r["section"] for r in rows if reports.name in r.get("profiles", [reports.name])}
     assert {p.name for p in sections(reports)} == wanted - {r["section"]
@@ -103,27 +108,41 @@ def test_numbers_are_those_of_the_tables(reports):
 
 # Data behind each float
 
+@functools.cache
+def known_sets() -> dict[str, bool]:
+    "Whether each data set is synthetic, by its manifest"
+    return {p.parent.name: bool(yaml.safe_load(p.read_text(encoding="utf-8")).get("synthetic"))
+            for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
+
+
+def ids(value) -> set[str]:
+    "Data sets that a value names"
+    if isinstance(value, str): return {value.split(",")[0]} & set(known_sets())
+    return (set().union(*map(ids, value.values() if isinstance(value, dict) else value))
+            if isinstance(value, (dict, list)) else set())
+
+
 def run_sets(config: dict) -> set[str]:
     "Data sets of a stored run's config, and of the generator and the starting point in it"
     return {config["dataset"]}.union(*(run_sets(config[k]) for k in ("generator", "start") if config.get(k)))
 
 
-def section_sets(place: Path, known: dict[str, bool], reads: dict[str, list[str]]) -> set[str]:
+@functools.cache
+def sets_of_runs(reports: Path) -> dict[str, set[str]]:
+    return {k: run_sets(load(p / "config.json")) for k, p in stored_runs(reports).items()}
+
+
+@functools.cache
+def section_sets(place: Path) -> set[str]:
     "Walked anew from the files: parameters, rows, the runs that rows name, and every section upstream"
-    def ids(value):
-        if isinstance(value, str): return {value.split(",")[0]} & set(known)
-        return (set().union(*map(ids, value.values() if isinstance(value, dict) else value))
-                if isinstance(value, (dict, list)) else set())
     found = ids(load(place / "provenance.json")["parts"]["parameters"])
     if (place / "cases.csv.xz").is_file():
-        rows = pd.read_csv(place / "cases.csv.xz", dtype=str)
+        rows, runs = pd.read_csv(place / "cases.csv.xz", dtype=str), sets_of_runs(place.parent)
         found |= {d for c in ("dataset", "source", "target")
                   if c in rows for d in ids(rows[c].dropna().unique().tolist())}
-        runs = stored_runs(place.parent)
-        keys = set(rows.run.dropna()) & runs.keys() if "run" in rows else ()
-        found = found.union(*(run_sets(load(runs[k] / "config.json")) for k in keys))
-    return found.union(*(section_sets(place.parent / u, known, reads)
-                         for u in reads[place.name] if (place.parent / u / "provenance.json").is_file()))
+        found = found.union(*(runs[k] for k in (set(rows.run.dropna()) & runs.keys() if "run" in rows else ())))
+    return found.union(*(section_sets(place.parent / u) for u in study.sections()[place.name].upstream
+                         if (place.parent / u / "provenance.json").is_file()))
 
 
 def printed_data(page: str) -> dict[str, str]:
@@ -140,13 +159,9 @@ def printed_data(page: str) -> dict[str, str]:
 def test_floats_name_all_their_data(reports):
     """A float names the data that it shows; one that does not say shows all of its section, through every run and
     upstream section. Each is synthetic or real"""
-    import yaml
-    known = {p.parent.name: bool(yaml.safe_load(p.read_text(encoding="utf-8")).get("synthetic"))
-             for p in (REPO / "data_manifests").glob("*/dataset.yaml")}
-    reads = {name: list(s.upstream) for name, s in study.sections().items()}
-    page, faults = printed_data((reports / "supplement.html").read_text(encoding="utf-8")), []
+    known, page, faults = known_sets(), printed_data((reports / "supplement.html").read_text(encoding="utf-8")), []
     for place in sections(reports):
-        whole, stored = section_sets(place, known, reads), load(place / "results.json")
+        whole, stored = section_sets(place), load(place / "results.json")
         for kind in ("table", "figure"):
             for name, facts in stored[f"{kind}s"].items():
                 own = facts.get("data")
@@ -223,7 +238,6 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(fewer_labels, "scores", "gains"),
     **summaries(augmentation, "scores", "effects"),
     **summaries(quality, "estimators", "comparisons"),
-    **summaries(quality, "guarantee", "workload", prepare=quality.control_risk_by_dataset),
     **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),
     ("benchmark", "comparisons"): baselines.compare_with_unet,
     **summaries(search, "trials"),
@@ -272,25 +286,91 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
 }
 
 
-def test_tables_are_recomputed_from_cases(reports):
+# from what `control_risk_by_dataset` makes of the cases
+RECOMPUTE_CONTROL = summaries(quality, "guarantee", "workload")
+
+
+@functools.lru_cache(maxsize=1)  # tests of a section follow each other
+def read_cases(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
+
+
+@functools.lru_cache(maxsize=1)
+def control_of_risk(place: Path) -> pd.DataFrame: return quality.control_risk_by_dataset(read_cases(place))
+
+
+QUICK = {sklearn.metrics: ["average_precision_score"], sksurv.metrics: ["concordance_index_ipcw"],
+         sksurv.nonparametric: ["CensoringDistributionEstimator"]}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Scores that bootstraps take in each draw, in plain NumPy"
+    for package, names in QUICK.items():
+        for name in names: monkeypatch.setattr(package, name, getattr(quick_scores, name))
+
+
+def recompute(place: Path, name: str) -> pd.DataFrame:
+    "A table from the section's rows; one that is not known here must be added"
+    rows = read_cases(place).copy()
+    if (place.name, name) not in RECOMPUTE_CONTROL: return RECOMPUTE[place.name, name](rows).reset_index(drop=True)
+    return RECOMPUTE_CONTROL[place.name, name](control_of_risk(place).copy()).reset_index(drop=True)
+
+
+def table_faults(place: Path, name: str, facts: dict) -> list[str]:
+    "Numbers of a table that are not what its section's rows say"
+    stored, again = pd.read_csv(place / f"{name}.csv"), recompute(place, name)
+    if "budget_s" in set(stored) - set(again): again = name_budgets(again, read_cases(place))
+    # words, which test_no_table_or_claim_compares_unnamed_budgets checks
+    stored = stored.drop(columns="budgets", errors="ignore")
+    assert list(again.columns) == list(stored.columns) and len(again) == len(stored), name
+    assert (stored[facts["by"]].astype(str) == again[facts["by"]].astype(str)).all(axis=None), name
+    return [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}"
+            for column in stored.select_dtypes("number") for i, (a, b) in enumerate(zip(stored[column], again[column]))
+            if not close(a, b, 5e-6 * max(.2, abs(a)))]
+
+
+# one test a table, so that two processes share the work
+OF_CASES = sorted((p.parent.parent.name, p.parent.name, name) for profile in ("smoke", "cpu")
+                  for p in (REPO / "reports" / profile).glob("[a-z]*/results.json")
+                  for name, facts in load(p)["tables"].items() if facts["source"] == "cases.csv")
+
+
+@pytest.mark.parametrize(("profile", "section", "name"), OF_CASES, ids=map(".".join, OF_CASES))
+def test_tables_are_recomputed_from_cases(quick, profile, section, name):
     "Every number of every table that names cases.csv as its source"
-    faults = []
-    for place in sections(reports):
-        for name, facts in load(place / "results.json")["tables"].items():
-            if facts["source"] != "cases.csv": continue
-            stored, rows = pd.read_csv(place / f"{name}.csv"), pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
-            # a table that is not known here must be added
-            again = RECOMPUTE[place.name, name](rows).reset_index(drop=True)
-            again = name_budgets(again, rows) if "budget_s" in set(stored) - set(again) else again
-            # words, which test_no_table_or_claim_compares_unnamed_budgets checks
-            stored = stored.drop(columns="budgets", errors="ignore")
-            assert list(again.columns) == list(stored.columns) and len(again) == len(stored), name
-            for column in stored.select_dtypes("number"):
-                faults += [f"{place.name}/{name} row {i}: {column} is {a}, recomputed {b}"
-                           for i, (a, b) in enumerate(zip(stored[column], again[column]))
-                           if not close(a, b, 5e-6 * max(.2, abs(a)))]
-            assert (stored[facts["by"]].astype(str) == again[facts["by"]].astype(str)).all(axis=None), name
-    none(faults)
+    place = REPO / "reports" / profile / section
+    none(table_faults(place, name, load(place / "results.json")["tables"][name]))
+
+
+def drawn_patients(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Events, times and risks of a few patients, many of them tied"
+    n = random.integers(3, 60)
+    return (random.random(n) < random.choice([.1, .5, 1]), random.integers(1, random.choice([9, 99]), n) * 1.,
+            random.integers(0, random.choice([4, 99]), n) / 99)
+
+
+def said(score: Callable, *given):
+    "What a score says, or that there is none"
+    try: return score(*given)
+    except (ValueError, ZeroDivisionError): return np.nan
+
+
+def test_quick_scores_are_those_of_the_packages():
+    random, defined = np.random.default_rng(0), 0
+    for _ in range(400):
+        event, time, risk = drawn_patients(random)
+        if event.any(): assert quick_scores.average_precision_score(event, risk) == pytest.approx(
+            sklearn.metrics.average_precision_score(event, risk), abs=1e-12)
+        patients, until = sksurv.util.Surv.from_arrays(event, time), random.choice(time) + .5
+        mine, other = (said(lambda: m.concordance_index_ipcw(patients, patients, risk, tau=until)[0])
+                       for m in (quick_scores, sksurv.metrics))
+        assert mine == pytest.approx(other, abs=1e-12, nan_ok=True)
+        early = patients[time < until]
+        mine, other = (said(lambda: m.CensoringDistributionEstimator().fit(patients).predict_ipcw(early))
+                       for m in (quick_scores, sksurv.nonparametric))
+        assert mine == pytest.approx(other, abs=1e-9, nan_ok=True)
+        defined += np.ndim(mine)
+    assert 100 < defined < 400
 
 
 def test_other_numbers_name_their_file(reports):

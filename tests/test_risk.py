@@ -1,15 +1,20 @@
 "The statement of risk: what it says of a patient, and of whom it says nothing."
+import contextlib
+import functools
+import io
 import json
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from conftest import COMMAND, PLAIN, refused
 
-from medseg_nb.cli import risk
+from medseg_nb.cli import main, risk
 from medseg_nb.data.manifest import load_cases
+from medseg_nb.deployment import image_risk
 from medseg_nb.deployment.risk import field_shap, fit_risk, patients_alike, read_patient, state_risk
 from medseg_nb.kit.core import InputError
 
@@ -76,11 +81,13 @@ def test_the_patient_itself_is_most_like_it(model):
         assert found.event[0] == model.event[case.patient]
 
 
-def test_the_statement_is_the_same_twice_and_hides_no_limit(tmp_path, capsys):
+def test_the_statement_is_the_same_twice_and_hides_no_limit(tmp_path, capsys, monkeypatch):
     path, said = patient(tmp_path), []
     for as_json in (False, False, True):
         risk(path, data=SET, endpoint=OUTCOME, as_json=as_json)
         said.append(capsys.readouterr().out)
+        if len(said) == 1:  # the second fit is also that of the third statement
+            monkeypatch.setattr(image_risk, "state_patient", functools.cache(image_risk.state_patient))
     assert said[0] == said[1] and "must not decide" in said[0] and "95 % interval" in said[0]
     statement = json.loads(said[2])
     assert statement["low"] < statement["risk"] < statement["high"] and len(statement["alike"]) == 5
@@ -88,13 +95,14 @@ def test_the_statement_is_the_same_twice_and_hides_no_limit(tmp_path, capsys):
 
 
 PICTURES = "phantom_skin"
+fit_once = functools.cache(fit_risk)
 
 
 @pytest.fixture
-def pictured(tmp_path):
-    "A file with the fields of a training patient whose picture and mask lie beside it"
-    encoder = fit_risk(PICTURES, OUTCOME).encoder
-    names = [f.name for f in encoder.fields]
+def pictured(tmp_path, monkeypatch):
+    "A file with the fields of a training patient whose picture and mask lie beside it; the fields are fitted once"
+    monkeypatch.setattr(image_risk, "fit_risk", fit_once)
+    names = [f.name for f in fit_once(PICTURES, OUTCOME).encoder.fields]
     c = next(c for c in load_cases(PICTURES) if all(c.fields[n] is not None for n in names))
     path, image, mask = (tmp_path / n for n in ("patient.csv", "photograph.png", "mask.png"))
     path.write_text(f"{','.join(names)}\n{','.join(str(c.fields[n]) for n in names)}\n")
@@ -116,6 +124,16 @@ def test_an_image_is_a_source_beside_the_fields(pictured, tmp_path, capsys):
     assert "Research use only" in html and not re.search("https?:|<script", html), "nothing is asked from outside"
 
 
+def call(*words) -> subprocess.CompletedProcess:
+    "The command within this process, where the fit is known"
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+        patch.setattr(sys, "argv", ["medseg", *map(str, words)])
+        try: main()
+        except SystemExit as e: code = e.code or 0
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
 def test_images_that_say_nothing_are_refused_in_one_line(pictured, tmp_path):
     path, image, mask = pictured
     gray, empty, large = (tmp_path / f"{n}.png" for n in ("gray", "empty", "large"))
@@ -126,5 +144,4 @@ def test_images_that_say_nothing_are_refused_in_one_line(pictured, tmp_path):
                          ([image, "--mask", empty], "is empty"),
                          ([image, "--mask", large], "those of training cover"),
                          (["--mask", mask], "is the mask of no image")):
-        call = [COMMAND, "risk", path, *words, "--data", PICTURES, "--endpoint", OUTCOME]
-        refused(subprocess.run([*map(str, call)], env=PLAIN, capture_output=True, text=True), ".png", fault)
+        refused(call("risk", path, *words, "--data", PICTURES, "--endpoint", OUTCOME), ".png", fault)

@@ -7,6 +7,7 @@ __all__ = ['DIALECT', 'pandoc', 'run_pandoc', 'link_figures', 'embed_sources', '
            'short_reference']
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #776c11e6
+import io
 import json
 import re
 import subprocess
@@ -53,15 +54,15 @@ def typeset_pdf(text: str,      # Markdown
                 template: str,  # file in nbs/paper
                 profile: str) -> tuple[str, bytes, int]:  # Typst source, PDF, pages
     "Set the PDF with Typst's own fonts, all of them embedded"
+    import pikepdf
     import typst
     source = run_pandoc(text, "typst-citations", template, profile)
-    def compiler():  # one for each use: Typst 0.15.2 reads its source from memory once
-        return typst.Compiler(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
-    try:
-        pages = len(json.loads(compiler().query("<use>")))  # the footer stands on each page
-        return source, shrink_pdf(compiler().compile()), pages
+    compiler = typst.Compiler(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
+    try: document = shrink_pdf(compiler.compile())
     except typst.TypstError as e:
         raise InputError("paper", f"Typst says: {e}", "mend the prose or the template in nbs/paper") from None
+    with pikepdf.open(io.BytesIO(document)) as pdf:  # a query of Typst for its pages would set the document again
+        return source, document, len(pdf.pages)
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #df01e552
 def read_references() -> dict[str, dict]:
