@@ -7,9 +7,9 @@ __all__ = ['GPU_PROFILE', 'ROW_NAMES', 'GPU_SOURCE', 'EXPECTED', 'BUDGET_LABEL',
            'is_complete', 'list_complete_runs', 'list_planned_gpu_runs', 'list_runs', 'list_missing',
            'load_patient_rows', 'summarize_reached', 'summarize_budgets', 'compare_group', 'compare_starts',
            'summarize_differences', 'find_differing', 'load_gpu_rows', 'describe_gpu_runs', 'summarize_gpu',
-           'summarize_gpu_differences', 'label_best', 'list_expectation_claims', 'read_cost', 'summarize_cost',
-           'summarize_rates', 'panels', 'model_colors', 'plot_cost_curves', 'plot_validation_curves', 'plot_ranks',
-           'plot_gpu', 'label_run', 'list_pictured_runs']
+           'summarize_gpu_differences', 'list_expectation_claims', 'read_cost', 'summarize_cost', 'summarize_rates',
+           'panels', 'model_colors', 'plot_cost_curves', 'plot_validation_curves', 'plot_ranks', 'plot_gpu',
+           'label_run', 'list_pictured_runs']
 
 # %% ../../nbs/study/06_reached.ipynb #4b7b80c9
 from collections.abc import Sequence
@@ -183,13 +183,7 @@ EXPECTED = dict(  # mean patient Dice that a practitioner would expect: of any n
     lgg_kaggle3m=(.83, .82), skin_isic2017=(.84, .82), lidc_nodule_patches=(.88, .87), polyp_kvasir=(.80, None),
     hippocampus_msd=(.89, .89))
 
-def label_best(best: pd.Series) -> str:
-    "A network with what it was given: seconds of a thread, or images on a GPU"
-    if pd.notna(best.budget_s): return name_with_budget(best.model, best.budget_s, best.start)
-    start = "" if best.start == RANDOM_START else f", {best.start}"
-    return f"{best.model} ({best.images:g} images on a GPU{start})"
-
-def list_expectation_claims(reached: pd.DataFrame, kind: str = "reached") -> list[dict]:
+def list_expectation_claims(reached: pd.DataFrame) -> list[dict]:
     "Ours: the best network reaches what is expected, whatever its start, and of those that begin at random"
     claims = []
     for dataset, table in reached[reached.dataset.isin(EXPECTED)].groupby("dataset", sort=False):
@@ -197,9 +191,9 @@ def list_expectation_claims(reached: pd.DataFrame, kind: str = "reached") -> lis
                                          (table, table[table.start == RANDOM_START])):
             if least is None or of_group.empty: continue
             best = of_group.loc[of_group.dice.idxmax()]
-            label = label_best(best)
+            label = name_with_budget(best.model, best.budget_s, best.start)
             start = "" if name == "any" else "that begins at random "
-            claims.append(judge_claim(f"{kind}.{dataset}.{name}",
+            claims.append(judge_claim(f"reached.{dataset}.{name}",
                                       f"The best network {start}({label}) reaches a Dice of {least:g} or more", "ours",
                                       "score", (least, 1.), (best.dice, best.dice_low, best.dice_high), best.n, dataset,
                                       None))
