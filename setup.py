@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 EXTRAS = ("study", "paper", "deploy", "serve", "hospital", "stream", "app", "site", "radiomics", "cluster", "dev")
 SHIPPED = ("nbs/*.yaml", "nbs/study/*.ipynb", "nbs/claims/*", "nbs/paper/*", "nbs/course/images/*",
            "nbs/course/images/*/*", "data_manifests/*/*", "models/*/*",
-           "reports/peers/agreement/cases.csv")  # what the kit looks up outside of its modules
+           "reports/peers/agreement/cases.csv.xz")  # what the kit looks up outside of its modules
 
 cfg = ConfigParser(delimiters=["="])
 cfg.read(HERE / "settings.ini", encoding="utf-8")

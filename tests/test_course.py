@@ -159,16 +159,23 @@ def test_a_wrong_answer_fails_and_the_hidden_one_does_not(path, monkeypatch, cap
 
 # Images
 
+def read_rows(name):
+    with (IMAGES / name).open(encoding="utf-8") as file: return list(csv.DictReader(file))
+
+
 def test_every_image_is_attributed_with_its_license():
-    rows = list(csv.DictReader((IMAGES / "table.csv").open(encoding="utf-8")))
+    rows, sets = read_rows("table.csv"), {s["set"]: s for s in read_rows("sets.csv")}
     files = {p.relative_to(IMAGES).as_posix() for p in IMAGES.rglob("*") if p.is_file()}
     parts = [(row[kind], row["part"]) for row in rows for kind in ("image", "mask")]
     assert len(set(parts)) == len(parts), "each part of a file once"
-    assert {name for name, _ in parts} == files - {"table.csv", "ATTRIBUTION.md"}, "each file, and no other"
+    assert {name for name, _ in parts} == files - {"table.csv", "sets.csv", "ATTRIBUTION.md"}, "each file, and no other"
+    assert {row["set"] for row in rows} == set(sets)
     text = (IMAGES / "ATTRIBUTION.md").read_text(encoding="utf-8")
     for row in rows:
         line = next(x for x in text.splitlines() if x.startswith(f"| `{row['image'].partition('/')[0]}/`"))
-        assert row["license"] in line and row["source"].partition(" (")[0].partition(",")[0] in line and row["changed"]
+        facts = sets[row["set"]]
+        assert (facts["license"] in line and facts["source"].partition(" (")[0].partition(",")[0] in line
+                and facts["changed"])
 
 
 @pytest.mark.parametrize("folder, dataset", [("nuclei", "nuclei_dsb2018_large"), ("nodules", "lidc_nodule_volumes"),
@@ -179,7 +186,7 @@ def test_the_attribution_says_of_a_license_what_the_manifest_says(folder, datase
     _, _, _, license_name, status, _, _ = (part.strip() for part in
                                            next(x for x in lines if x.startswith(f"| `{folder}/`")).split("|"))
     assert manifest["licence"]["name"] in license_name and manifest["licence"]["status"] == status
-    rows = [r for r in csv.DictReader((IMAGES / "table.csv").open(encoding="utf-8")) if r["set"] == folder]
+    rows = [r for r in read_rows("sets.csv") if r["set"] == folder]
     assert {r["license"] for r in rows} == {manifest["licence"]["name"]}
 
 
@@ -206,5 +213,17 @@ def test_no_file_is_a_copy_from_a_data_set():
 
 def test_nuclei_are_parts_of_images():
     "An image of the set has 256 x 256 pixels or more"
-    sizes = {Image.open(p).size for p in (IMAGES / "nuclei").glob("*.png")}
-    assert sizes == {(192, 192)}
+    names = {(r["image"], r["mask"]) for r in read_rows("table.csv") if r["set"] == "nuclei"}
+    count = sum(r["set"] == "nuclei" for r in read_rows("table.csv"))
+    assert {Image.open(IMAGES / n).size for pair in names for n in pair} == {(192, 192 * count)} and len(names) == 1
+
+
+def test_each_square_of_a_file_is_an_image_of_the_table():
+    "None is left over, and none is beyond the end"
+    parts = {}
+    for r in read_rows("table.csv"):
+        for kind in ("image", "mask") if r["part"] else (): parts.setdefault(r[kind], []).append(int(r["part"]))
+    sizes = {name: Image.open(IMAGES / name).size for name in parts}
+    assert len(parts) == 4 and {n: (w, h // w) for n, (w, h) in sizes.items()} == {
+        n: (sizes[n][0], len(p)) for n, p in parts.items()}
+    assert all(sorted(p) == list(range(len(p))) for p in parts.values())

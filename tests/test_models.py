@@ -11,16 +11,23 @@ import pytest
 from PIL import Image as Picture
 
 from conftest import REPO, read_table, refused
-from medseg_nb.deployment.model_cards import models_page, score_examples
+from medseg_nb.deployment.model_cards import models_page, score_examples, write_examples
 from medseg_nb.deployment.segmenter import load_segmenter
 from medseg_nb.images.files import Image
-from medseg_nb.paper.lessons import lesson_images, load_pictures
+from medseg_nb.paper.lessons import load_pictures
 from medseg_nb.paper.readme import replace_block
 from medseg_nb.training.shipped_models import load_shipped_plan, read_model_card, shipped_config
 
 MODELS = REPO / "models"
 NAMES = sorted(load_shipped_plan().models)
-PICTURES = sorted(lesson_images().glob("nuclei/*[0-9a-f].png"))[:5]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    "Five pictures of nuclei; their masks lie in the folder beside theirs"
+    place = tmp_path_factory.mktemp("examples") / "nuclei"
+    write_examples("nuclei", place)
+    return sorted((place / "images").iterdir())[:5]
 
 
 @pytest.fixture
@@ -113,19 +120,19 @@ def test_why_the_nodules_of_the_lessons_score_less_than_the_card():
 
 # From the command line
 
-def test_five_pictures_are_segmented_outside_of_the_checkout(user):
-    done = user.call("predict", "nuclei", *PICTURES, "--out", "masks")
+def test_five_pictures_are_segmented_outside_of_the_checkout(user, pictures):
+    done = user.call("predict", "nuclei", *pictures, "--out", "masks")
     assert done.returncode == 0 and "5 of 5" in done.stdout and "research use only" in done.stdout, done.stderr
     table = pd.read_csv(user.root / "masks" / "predict.csv")
-    for row, picture in zip(table.itertuples(), PICTURES):
+    for row, picture in zip(table.itertuples(), pictures):
         found = np.asarray(Picture.open(user.root / "masks" / f"{picture.stem}.png"))
-        truth = np.asarray(Picture.open(picture.with_name(f"{picture.stem}_nuclei.png")))
+        truth = np.asarray(Picture.open(picture.parents[1] / "masks" / picture.name))
         assert found.shape == truth.shape and row.objects == len(np.unique(found[found > 0])) > 1
         assert 2 * ((found > 0) & (truth > 0)).sum() / ((found > 0).sum() + (truth > 0).sum()) > .7
     assert not (user.root / "runs").exists(), "a model of the package leaves no run"
 
 
-def test_only_what_the_core_brings_is_imported(user):
+def test_only_what_the_core_brings_is_imported(user, pictures):
     "A distribution of an extra that is missing on a user's machine is not needed"
     settings = ConfigParser(delimiters=["="])
     settings.read(REPO / "settings.ini", encoding="utf-8")
@@ -134,7 +141,7 @@ def test_only_what_the_core_brings_is_imported(user):
     assert not {"matplotlib", "monai", "onnxruntime"} & set(settings["DEFAULT"]["requirements"].split())
     code = (f"import sys\nfor name in '{extras}'.split(): sys.modules[name] = None\n"
             "from medseg_nb.cli import main; main()")
-    done = subprocess.run([sys.executable, "-c", code, "predict", "nuclei", PICTURES[0], "--out", "masks"],
+    done = subprocess.run([sys.executable, "-c", code, "predict", "nuclei", pictures[0], "--out", "masks"],
                           cwd=user.root, env=user.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -154,30 +161,30 @@ def test_a_card_is_shown(user):
     assert refused(user.call("models", "card", "mine/best"), "mine/best", "unknown shipped model")
 
 
-def test_a_picture_of_another_kind_is_segmented_with_a_warning(user):
+def test_a_picture_of_another_kind_is_segmented_with_a_warning(user, pictures):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Picture.fromarray(noise).save(user.root / "noise.png")
     done = user.call("predict", "skin", "noise.png", "--out", "masks")
     reason = pd.read_csv(user.root / "masks" / "predict.csv").reason[0]
     assert done.returncode == 0 and "warning: noise.png: does not look like the images that skin" in done.stderr
     assert "texture" in reason and reason in done.stderr
-    quiet = user.call("predict", "nuclei", PICTURES[0], "--out", "nuclei")
+    quiet = user.call("predict", "nuclei", pictures[0], "--out", "nuclei")
     assert quiet.returncode == 0 and "warning" not in quiet.stderr
 
 
 @pytest.mark.parametrize("model, fault", [
     ("hippocampus", "has 2 axes, and the model takes 3"), ("skin", "1 channels, the model takes 3"),
     ("nuclie", "there is no such run")])
-def test_what_a_model_cannot_take_is_refused(user, model, fault):
-    done = user.call("predict", model, PICTURES[0], "--out", "masks")
-    assert refused(done, model if model == "nuclie" else PICTURES[0].name, fault)
+def test_what_a_model_cannot_take_is_refused(user, model, fault, pictures):
+    done = user.call("predict", model, pictures[0], "--out", "masks")
+    assert refused(done, model if model == "nuclie" else pictures[0].name, fault)
     if model == "nuclie": assert "did you mean nuclei?" in done.stderr
 
 
-def test_a_changed_file_is_refused(changed):
+def test_a_changed_file_is_refused(changed, pictures):
     weights = changed.root / "models" / "nuclei" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    done = changed.call("predict", "nuclei", PICTURES[0], "--out", "masks")
+    done = changed.call("predict", "nuclei", pictures[0], "--out", "masks")
     assert refused(done, "weights.safetensors", "its hash differs")
     done = changed.call("models", "verify")
     assert done.returncode == 2 and "weights.safetensors: is not the file that card.json names" in done.stderr
@@ -196,14 +203,14 @@ def test_a_dice_that_moved_is_seen(changed):
     assert moved.returncode == 1 and moved.stdout.startswith("MOVED")
 
 
-def test_a_folder_of_pictures_may_have_a_model_s_name(user):
+def test_a_folder_of_pictures_may_have_a_model_s_name(user, pictures):
     (user.root / "nuclei").mkdir()
-    shutil.copy(PICTURES[0], user.root / "nuclei")
+    shutil.copy(pictures[0], user.root / "nuclei")
     assert user.call("predict", "nuclei", "nuclei", "--out", "masks").returncode == 0
 
 
-def test_an_object_is_explained_without_the_data(user):
-    done = user.call("explain", "nuclei", PICTURES[0], "--target", "class:1", "--method", "grad_cam_pp", "--out", "why")
+def test_an_object_is_explained_without_the_data(user, pictures):
+    done = user.call("explain", "nuclei", pictures[0], "--target", "class:1", "--method", "grad_cam_pp", "--out", "why")
     assert done.returncode == 0, done.stderr
     found = json.loads(next((user.root / "why").glob("*.json")).read_text())
     assert found["model"] == "nuclei" and len(found["instances"]) > 1

@@ -12,6 +12,7 @@ __all__ = ['Grouping', 'MIN_STRATUM', 'MAX_UNUSUAL_IMAGES', 'DICE_TOLERANCE', 'c
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #7cad6273
 import hashlib
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from ..kit.report import ROWS_FILE, read_rows, to_csv
 from ..kit.storage import pack_table
 from ..kit.workspace import is_checkout
 from ..methods.volumes import score_constant_mask
-from ..paper.lessons import lesson_images, load_pictures
+from ..paper.lessons import READ_BY_SEVERAL, lesson_images, load_pictures
 from ..paper.readme import write_blocks
 from ..preparation.preprocess import load_prepared_cases
 from ..training.plan import RANDOM_START
@@ -148,17 +149,28 @@ def write_examples(name: str,  # of a shipped model
                    out: Path,  # new folder, or one that this wrote
                   ) -> int:    # how many
     "Copy the pictures that come with a model, and their masks: images/, masks/ and whose they are"
-    table = pd.read_csv(lesson_images() / "table.csv")
-    table = table[table["part"].isna()]  # a file that is one picture
+    table = pd.read_csv(lesson_images() / "table.csv", dtype=str)
+    table = table[~table["set"].isin(READ_BY_SEVERAL)]  # whose files are masks
     rows = table[table["set"] == read_model_card(name).name]
     if rows.empty:
         raise InputError(name, "comes without pictures", f"choose one of {', '.join(sorted(table['set'].unique()))}")
     out = output_folder(out, "ATTRIBUTION.md")
     for row in rows.to_dict("records"):
         for kind in ("image", "mask"):
-            write(out / f"{kind}s" / Path(row["image"]).name, (lesson_images() / row[kind]).read_bytes())
+            source, suffix = lesson_images() / row[kind], "".join(Path(row["image"]).suffixes)
+            content = source.read_bytes() if pd.isna(row["part"]) else _cut_part(source, int(row["part"]))
+            write(out / f"{kind}s" / (row["case"] + suffix), content)
     write(out / "ATTRIBUTION.md", (lesson_images() / "ATTRIBUTION.md").read_bytes())
     return len(rows)
+
+def _cut_part(path: Path, part: int) -> bytes:
+    "A square of a PNG file whose squares stand below each other"
+    from PIL import Image as Picture
+    data = io.BytesIO()
+    with Picture.open(path) as whole:
+        side = whole.width
+        whole.crop((0, part * side, side, (part + 1) * side)).save(data, "PNG", optimize=True)
+    return data.getvalue()
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #c418f7b1
 def license_notice(m: Manifest, name: str) -> str:

@@ -92,7 +92,7 @@ def numbers_agree(a: float, b: float) -> bool: return bool(np.isclose(a, b, rtol
 # %% ../../nbs/study/03_metrics.ipynb #ef01a383
 def load_agreement_rows() -> pd.DataFrame:
     "What the other tools computed"
-    path = folder("reports") / "peers" / "agreement" / "cases.csv"
+    path = folder("reports") / "peers" / "agreement" / ROWS_FILE
     if not path.is_file(): raise InputError(str(path), "does not exist", "write it: uv run tests/peers/agreement.py")
     rows = pd.read_csv(path, keep_default_na=False, na_values={"ours": [""], "theirs": [""]})
     open_questions = rows[~rows.agrees & (rows.reason == "")]

@@ -7,8 +7,8 @@
 """The same masks through this kit and through other tools, in an environment of its own:
 `uv run tests/peers/agreement.py`.
 
-Writes reports/peers/agreement/cases.csv, one row a pair of masks, metric and call, and versions.json. Ends with code 1
-if a difference has no stated reason."""
+Writes reports/peers/agreement/cases.csv.xz, one row a pair of masks, metric and call, and versions.json. Ends with code
+1 if a difference has no stated reason."""
 import contextlib
 import importlib.metadata
 import io
@@ -42,7 +42,7 @@ from medseg_nb.kit.core import folder, to_json, write
 from medseg_nb.evaluation.surface_distances import outline_indices
 from medseg_nb.evaluation.matching import instance_masks
 from medseg_nb.evaluation.metrics import CALIBRATION_BINS, TOLERANCE
-from medseg_nb.kit.report import to_csv
+from medseg_nb.kit.report import write_rows
 
 PACKAGES = ("monai", "torchmetrics", "pycocotools",
             "surface-distance", "panoptica", "medpy", "SimpleITK", "scikit-image", "torch", "numpy", "scipy")
@@ -307,7 +307,7 @@ def main() -> int:
                              for pair in list_agreement_pairs() for mine in [compute_kit_metrics(pair)]
                              for peer, calls in PEERS.items() for metric, name, call in calls(pair)])
     place = folder("reports") / "peers" / "agreement"
-    write(place / "cases.csv", to_csv(rows))
+    write_rows(place, rows)
     write(place / "versions.json",
           to_json(dict(python=sys.version.split()[0]) | {p: importlib.metadata.version(p) for p in PACKAGES}))
     open_questions = rows[~rows.agrees & (rows.reason == "")]
