@@ -23,8 +23,7 @@ from ..kit.core import InputError, digest, folder, progress, read_json, to_json,
 from ..kit.keys import load_module, package_version
 from ..kit.report import ROWS_FILE, read_rows
 from ..kit.storage import open_archive, write_archive
-from .convergence import PREDICTIONS_FILE, store_case_predictions
-from .convergence_runs import is_pictured, list_networks, pack_rows
+from .convergence_runs import list_networks, pack_rows
 from .gpu import plain_unet
 from .plan import GpuPlan, section_plan
 from .training import (COST_FILE, Config, archive_path, find_stored_run, run_label, run_training,
@@ -99,12 +98,10 @@ def train_packed_run(place: Path, key: str, scored: str, config: Config) -> Path
     "Train one run of a pack, and store what `medseg unpack` reads"
     begin = time.perf_counter()
     run_dir = run_training(config, weights=True)
-    if is_pictured(config): store_case_predictions(config)
     cost = read_json(run_dir / COST_FILE) | describe_machine(config.device)
-    files = {name: (run_dir / name).read_bytes() for name in ("config.json", PREDICTIONS_FILE)
-             if (run_dir / name).is_file()}
-    files |= {COST_FILE: to_json(cost | dict(seconds=time.perf_counter() - begin)).encode(),
-              "scored.json": to_json(dict(key=scored)).encode(), ROWS_FILE: pack_rows(read_rows(run_dir))}
+    files = {"config.json": (run_dir / "config.json").read_bytes(), "scored.json": to_json(dict(key=scored)).encode(),
+             COST_FILE: to_json(cost | dict(seconds=time.perf_counter() - begin)).encode(),
+             ROWS_FILE: pack_rows(read_rows(run_dir))}
     return write_archive(place / RESULTS_FOLDER / f"{key}.zip", files)
 
 def train_packed(place: Path, jobs: int = 1) -> list[str]:  # what went wrong
