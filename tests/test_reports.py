@@ -34,6 +34,7 @@ from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
 from medseg_nb.training.plan import training_track
 from medseg_nb.training.convergence_runs import TASK
+from medseg_nb.training.packing import TASK as PACKED_TASK
 from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS, format_table_cells, check_claim,
                                   check_table, number_key, name_budgets, collect_budgets)
 from medseg_nb.training.training import Config
@@ -233,6 +234,9 @@ def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
     return rising
 
 
+def on_gpu(rows: pd.DataFrame) -> pd.DataFrame: return reached.summarize_gpu(rows, reached.describe_gpu_runs())
+
+
 RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(leakage, "leak", "gain"),
     **summaries(fewer_labels, "scores", "gains"),
@@ -241,9 +245,13 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(benchmark, "scores", "surfaces", "classes", "order", "reached"),
     ("benchmark", "comparisons"): baselines.compare_with_unet,
     **summaries(search, "trials"),
-    ("reached", "reached"): lambda rows: reached.summarize_reached(of_track("reached")(rows), rising_runs(rows)),
+    ("reached", "reached"): lambda rows: reached.summarize_reached(
+        of_track("reached")(rows), rising_runs(of_track("reached")(rows))),
     **summaries(reached, "differences", prepare=lambda rows: of_track("reached")(rows)),
-    **summaries(reached, "budgets", prepare=lambda rows: of_track("budget")(rows)),
+    **summaries(reached, "budgets", prepare=lambda rows: of_track("budget")(rows).astype(dict(budget_s=int))),
+    ("reached", "gpu"): lambda rows: on_gpu(of_track("gpu")(rows)),
+    ("reached", "gpu_differences"): lambda rows: reached.summarize_gpu_differences(
+        of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
     **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes", prepare=of_parts("volume", within=False)),
     **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
     **summaries(peers, "scores", "differences", "rising"),
@@ -573,7 +581,8 @@ def test_committed_runs_belong_to_the_grid(reports):
     if reports.name == "smoke": assert not (reports / "runs").exists(); return
     planned = {name: study.list_run_configs(name, study.section_parameters(name, reports.name))
                for name, s in study.sections().items() if reports.name in s.profiles}
-    grids = {name: {c.key: c for c in configs if c.task != TASK} for name, configs in planned.items()}
+    # of what was trained elsewhere: see test_packed.py
+    grids = {name: {c.key: c for c in configs if c.task not in (TASK, PACKED_TASK)} for name, configs in planned.items()}
     runs = stored_runs(reports)
     found = {k: load(p / "config.json") for k, p in runs.items()}
     # those of nbs/plans.yaml: see test_convergence.py

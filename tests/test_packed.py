@@ -1,0 +1,51 @@
+"What came back from a machine with a GPU: of the plan, scored by today's code, and what its own counts say"
+import json
+
+import pandas as pd
+
+from conftest import REPO, read_table, stored_runs
+from medseg_nb.training import packing
+from medseg_nb.training.training import Config, scoring_key
+
+REPORTS = REPO / "reports" / "full"
+FILES = {"config.json", "measured.json", "scored.json", "cases.csv.xz"}
+
+
+def load(path): return json.loads(path.read_text())
+
+
+def test_every_run_is_of_the_plan_and_says_where_it_was_trained():
+    planned = {c.key: c for c in packing.list_gpu_runs(packing.load_gpu_plan("full"))}
+    runs = stored_runs(REPORTS)
+    assert runs and set(runs) <= set(planned)
+    for key, place in runs.items():
+        assert Config(**load(place / "config.json")) == planned[key] and {p.name for p in place.iterdir()} == FILES
+        assert load(place / "scored.json")["key"] == scoring_key(planned[key])
+        cost = load(place / "measured.json")
+        assert cost["device"].startswith("NVIDIA") and {"torch", "python"} <= set(cost["versions"])
+
+
+def test_rows_are_of_test_patients_alone():
+    for place in stored_runs(REPORTS).values():
+        config, rows = load(place / "config.json"), read_table(place / "cases.csv.xz", dtype=dict(patient=str))
+        split = json.loads((REPO / "data_manifests" / config["dataset"] / "splits.json").read_text())
+        assert set(rows.patient) == set(split["folds"][config["fold"]]["test"])
+        assert set(rows.budget) == {config["steps"] * config["batch"]}
+        assert (rows[["tp", "fp", "fn", "tn"]] >= 0).all(axis=None) and not rows.duplicated(["case", "region"]).any()
+
+
+def test_table_is_the_mean_over_patients_of_the_counts():
+    "By other code than made it: Dice of each case and region, then of a patient, then over patients of all trainings"
+    found = {}
+    for place in stored_runs(REPORTS).values():
+        config, rows = load(place / "config.json"), read_table(place / "cases.csv.xz", dtype=dict(patient=str))
+        dice = 2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)
+        by_region = dice.groupby([rows.patient, rows.region]).mean()
+        mine = by_region.groupby(level=0).mean().rename((config["fold"], config["seed"]))
+        found.setdefault((config["dataset"], config["model"]), []).append(mine)
+    table = pd.read_csv(REPO / "reports" / "cpu" / "reached" / "gpu.csv").set_index(["dataset", "model"])
+    assert set(table.index) == set(found)
+    for pair, trainings in found.items():
+        by_patient = pd.concat(trainings).groupby(level=0).mean()
+        assert abs(by_patient.mean() - table.dice[pair]) < 1e-5 and len(by_patient) == table.n[pair]
+        assert len(trainings) == table.trainings[pair] <= table.planned[pair]
