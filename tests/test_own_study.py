@@ -1,4 +1,4 @@
-"A study of a data set of one's own: from a folder of images to a plan, a report and a model that has a name"
+"A study of one's own data: from a folder of images to a named model"
 import json
 import os
 import re
@@ -27,7 +27,7 @@ def copy_sections(place: Path) -> Project:
 
 @pytest.fixture
 def whole(tmp_path) -> Project:
-    "The study's own sections, without results"
+    "Its own sections, no results"
     return copy_sections(tmp_path)
 
 
