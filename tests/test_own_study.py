@@ -1,4 +1,4 @@
-"A study of one's own data: from a folder of images to a named model"
+"A study of one's own data, from a folder to a named model"
 import json
 import os
 import re
@@ -27,7 +27,7 @@ def copy_sections(place: Path) -> Project:
 
 @pytest.fixture
 def whole(tmp_path) -> Project:
-    "Its own sections, no results"
+    "Sections, no results"
     return copy_sections(tmp_path)
 
 
