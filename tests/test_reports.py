@@ -581,8 +581,8 @@ def test_committed_runs_belong_to_the_grid(reports):
     if reports.name == "smoke": assert not (reports / "runs").exists(); return
     planned = {name: study.list_run_configs(name, study.section_parameters(name, reports.name))
                for name, s in study.sections().items() if reports.name in s.profiles}
-    # of what was trained elsewhere: see test_packed.py
-    grids = {name: {c.key: c for c in configs if c.task not in (TASK, PACKED_TASK)} for name, configs in planned.items()}
+    elsewhere = (TASK, PACKED_TASK)  # see test_convergence.py and test_packed.py
+    grids = {name: {c.key: c for c in configs if c.task not in elsewhere} for name, configs in planned.items()}
     runs = stored_runs(reports)
     found = {k: load(p / "config.json") for k, p in runs.items()}
     # those of nbs/plans.yaml: see test_convergence.py
