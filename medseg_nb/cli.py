@@ -368,13 +368,17 @@ def _train_packed(place: Path, jobs: int) -> None:
     for line in faults: print(f"failed: {line}", file=sys.stderr)
     if faults: raise typer.Exit(3)
 
+def _refuse(options: dict, fault: str) -> None:
+    "Refuse the first option that was given"
+    for name, value in options.items():
+        if value is not None: raise typer.BadParameter(fault, param_hint=name)
+
 @app.command(epilog="Example: medseg pack packed/ --profile full")
 def pack(place: Annotated[Path, typer.Argument(help="folder for the runs and their data", metavar="FOLDER")],
          profile: Profile = "full"):
     "Write the runs that a profile trains on a GPU, and the data that they take, into a folder that can travel."
-    from medseg_nb.training.packing import list_gpu_runs, load_gpu_plan
     from medseg_nb.training import packing
-    runs = packing.pack(list_gpu_runs(load_gpu_plan(profile)), place)
+    runs = packing.pack(packing.list_gpu_runs(packing.load_gpu_plan(profile)), place)
     size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
     print(f"{len(runs)} runs, {size / 1e6:.0f} MB; train them where this code and a GPU are: "
           f"medseg train --packed {place}")
@@ -383,9 +387,8 @@ def pack(place: Annotated[Path, typer.Argument(help="folder for the runs and the
 def unpack(place: Annotated[Path, typer.Argument(help="folder of `medseg pack` with results", metavar="FOLDER")],
            profile: Profile = "full"):
     "Take the rows of packed runs back, beside the reports of their profile; what is not planned here is refused."
-    from medseg_nb.training.packing import list_gpu_runs, load_gpu_plan
     from medseg_nb.training import packing
-    paths = packing.unpack(place, list_gpu_runs(load_gpu_plan(profile)), profile)
+    paths = packing.unpack(place, packing.list_gpu_runs(packing.load_gpu_plan(profile)), profile)
     print(f"{len(paths)} runs taken back")
 
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
@@ -407,14 +410,12 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     "Train one run with the profile's settings and print its key; or train what is missing, or what was packed."
     plug(plugins)
     require_workspace()
-    for name, value in (("--fold", fold), ("--steps", steps)):
-        if missing and value is not None:
-            raise typer.BadParameter("is of one run; nbs/plans.yaml says it for missing ones", param_hint=name)
+    of_one_run = {"--data": data, "--model": model, "--fold": fold, "--steps": steps}
+    if packed: _refuse(of_one_run | {"--missing": missing or None, "--limit": limit}, f"{packed} says what is trained")
+    if missing: _refuse(of_one_run, "is of one run; nbs/plans.yaml says it for missing ones")
     if missing: return _train_plan(profile, jobs, limit)
     if packed: return _train_packed(packed, jobs or 1)
-    for name, value in (("-j", jobs), ("--limit", limit)):
-        if value is not None:
-            raise typer.BadParameter("goes with --missing; one run has no use for it", param_hint=name)
+    _refuse({"-j": jobs, "--limit": limit}, "goes with --missing; one run has no use for it")
     if not (data and model): raise typer.BadParameter("give both, or --missing", param_hint="--data and --model")
     from dataclasses import replace
     from medseg_nb.methods import hybrid_runs
@@ -671,13 +672,14 @@ def evaluate(
 
 @app.command(epilog="Example: medseg bench 0123456789abcdef --within 20ms,2MB,0.01")
 def bench(what: Annotated[str,
-                          typer.Argument(help="metrics; train; networks; or key of a run, or folder of an artefact")],
+                          typer.Argument(help="metrics; train; networks; gpu; or key of a run, or folder of an "
+                                        "artefact")],
           limits: Annotated[Optional[str], typer.Option("--within",
                                                         help="name a model's fastest variant within milliseconds, "
                                                         "megabytes and loss")] = None):
-    """Metrics, or training and windows, beside other packages, or networks side by side, in processor time; or a
-    model's variants: times, sizes, loss of Dice."""
-    if limits and what in ("metrics", "train", "networks"):
+    """Metrics, or training and windows, beside other packages, or networks side by side, in processor time; or the
+    networks that a GPU trains; or a model's variants: times, sizes, loss of Dice."""
+    if limits and what in ("metrics", "train", "networks", "gpu"):
         raise InputError("--within", "is for models", f"leave it out for {what}")
     if what == "train":
         from medseg_nb.training.throughput import benchmark_training, benchmark_windows
@@ -687,6 +689,10 @@ def bench(what: Annotated[str,
     if what == "networks":
         from medseg_nb.training.throughput import benchmark_networks
         benchmark_networks()
+        return
+    if what == "gpu":
+        from medseg_nb.training.packing import benchmark_gpu, load_gpu_plan
+        benchmark_gpu(load_gpu_plan("full"))
         return
     if what == "metrics":
         from medseg_nb.evaluation.agreement import benchmark_metrics

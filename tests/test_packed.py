@@ -1,10 +1,14 @@
 "What came back from a machine with a GPU: of the plan, scored by today's code, and what its own counts say"
 import json
+import subprocess
+from hashlib import sha256
 
 import pandas as pd
 
 from conftest import REPO, read_table, stored_runs
+from medseg_nb.kit.core import digest
 from medseg_nb.training import packing
+from medseg_nb.training.plan import load_plan
 from medseg_nb.training.training import Config, scoring_key
 
 REPORTS = REPO / "reports" / "full"
@@ -23,6 +27,24 @@ def test_every_run_is_of_the_plan_and_says_where_it_was_trained():
         assert load(place / "scored.json")["key"] == scoring_key(planned[key])
         cost = load(place / "measured.json")
         assert cost["device"].startswith("NVIDIA") and {"torch", "python"} <= set(cost["versions"])
+
+
+def test_code_of_a_clone_has_the_hash_of_this_folder():
+    "Files that git does not know, such as nbdev's index, are in no clone"
+    listed = subprocess.run(["git", "ls-files", "medseg_nb/*.py"], cwd=REPO, capture_output=True, text=True, check=True)
+    files = {p.removeprefix("medseg_nb/"): sha256((REPO / p).read_bytes()).hexdigest() for p in listed.stdout.split()}
+    assert len(files) > 100 and packing.hash_package() == digest(files)
+
+
+def test_throughput_in_the_documentation_is_that_of_the_plan():
+    names = {"U-Net": "unet", "Residual U-Net": "residual_unet", "Hybrid (window attention)": "strided8_window",
+             "U-Net (EfficientNet-Lite0)": "unet_lite0"}
+    lines = (REPO / "docs" / "cluster.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    gpu, convergence = packing.load_gpu_plan("full").stages[0].throughput, load_plan("cpu").convergence
+    plan = convergence.search.throughput | convergence.stages[0].throughput
+    found = {names[name]: (int(fast), int(slow)) for name, fast, slow, *_ in (r for r in table if r[0] in names)}
+    assert found == {name: (gpu[name], round(plan[name])) for name in names.values()}
 
 
 def test_rows_are_of_test_patients_alone():

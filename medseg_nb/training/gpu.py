@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['FIXED_SETTINGS', 'WARM_UP_STEPS', 'TIMED_STEPS', 'PlainUNet', 'plain_unet', 'batches', 'check_config', 'train',
-           'evaluate', 'measure_throughput']
+           'evaluate', 'measure_gpu_throughput']
 
 # %% ../../nbs/library/6_training/14_gpu.ipynb #acf08ca2
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..data.manifest import load_cases
+from ..data.manifest import load_cases, load_manifest
 from ..data.splits import fold_indices
 from ..kit.core import InputError, digest
 from ..kit.keys import register, resolve
@@ -114,10 +116,8 @@ def evaluate(config: Config, net: nn.Module) -> pd.DataFrame:
 # %% ../../nbs/library/6_training/14_gpu.ipynb #5edf0703
 WARM_UP_STEPS, TIMED_STEPS = 10, 30
 
-def measure_throughput(config: Config) -> float:  # images a second
+def measure_gpu_throughput(config: Config) -> float:  # images a second
     "Training images a second of a run's network, on random images of its size"
-    import time
-    from medseg_nb.data.manifest import load_manifest
     def wait(): return torch.cuda.synchronize() if config.device == "cuda" else None
     shape, times = (config.batch, len(load_manifest(config.dataset).image.channels), *config.shape), []
     with torch.device(config.device): images, masks = torch.randn(shape), torch.zeros(shape[:1] + shape[2:]).long()
@@ -127,5 +127,5 @@ def measure_throughput(config: Config) -> float:  # images a second
             wait(); times.append(time.perf_counter())
             yield images, masks
         wait(); times.append(time.perf_counter())
-    train(config, watch)
+    train(replace(config, steps=WARM_UP_STEPS + TIMED_STEPS), watch)
     return TIMED_STEPS * config.batch / (times[-1] - times[WARM_UP_STEPS])

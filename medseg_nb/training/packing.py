@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TASK', 'RUNS_FILE', 'DATA_FOLDER', 'RESULTS_FOLDER', 'PACKAGES', 'network_modules', 'load_gpu_plan', 'list_gpu_runs',
-           'hash_package', 'pack', 'read_pack', 'describe_machine', 'train_packed_run', 'train_packed', 'unpack']
+           'benchmark_gpu', 'hash_package', 'pack', 'read_pack', 'describe_machine', 'train_packed_run', 'train_packed',
+           'unpack']
 
 # %% ../../nbs/library/6_training/15_packing.ipynb #9f4cadde
 import json
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -19,12 +19,12 @@ from pathlib import Path
 from shutil import copytree
 
 from ..data.manifest import load_manifest, locate_dataset
-from ..kit.core import InputError, digest, folder, progress, read_json, to_json, write
+from ..kit.core import InputError, digest, progress, read_json, require_device, to_json, write
 from ..kit.keys import load_module, package_version
 from ..kit.report import ROWS_FILE, read_rows
 from ..kit.storage import open_archive, write_archive
 from .convergence_runs import list_networks, pack_rows
-from .gpu import plain_unet
+from .gpu import measure_gpu_throughput, plain_unet
 from .plan import GpuPlan, section_plan
 from .training import (COST_FILE, Config, archive_path, find_stored_run, run_label, run_training,
                                          scoring_key)
@@ -57,13 +57,28 @@ def list_gpu_runs(plan: GpuPlan) -> list[Config]:
                 numbered += [((s, k), replace(base, fold=f, seed=i)) for k, (f, i) in enumerate(repeats.pairs())]
     return [config for _, config in sorted(numbered, key=lambda item: item[0])]
 
+# %% ../../nbs/library/6_training/15_packing.ipynb #3de90b71
+def benchmark_gpu(plan: GpuPlan) -> list[float]:
+    "Print images a second of each network of a plan's stages, alone on the GPU, beside what the plan says"
+    require_device(plan.settings["device"])
+    speeds = []
+    for stage in plan.stages:
+        first = {c.model: c for c in list_gpu_runs(plan.model_copy(update=dict(stages=[stage])))[::-1]}
+        for network in stage.networks:
+            speeds.append(measure_gpu_throughput(first[network]))
+            grid = "x".join(map(str, first[network].shape))
+            planned = stage.throughput.get(network, "none")
+            print(f"{network:20} {grid:12} {speeds[-1]:8.0f} images/s   nbs/plans.yaml: {planned}")
+    return speeds
+
 # %% ../../nbs/library/6_training/15_packing.ipynb #a5fcc6f5
 RUNS_FILE, DATA_FOLDER, RESULTS_FOLDER = "runs.json", "data", "results"
 
 def hash_package() -> str:
-    "Hash of the package's Python files"
-    place = Path(__file__).parents[1] if "__file__" in globals() else folder("nbs").parent / "medseg_nb"
-    return digest({str(p.relative_to(place)): sha256(p.read_bytes()).hexdigest() for p in sorted(place.rglob("*.py"))})
+    "Hash of the package's Python files, but for nbdev's index, which no clone has"
+    place = Path(load_module("medseg_nb").__file__).parent
+    paths = [p for p in sorted(place.rglob("*.py")) if p.name != "_modidx.py"]
+    return digest({str(p.relative_to(place)): sha256(p.read_bytes()).hexdigest() for p in paths})
 
 def pack(configs: Sequence[Config], place: Path) -> list[Config]:  # what the pack holds
     "Write the runs that are not stored here, and the files of their data sets, into a folder"
@@ -96,17 +111,16 @@ def describe_machine(device: str) -> dict:
 
 def train_packed_run(place: Path, key: str, scored: str, config: Config) -> Path:
     "Train one run of a pack, and store what `medseg unpack` reads"
-    begin = time.perf_counter()
     run_dir = run_training(config, weights=True)
     cost = read_json(run_dir / COST_FILE) | describe_machine(config.device)
     files = {"config.json": (run_dir / "config.json").read_bytes(), "scored.json": to_json(dict(key=scored)).encode(),
-             COST_FILE: to_json(cost | dict(seconds=time.perf_counter() - begin)).encode(),
-             ROWS_FILE: pack_rows(read_rows(run_dir))}
+             COST_FILE: to_json(cost).encode(), ROWS_FILE: pack_rows(read_rows(run_dir))}
     return write_archive(place / RESULTS_FOLDER / f"{key}.zip", files)
 
 def train_packed(place: Path, jobs: int = 1) -> list[str]:  # what went wrong
     "Train the runs of a pack that have no result yet; one that fails does not hold up the others"
     todo = [r for r in read_pack(place) if not (place / RESULTS_FOLDER / f"{r[0]}.zip").is_file()]
+    for device in {r[2].device for r in todo}: require_device(device)
     faults, train = [], load_module("medseg_nb.training.packing").train_packed_run  # found by worker processes
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(train, place, *run): run_label(run[2]) for run in todo}
