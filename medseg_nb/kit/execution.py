@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -372,8 +373,9 @@ def normalize_notebook(source: dict,    # the notebook as it stands in nbs/
                               execution_count=executed_cell["execution_count"])
         if "parameters" in cell["metadata"].get("tags", []):
             cells += [dict(c, id="injected", metadata=dict(tags=["injected-parameters"]), outputs=[]) for c in injected]
-    for cell in cells:
-        for output in cell.get("outputs", []): output.get("metadata", {}).clear()
+    for output in chain.from_iterable(cell.get("outputs", []) for cell in cells):
+        output.get("metadata", {}).clear()
+        if len(data := output.get("data", {})) > 1: data.pop("text/plain", None)  # the same once more, in plain text
     return json.dumps(dict(source, cells=cells), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #4ab90658
