@@ -524,8 +524,9 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
         measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
         note = describe_budgets(getattr(r, "budgets", ""), all_budgets)
+        dataset = f"{' and '.join(N_TESTABLE_SITES)}, {ALL_SITES}" if r.target == ALL_SITES else r.target
         claims.append(judge_claim(f"{id}.{name}", f"{statement}{note}: {r.source} to {r.target}", source,
-                                  "difference", (0, 0), measured, int(r.n), r.target, None, trainings=r.trainings))
+                                  "difference", (0, 0), measured, int(r.n), dataset, None, trainings=r.trainings))
     losses = zero_shot.assign(loss=-zero_shot.change, loss_low=-zero_shot.change_high, loss_high=-zero_shot.change_low)
     for r in losses[losses.method == "unet"].itertuples():
         add("generalization.drop", "U-Net loses on other patients and instruments",
