@@ -7,14 +7,14 @@ __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATAS
            'MAX_DRAWS', 'ARMS', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'list_domain_pairs',
            'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
            'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_unaugmented_runs',
-           'list_leave_site_out_runs', 'find_draws', 'list_diversity_runs', 'reject_image_splits', 'list_runs',
-           'score_on_dataset', 'load_run_network', 'score_on_target', 'adapted_rows', 'simulate_scanner_shift',
-           'score_scanner_shift', 'score_domain_baselines', 'collect_domain_pair_rows', 'forgetting_rows',
-           'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change',
-           'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains', 'summarize_adaptation',
-           'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_shift',
-           'join_shift_and_change', 'shift_change_correlation', 'describe_budgets', 'list_generalization_claims',
-           'plot_few_shot', 'plot_change_by_shift']
+           'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs',
+           'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network', 'score_on_target',
+           'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
+           'collect_domain_pair_rows', 'forgetting_rows', 'collect_site_rows', 'collect_scanner_shift_rows',
+           'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot',
+           'summarize_gains', 'summarize_adaptation', 'summarize_forgetting', 'summarize_diversity', 'paired_lead',
+           'summarize_carried', 'summarize_shift', 'join_shift_and_change', 'shift_change_correlation',
+           'describe_budgets', 'list_generalization_claims', 'plot_few_shot', 'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from ..training.plan import FewShotPlan, load_plan, section_plan
 from ..evaluation.claims import judge_claim
 from ..methods.classical import predict_baselines
 from ..kit.core import InputError, rng
-from ..data.manifest import load_cases, load_frozen_split, load_manifest
+from ..data.manifest import extract_id, load_cases, load_frozen_split, load_manifest
 from ..evaluation.groups import group_difference
 from ..kit.keys import load_module, resolve
 from ..kit.report import Estimate, Report, label_networks, list_budgets
@@ -38,7 +38,7 @@ from ..methods.shift import (FEATURES, NORMALIZED_FEATURES, adapt_batch_norm, ch
                                      appearance_distance, appearance_gaps, split_patients_in_half, patient_appearance,
                                      average_by_patient, load_prepared_set, domain_auc, match_amplitudes,
                                      match_histograms, minimize_entropy)
-from ..data.splits import fold_indices, list_folds, kfold
+from ..data.splits import MIN_SITE_PATIENTS, fold_indices, list_folds, kfold, site_folds
 from ..evaluation.intervals import contrast
 from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, contrast_splits, seed_control_pair,
                                               compare_models, holm, is_above_zero, is_below_zero)
@@ -127,6 +127,19 @@ def list_leave_site_out_runs(profile: str, dataset: str) -> tuple[list[Config], 
     return by_patient, by_site
 
 # %% ../../nbs/study/23_generalization.ipynb #d1a5e002
+def sites_of_patients(dataset: str) -> dict[str, str]:  # by patient
+    "Hospital of each patient, whose name tells it; the images need not be here, so that runs can be listed anywhere"
+    manifest, fold = load_manifest(dataset), load_frozen_split(dataset)["folds"][0]
+    if getattr(manifest.site, "column", "") != manifest.patient:
+        raise InputError(dataset, "does not tell the hospital by the patient's name", "leave it out of `datasets`")
+    return {p: extract_id(manifest.site, {manifest.patient: p}, p) for p in fold["train"] + fold["test"]}
+
+def sites_in_training(dataset: str, k: int) -> dict[str, str]:  # by patient
+    "The same of those who are learnt from where a hospital is left out"
+    sites = sites_of_patients(dataset)
+    folds = [f for f in site_folds(sites) if len(f["test"]) >= MIN_SITE_PATIENTS]
+    return {p: sites[p] for p in folds[k]["train"]}
+
 @lru_cache(maxsize=16)
 def find_draws(dataset: str,
                k: int,          # hospital that is left out
@@ -134,9 +147,7 @@ def find_draws(dataset: str,
                draws: int,
               ) -> dict[str, list[int]]:  # by name of the arm
     "First draws of patients of one hospital alone, and of three or more, as `training_cases` draws them"
-    found = {arm: [] for arm in ARMS.values()}
-    positions, _ = fold_indices(dataset, k, "site")
-    sites = {load_cases(dataset)[i].patient: load_cases(dataset)[i].site for i in positions}
+    found, sites = {arm: [] for arm in ARMS.values()}, sites_in_training(dataset, k)
     for draw in range(MAX_DRAWS):
         drawn = rng(draw, "patients", dataset, k).permutation(sorted(sites))[:patients]
         n_sites = len({sites[p] for p in drawn})
@@ -291,6 +302,11 @@ def collect_site_rows(profile: str, dataset: str) -> pd.DataFrame:
     if (n := len(list_folds(dataset, "site"))) != len(by_site):
         raise InputError(dataset, f"has {n} hospitals that can be tested, and this section knows {len(by_site)}",
                          "mend N_TESTABLE_SITES in this section")
+    for k in range(n):
+        training = {load_cases(dataset)[i].patient: load_cases(dataset)[i].site
+                    for i in fold_indices(dataset, k, "site")[0]}
+        if training != sites_in_training(dataset, k):
+            raise InputError(dataset, "has other hospitals than its frozen split tells", "mend the manifest's `site`")
     def baseline_rows(c): return score_domain_baselines(c, fold_indices(dataset, c.fold, c.unit)[1])
     patient_split_rows, parts = [], []
     for c in by_patient: patient_split_rows += [stored_rows(c).assign(method="unet"), baseline_rows(c)]
@@ -356,8 +372,9 @@ def compute_domain_change(source_scores: pd.DataFrame, target_scores: pd.DataFra
             (target_scores - source_scores.loc[target_scores.index, target_scores.columns]).to_numpy()[:, None])
     elif is_paired:  # by networks of two splits
         source_scores = source_scores.loc[target_scores.index]
-        differences = target_scores.sub(source_scores.mean(axis=1),
-                                        axis=0), source_scores.rsub(target_scores.mean(axis=1), axis=0)
+        differences = [w.round(12) for w in (  # equal scores leave nothing
+            target_scores.sub(source_scores.mean(axis=1), axis=0),
+            source_scores.rsub(target_scores.mean(axis=1), axis=0))]
         estimate = contrast_splits(*differences, *(w.notna() for w in differences))
     else: estimate = group_difference(target_scores, source_scores.rename(index="home/{}".format))
     return {k.replace("difference", "change"): v for k, v in estimate.items()
@@ -507,8 +524,9 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
         measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
         note = describe_budgets(getattr(r, "budgets", ""), all_budgets)
+        dataset = f"{' and '.join(N_TESTABLE_SITES)}, {ALL_SITES}" if r.target == ALL_SITES else r.target
         claims.append(judge_claim(f"{id}.{name}", f"{statement}{note}: {r.source} to {r.target}", source,
-                                  "difference", (0, 0), measured, int(r.n), r.target, None, trainings=r.trainings))
+                                  "difference", (0, 0), measured, int(r.n), dataset, None, trainings=r.trainings))
     losses = zero_shot.assign(loss=-zero_shot.change, loss_low=-zero_shot.change_high, loss_high=-zero_shot.change_low)
     for r in losses[losses.method == "unet"].itertuples():
         add("generalization.drop", "U-Net loses on other patients and instruments",
@@ -573,10 +591,11 @@ def plot_change_by_shift(table: pd.DataFrame):
         ax.errorbar(part.distance, part.change, [part.change - part.change_low, part.change_high - part.change],
                     fmt=style, ms=4, capsize=2, lw=1, label=name)
         for k, r in enumerate(part.itertuples()):
-            below = 12 * (k % 2) if style != "o-" else 0  # neighbours of a cloud would overlap
-            text_position = dict(ha="right", xytext=(-4, 4 - below)) if style == "s" else dict(xytext=(4, 4 - below))
-            ax.annotate(r.target.split(", ")[-1], (r.distance, r.change),
-                        textcoords="offset points", fontsize=6, **text_position)
+            heights = (r.change, r.change, r.change_low, r.change_high)  # neighbors take turns
+            is_left, farther = r.source.startswith("phantom_"), max(r.change_low, r.change_high, key=abs)
+            height = {"o-": r.change_low, "s": farther}.get(style, r.change if is_left else heights[(k + 3) % 4])
+            ax.annotate(r.target.split(", ")[-1], (r.distance, height), textcoords="offset points", fontsize=6,
+                        va="center", ha="right" if is_left else "left", xytext=(-4 if is_left else 4, 0))
     ax.axhline(0, ls=":", color="0.4")
     ax.set(xlabel="energy distance of the images (standard deviations of the source)",
            ylabel="Dice away minus at home", xscale="symlog")
