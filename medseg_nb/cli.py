@@ -388,8 +388,8 @@ def unpack(place: Annotated[Path, typer.Argument(help="folder of `medseg pack` w
            profile: Profile = "full"):
     "Take the rows of packed runs back, beside the reports of their profile; what is not planned here is refused."
     from medseg_nb.training import packing
-    paths = packing.unpack(place, packing.list_gpu_runs(packing.load_gpu_plan(profile)), profile)
-    print(f"{len(paths)} runs taken back")
+    taken = packing.unpack(place, packing.list_gpu_runs(packing.load_gpu_plan(profile)), profile)
+    print(f"{taken} runs taken back")
 
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,

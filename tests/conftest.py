@@ -58,8 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
     "Runs that are committed with the reports of a profile, by key; no file stays open"
-    files = sorted((reports / "runs").glob("*.zip"))
-    return {p.stem: zipfile.Path(io.BytesIO(p.read_bytes())) for p in files}
+    runs = {}
+    for path in sorted((reports / "runs").glob("*.zip")):  # those that were put together come first, by their names
+        archive = zipfile.Path(io.BytesIO(path.read_bytes()))
+        runs |= {p.name: p for p in archive.iterdir()} if len(path.stem) == 1 else {path.stem: archive}
+    return runs
 
 
 def find_reports(profile: str) -> Path:

@@ -223,11 +223,15 @@ def of_track(name: str) -> Callable:
     return lambda rows: rows[rows.track == name].reset_index(drop=True)
 
 
+@functools.cache
+def stored_cpu_runs() -> dict[str, zipfile.Path]: return stored_runs(REPO / "reports" / "cpu")
+
+
 def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
     "Trainings whose last six of 24 checks have a mean Dice more than .002 above that of the six before"
     rising = {}
     for run in rows.run.unique():
-        place = zipfile.Path(REPO / "reports" / "cpu" / "runs" / f"{run}.zip")
+        place = stored_cpu_runs()[run]
         curve = read_table(place / "curve.csv").query("weights == 'average'")
         steps, dice = load(place / "config.json")["steps"], curve.dice.to_numpy()
         rising[run] = curve.step.max() >= steps - round(.2 * steps) and dice[-6:].mean() - dice[-12:-6].mean() > .002
@@ -631,8 +635,7 @@ def benchmark_configs() -> list[Config]:
 
 
 def stored_seconds(config: Config) -> float:
-    place = zipfile.Path(REPO / "reports" / "cpu" / "runs" / f"{config.key}.zip")
-    return load(place / "measured.json")["train_cpu_seconds"]
+    return load(stored_cpu_runs()[config.key] / "measured.json")["train_cpu_seconds"]
 
 
 def test_networks_had_the_cost_that_was_planned():

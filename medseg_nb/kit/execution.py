@@ -41,6 +41,7 @@ from pydantic import BaseModel, ValidationError
 from .core import (
     PROFILES, InputError, MedsegError, ResourceError, choose, data_folders, device, digest, folder, machine_class,
     manifest_folder, manifest_folders, require_device, read_yaml, root, replace_folder, sha256, to_json, write)
+from .storage import pack_archives
 from .keys import (BOOKKEEPING, Closure, closure, computed_path, defines, collect_definitions,
                                 store_cached, load_cached, skeleton, source_path, current_sources, module_scope,
                                 tree_digest, used_names)
@@ -548,6 +549,7 @@ def run_section(section: str, profile: str,
             parts_now = record["parts"] | dict(runs=digest([r.key for r in runs]))
             record |= dict(parts=parts_now, key=digest(parts_now), data=lineage(section, profile, data, stage))
             _store_results(section, profile, stage, record, measurements)
+            pack_archives(reports / "runs")
         finally: shutil.rmtree(stage, ignore_errors=True)
         warn_over_budget(section, profile, measurements)
     return "executed"

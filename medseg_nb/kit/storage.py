@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'ARCHIVE_TIME', 'pack_table', 'unpack_table', 'remember', 'write_archive', 'open_archive',
-           'shrink_png', 'shrink_svg', 'shrink_pdf']
+           'pack_archives', 'shrink_png', 'shrink_svg', 'shrink_pdf']
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
 import base64
@@ -15,7 +15,11 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+
+from filelock import FileLock
 
 from .core import InputError, digest, folder, write
 
@@ -56,15 +60,40 @@ def write_archive(path: Path,                  # ends with .zip
             archive.writestr(member, content, zipfile.ZIP_DEFLATED, 9)
     return write(path, data.getvalue())
 
-def open_archive(path: Path) -> zipfile.Path | None:  # None where there is none
-    "An archive as a folder: `place / name` has `read_text`, `read_bytes` and `is_file`"
+@lru_cache(maxsize=32)
+def _open_content(content: bytes) -> zipfile.Path | None:  # None where it is damaged
     try:
-        content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive: is_whole = archive.testzip() is None
-    except FileNotFoundError: return None
+        with zipfile.ZipFile(io.BytesIO(content)) as archive: is_whole = archive.testzip() is None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError): is_whole = False
-    if not is_whole: raise InputError(str(path), "is damaged", f"fetch it again: git checkout -- {path}")
-    return zipfile.Path(content)
+    return zipfile.Path(io.BytesIO(content)) if is_whole else None
+
+def _open_file(path: Path) -> zipfile.Path | None:
+    try: content = path.read_bytes()
+    except FileNotFoundError: return None
+    archive = _open_content(content)
+    if archive is None: raise InputError(str(path), "is damaged", f"fetch it again: git checkout -- {path}")
+    return archive
+
+def _shard(path: Path) -> Path: return path.with_name(f"{path.stem[0]}.zip")
+
+def open_archive(path: Path) -> zipfile.Path | None:  # None where there is none
+    """An archive, by itself or put together with others, as a folder: `place / name` has `read_text`, `read_bytes` and
+    `is_file`"""
+    if (archive := _open_file(path)) is not None or (shard := _open_file(_shard(path))) is None: return archive
+    return place if (place := shard / path.stem).is_dir() else None
+
+def pack_archives(place: Path) -> None:
+    "Put the archives of a folder together; where this is interrupted, each archive is there at least once"
+    lock = folder("runs") / "locks" / "archives.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        for shard, paths in groupby([p for p in sorted(place.glob("*.zip")) if p != _shard(p)], _shard):
+            added = {p.stem: open_archive(p) for p in paths}
+            packed = _open_file(shard)
+            archives = {p.name: p for p in (packed.iterdir() if packed else ())} | added
+            write_archive(shard, {f"{k}/{file.name}": file.read_bytes() for k, a in archives.items()
+                                  for file in a.iterdir()})
+            for name in added: shard.with_name(f"{name}.zip").unlink()
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #c862870d
 def shrink_png(picture: bytes) -> bytes:

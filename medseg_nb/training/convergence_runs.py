@@ -34,7 +34,7 @@ from ..networks.designs import (DESIGNS_MODULE, convolutional_control, has_atten
                                         without_context)
 from .default_runs import count_parameters
 from ..kit.report import ROWS_FILE, read_rows, to_csv
-from ..kit.storage import pack_table, unpack_table, write_archive
+from ..kit.storage import open_archive, pack_archives, pack_table, unpack_table, write_archive
 from ..data.splits import load_frozen_split, load_split
 from .plan import ConvergencePlan, DesignSearch, PlanStage, load_plans, plans_file
 from .training import (COST_FILE, Config, archive_path, open_archives, read_failure_reason, run_label,
@@ -184,10 +184,11 @@ def is_pictured(config: Config) -> bool:
 def publish_convergence_run(config: Config, profile: str) -> None:
     "Put a run beside the reports: config, curve, packed rows, cost, answers for pictures. Of one that diverged, why"
     source, path = find_stored_run(config), archive_path(config.key, profile)
+    if open_archive(path) is not None and not isinstance(source, Path): return
     if source is None:
         facts = {"config.json": asdict(config), "failed.json": dict(why=find_failure_reason(config))}
         write_archive(path, {name: to_json(v).encode() for name, v in facts.items()})
-    if source is None or path.is_file() and not isinstance(source, Path): return
+        return
     if is_pictured(config) and not (source / PREDICTIONS_FILE).is_file(): store_case_predictions(config)
     names = ("config.json", "curve.csv", COST_FILE, "scored.json", PREDICTIONS_FILE)
     files = {name: (source / name).read_bytes() for name in names if (source / name).is_file()}
@@ -328,6 +329,7 @@ def train_runs(runs: list[Config], seconds: Callable[[Config], float], profile: 
     except MedsegError as e: faults = [str(e)]
     for config in missing:
         if find_failure_reason(config): publish_convergence_run(config, profile)
+    pack_archives(archive_path("0", profile).parent)
     return faults
 
 def train_plan(profile: str) -> list[str]:  # what is left, and why

@@ -22,7 +22,7 @@ from ..data.manifest import load_manifest, locate_dataset
 from ..kit.core import InputError, digest, progress, read_json, require_device, to_json, write
 from ..kit.keys import load_module, package_version
 from ..kit.report import ROWS_FILE, read_rows
-from ..kit.storage import open_archive, write_archive
+from ..kit.storage import open_archive, pack_archives, write_archive
 from .convergence_runs import list_networks, pack_rows
 from .gpu import measure_gpu_throughput, plain_unet
 from .plan import GpuPlan, section_plan
@@ -129,7 +129,7 @@ def train_packed(place: Path, jobs: int = 1) -> list[str]:  # what went wrong
                 faults.append(f"{futures[future]}: {str(error).splitlines()[0] if str(error) else repr(error)}")
     return faults
 
-def unpack(place: Path, configs: Sequence[Config], profile: str) -> list[Path]:  # archives beside the reports
+def unpack(place: Path, configs: Sequence[Config], profile: str) -> int:  # how many were taken
     "Take the results of a pack back; a result of no run of the plan is refused, and nothing is taken"
     planned, files = {c.key: c for c in configs}, {}
     for path in sorted((place / RESULTS_FOLDER).glob("*.zip")):
@@ -139,6 +139,8 @@ def unpack(place: Path, configs: Sequence[Config], profile: str) -> list[Path]: 
         stored = Config(**json.loads((archive / "config.json").read_text()))
         if stored != planned[path.stem]:
             raise InputError(str(path), "was trained with other settings than its name says", "train it anew")
-        files[archive_path(path.stem, profile)] = path.read_bytes()
+        files[path.stem] = path.read_bytes()
     if not files: raise InputError(str(place), "holds no results", "train it first: medseg train --packed FOLDER")
-    return [write(path, content) for path, content in files.items()]
+    for key, content in files.items(): write(archive_path(key, profile), content)
+    pack_archives(archive_path("0", profile).parent)
+    return len(files)
