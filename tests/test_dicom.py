@@ -85,7 +85,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def wait(true, seconds=60):
+def wait(true, seconds=180):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited too long"

@@ -17,6 +17,7 @@ import pandas as pd
 from ..evaluation.agreement import simulate_nuclei_labels
 from ..evaluation.metrics import METRICS
 from ..kit.core import InputError, folder, rng
+from ..kit.report import ROWS_FILE
 
 # %% ../../nbs/study/03_metrics.ipynb #55744f27
 @dataclass(frozen=True)
