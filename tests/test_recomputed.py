@@ -8,13 +8,13 @@ import functools
 import json
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import read_table, stored_runs
 from scipy.special import stdtrit
 from scipy.stats import norm, rankdata, skew
 
@@ -51,8 +51,12 @@ def read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=TEXT, low_m
 
 def read_committed_runs(reports: Path):
     "Rows of each committed run that has some; one that diverged has none"
-    for place in stored_runs(reports).values():
-        if (place / "cases.csv.xz").is_file(): yield read_table(place / "cases.csv.xz", dtype=TEXT, low_memory=False)
+    for path in sorted((reports / "runs").glob("*.zip")):  # each holds many
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if not name.endswith("cases.csv.xz"): continue
+                with archive.open(name) as file:
+                    yield pd.read_csv(file, compression="xz", dtype=TEXT, low_memory=False)
 
 
 def equal(a: float, b: float) -> bool:
