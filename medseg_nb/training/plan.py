@@ -110,6 +110,7 @@ class RealtimePlan(Steps):
     "Smaller networks; steps are those of each, None: as many as the whole network has"
     longer: float = Field(1, gt=0)  # steps of the whole network, in those of the benchmark
     teacher: str | None = None      # network of the benchmark that teaches on pictures; None: the whole network itself
+    settings: Settings = {}         # of the whole network and the teacher, instead of the benchmark's
 
 class ShortcutsPlan(Entry):
     "Networks whose training images hold a planted mark"
