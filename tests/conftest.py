@@ -1,9 +1,11 @@
 "A small study of three sections, small image pairs, and the real command line."
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import struct
@@ -72,10 +74,20 @@ def find_reports(profile: str) -> Path:
     return REPO / "reports" / profile
 
 
+@functools.lru_cache(maxsize=4)
+def read_text_table(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
 def read_table(path, **options) -> pd.DataFrame:
-    "A table in a folder or an archive"
-    compression = "xz" if path.suffix == ".xz" else None
-    with path.open("rb") as file: return pd.read_csv(file, compression=compression, **options)
+    "A table in a folder or an archive; of a pointer the rows of a run that a section's table holds"
+    if path.suffix != ".xz":
+        with path.open("rb") as file: return pd.read_csv(file, **options)
+    text = lzma.decompress(path.read_bytes()).decode()
+    if text.startswith("# rows of a run "):
+        pointer = json.loads(text.partition(": ")[2])
+        table = read_text_table(Path(os.environ.get("MEDSEG_REPORTS", REPO / "reports")) / pointer["table"])
+        text = table.loc[table.run == pointer["run"], pointer["columns"]].to_csv(index=False)
+    return pd.read_csv(io.StringIO(text), **options)
 
 
 def cell(source: str, tag: str | None = None) -> dict:

@@ -41,7 +41,7 @@ from pydantic import BaseModel, ValidationError
 from .core import (
     PROFILES, InputError, MedsegError, ResourceError, choose, data_folders, device, digest, folder, machine_class,
     manifest_folder, manifest_folders, require_device, read_yaml, root, replace_folder, sha256, to_json, write)
-from .storage import pack_archives
+from .storage import pack_archives, release_rows
 from .keys import (BOOKKEEPING, Closure, closure, computed_path, defines, collect_definitions,
                                 store_cached, load_cached, skeleton, source_path, current_sources, module_scope,
                                 tree_digest, used_names)
@@ -484,6 +484,7 @@ def _store_results(section: str, profile: str, stage: Path, record: dict, measur
     write(stage / "provenance.json", to_json(record | dict(outputs=outputs)))
     write(target, to_json(times | dict(values=times["values"] | measurements)))
     if profile != "smoke": (stage / "notebook.ipynb").unlink()
+    release_rows(results_folder(section, profile))
     replace_folder(stage, results_folder(section, profile))
     write(stamp_path(section, profile), to_json(dict(key=record["key"])))
 

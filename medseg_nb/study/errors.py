@@ -6,21 +6,22 @@
 __all__ = ['BASELINE_MODELS', 'ROW_KEYS', 'QUARTER_NAMES', 'INTERVAL_SUFFIXES', 'DIFFERENCE_COLUMNS', 'UNIFORM_ERRORS',
            'BANDS_BY_SIDE', 'DROP_NAMES', 'DROP_COLUMNS', 'ARTIFACT_COLUMNS', 'FAILURE_SHARE', 'SIMPLE_NETWORK',
            'RIVAL_NETWORKS', 'LEADER_COLORS', 'list_analyzed_networks', 'list_runs', 'first_runs', 'load_score_rows',
-           'leaders', 'assemble_error_rows', 'join_lesion_quarters', 'select_analyzed_rows', 'summarize_sizes',
-           'summarize_small', 'summarize_imbalance', 'summarize_shapes', 'list_leader_models', 'summarize_leads',
-           'summarize_boundary', 'summarize_bands', 'summarize_artefacts', 'summarize_strength', 'summarize_subgroups',
-           'cross_validate_risk', 'summarize_failures', 'list_error_claims', 'plot_dice_by_lesion_size',
-           'plot_error_bands', 'plot_artifact_levels', 'plot_failure_auc', 'picture_cases']
+           'leaders', 'assemble_error_rows', 'join_lesion_quarters', 'summarize_sizes', 'summarize_small',
+           'summarize_imbalance', 'summarize_shapes', 'list_leader_models', 'summarize_leads', 'summarize_boundary',
+           'summarize_bands', 'summarize_artefacts', 'summarize_strength', 'summarize_subgroups', 'cross_validate_risk',
+           'summarize_failures', 'list_error_claims', 'plot_dice_by_lesion_size', 'plot_error_bands',
+           'plot_artifact_levels', 'plot_failure_auc', 'picture_cases']
 
 # %% ../../nbs/study/10_errors.ipynb #cc7484c8
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from ..training import default_runs
-from ..training.plan import section_plan
+from ..training.plan import Runs, load_plan, section_plan
 from ..methods.mask_errors import (RANDOM_GROUP, ARTIFACT_LEVELS, score_under_artifacts, count_errors_by_band,
                                        tabulate_patient_fields, measure_mask_appearance, is_in_group,
                                        tabulate_reference_lesions, spacing_of)
@@ -39,7 +40,7 @@ from ..evaluation.comparisons import (CONTROL, seed_control_pair, load_benchmark
                                               is_above_zero, is_below_zero)
 from ..evaluation.intervals import mean_intervals, round_six_digits
 from ..evaluation.comparisons import paired_differences, patient_matrix, select_shared_seeds
-from ..training.training import Config
+from ..training.training import Config, fit_runs
 
 # %% ../../nbs/study/10_errors.ipynb #7e0b0c0d
 BASELINE_MODELS = ("chance", "otsu", "svm")
@@ -49,7 +50,13 @@ def list_analyzed_networks(profile: str) -> list[str]:
     return [m for m in default_runs.list_models(profile) if networks is None or m in networks]
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
-    return default_runs.default_seed_runs(profile, datasets, list_analyzed_networks(profile))
+    "Runs of these networks with the benchmark's folds and seeds; U-Net has a second seed, as the control"
+    networks, settings = list_analyzed_networks(profile), section_plan("errors", profile).settings
+    def seeds(c):
+        usual = load_plan(profile).runs.get(c.dataset, Runs()).seeds
+        return {*usual, usual[0] + 1} if c.model == "unet" else {*usual}
+    runs = [c for c in default_runs.list_runs(profile, datasets) if c.model in networks and c.seed in seeds(c)]
+    return [replace(c, **settings) for c in runs]
 
 def first_runs(configs: Sequence[Config]) -> list[Config]:
     "Of each data set and network the run of the first fold and seed"
@@ -58,10 +65,11 @@ def first_runs(configs: Sequence[Config]) -> list[Config]:
     return [c for c in configs if c in first_by_model.values()]
 
 def load_score_rows(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
-    """Rows of the benchmark's networks, and of what stands beside them; `balance` is (predicted - true) / (predicted +
-    true) volume"""
+    """Rows of the networks, and of what sees no image or learns without one; `balance` is (predicted - true) /
+    (predicted + true) volume"""
     rows = load_benchmark_rows(profile, datasets)
-    rows = rows[rows.model.isin([*default_runs.list_models(profile), *BASELINE_MODELS])].reset_index(drop=True)
+    rows = pd.concat([fit_runs(list_runs(profile, list(datasets)), profile), rows[rows.model.isin(BASELINE_MODELS)]],
+                     ignore_index=True)
     surface = rows[[c for c in rows if c.startswith("nsd_")]].bfill(axis=1).iloc[:, 0]
     rows = rows.assign(part="score", surface=surface, balance=rows.volume_difference / (2 + rows.volume_difference))
     return rows.reindex(columns=[*ROW_KEYS, *BUDGET_COLUMNS, "dice", "sensitivity", "surface", "balance"])
@@ -107,10 +115,6 @@ def join_lesion_quarters(rows: pd.DataFrame, name: str) -> pd.DataFrame:  # scor
     return rows.loc[rows.part == "score", [*ROW_KEYS, "dice", "sensitivity", "surface", "balance"]].merge(
         lesions, on=keys)
 
-def select_analyzed_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    "Rows without the scores of networks that are not opened"
-    return rows[(rows.part != "score") | rows.model.isin([*BASELINE_MODELS, *rows.model[rows.part == "contour"]])]
-
 INTERVAL_SUFFIXES = ("", "_low", "_high")
 
 def _interval_cells(name: str, estimate: Sequence[float]) -> dict:  # value, low, high, patients
@@ -133,7 +137,7 @@ def _iterate_models(rows: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
 def summarize_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by quarter of lesion size"
     records = []
-    for names, group in _iterate_models(join_lesion_quarters(select_analyzed_rows(rows), "size")):
+    for names, group in _iterate_models(join_lesion_quarters(rows, "size")):
         for quarter, name in zip(QUARTERS, QUARTER_NAMES):
             names |= _mean_cells(group[group.quarter == quarter], "dice", name)
         records.append(names)
@@ -143,7 +147,7 @@ def summarize_small(rows: pd.DataFrame) -> pd.DataFrame:
     """Sensitivity of the largest quarter minus that of the smallest; `missed` counts lesions of which nothing was
     found, of all, smallest / largest"""
     records = []
-    for names, group in _iterate_models(join_lesion_quarters(select_analyzed_rows(rows), "size")):
+    for names, group in _iterate_models(join_lesion_quarters(rows, "size")):
         extremes = [group[group.quarter == q] for q in (1, 4)]
         missed = " / ".join(f"{(e.sensitivity == 0).sum()} of {len(e)}" for e in extremes)
         records.append(names | dict(missed=missed) | _mean_cells(extremes[0], "sensitivity", "smallest")
@@ -156,7 +160,7 @@ def summarize_imbalance(rows: pd.DataFrame) -> pd.DataFrame:
     """Balance of predicted and true volume: all lesions, quarters by their share of the image, and the largest minus
     the smallest quarter"""
     records = []
-    for names, group in _iterate_models(join_lesion_quarters(select_analyzed_rows(rows), "share")):
+    for names, group in _iterate_models(join_lesion_quarters(rows, "share")):
         rows_by_quarter = {name: group[group.quarter == quarter] for quarter, name in zip(QUARTERS, QUARTER_NAMES)}
         for name, quarter_rows in dict(all=group, **rows_by_quarter).items():
             names |= _mean_cells(quarter_rows, "balance", name)
@@ -168,7 +172,7 @@ def summarize_imbalance(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize_shapes(rows: pd.DataFrame) -> pd.DataFrame:
     "Surface Dice of the quarter of the most regular lesions minus that of the most irregular"
     records = []
-    for names, group in _iterate_models(join_lesion_quarters(select_analyzed_rows(rows), "solidity")):
+    for names, group in _iterate_models(join_lesion_quarters(rows, "solidity")):
         irregular, regular = (group[group.quarter == q] for q in (1, 4))
         records.append(names | _mean_cells(irregular, "surface", "irregular")
                        | _mean_cells(regular, "surface", "regular")

@@ -28,17 +28,17 @@ from ..training.training import Config
 
 # %% ../../nbs/study/24_realtime.ipynb #9344b6bc
 def list_whole_runs(profile: str, datasets: list[str]) -> list[Config]:
-    "U-Nets of the benchmark, or with more of its steps"
+    "U-Nets of the benchmark, or with more of its steps and other settings"
     runs = chain.from_iterable(hybrid_runs.list_opponent_runs(profile, d) for d in datasets)
-    longer = section_plan("realtime", profile).longer
-    return [replace(c, steps=round(longer * c.steps)) for c in runs if c.model == "unet"]
+    plan = section_plan("realtime", profile)
+    return [replace(c, steps=round(plan.longer * c.steps), **plan.settings) for c in runs if c.model == "unet"]
 
 def list_networks(profile: str, whole: Config) -> dict[str, Config]:
     "A U-Net, and what is made of it at half of its width"
     plan = section_plan("realtime", profile)
     if not plan.teacher or whole.depth: return variant_networks(whole, plan.steps)
     teacher = default_runs.default_run(profile, whole.dataset, plan.teacher)
-    return variant_networks(whole, plan.steps, replace(teacher, fold=whole.fold, seed=whole.seed))
+    return variant_networks(whole, plan.steps, replace(teacher, fold=whole.fold, seed=whole.seed, **plan.settings))
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section"

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
-           'Networks', 'Seeds', 'FusionPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan', 'OutcomesPlan',
-           'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'GpuStage',
-           'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan',
-           'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan',
-           'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds',
-           'training_track']
+           'Networks', 'Seeds', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan',
+           'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan',
+           'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch',
+           'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan',
+           'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput',
+           'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -80,6 +80,10 @@ class FusionPlan(Control):
     shuffled: list[str]                 # networks that are trained on shuffled fields too
     postoperative: bool                 # whether a network is told fields that are known late
 
+class ErrorsPlan(Networks):
+    "Networks whose answers are looked at"
+    settings: Settings = {}  # instead of the benchmark's
+
 class FewShotPlan(Entry):
     "Training for a hospital that was not seen"
     patients: list[int]     # of the target, that are learnt from
@@ -110,6 +114,7 @@ class RealtimePlan(Steps):
     "Smaller networks; steps are those of each, None: as many as the whole network has"
     longer: float = Field(1, gt=0)  # steps of the whole network, in those of the benchmark
     teacher: str | None = None      # network of the benchmark that teaches on pictures; None: the whole network itself
+    settings: Settings = {}         # of the whole network and the teacher, instead of the benchmark's
 
 class ShortcutsPlan(Entry):
     "Networks whose training images hold a planted mark"
@@ -168,7 +173,7 @@ class SectionPlans(Entry):
     ablations: AblationsPlan | None = None
     augmentation: AugmentationPlan | None = None
     combinations: Control | None = None
-    errors: Networks | None = None
+    errors: ErrorsPlan | None = None
     fewer_labels: FewerLabelsPlan | None = None
     fusion: FusionPlan | None = None
     generalization: FewShotPlan | None = None
