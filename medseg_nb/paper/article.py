@@ -25,7 +25,8 @@ from .prose import (PaperSection, check_name, check_typed, escape_markdown, is_b
                                    find_placeholders, lacks_result, replace_placeholders)
 from .summary import (DESIGN_CAPTION, READING_CAPTION, add_roles, describe_design,
                                      describe_reading)
-from .words import clip_estimate, count_noun, display_name, find_faults, format_as
+from .words import (clip_estimate, count_noun, describe_counts, display_name, find_faults,
+                                   format_as)
 from ..training.plan import own_plan_file
 from ..training.study_plan import read_plan
 
@@ -116,8 +117,8 @@ def template_names(reader: PaperSection, sections: dict[str, PaperSection], prof
                                                                             in where.items())]
     return dict(n=n, rows=rows, significant=significant, excluding_zero=excluding_zero,
                 has_one_training=has_one_training, differences=describe_differences,
-                has=lambda *names: all(s in sections and sections[s].results
-                                                                                for s in names), profile=profile,
+                counts=lambda rows: describe_counts(((r["dataset"], r["n"]) for r in rows), lambda n: n.value),
+                has=lambda *names: all(s in sections and sections[s].results for s in names), profile=profile,
                 drawn=lambda name, place="article": place in sections and name in sections[place].names("figure"))
 
 def render(text: str, name: str, names: dict[str, object]) -> str:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'STEPS', 'STEP_TITLES', 'ROLES', 'AUDITED', 'CONTROL', 'FIRST_STAGE',
-           'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'list_steps',
-           'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
+           'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'ARTICLE_FIGURES',
+           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
            'draw_claims_of_unit', 'draw_claims', 'seen_from_hybrid', 'hybrid_differences', 'draw_opponents',
            'draw_curves', 'describe_cost', 'map_panels', 'draw_maps', 'describe_reading', 'planned_repeats',
-           'describe_design', 'draw_article_figures']
+           'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents', 'compose_maps',
+           'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import json
@@ -22,7 +23,7 @@ import pandas as pd
 from ..evaluation.intervals import wilson_interval
 from ..kit.report import set_theme, write_drawing
 from .prose import PaperSection
-from .words import display_name, format_number
+from .words import describe_counts, display_name, format_number
 from ..training.plan import TrainingPlan, load_plan
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #5f26fee6
@@ -283,41 +284,59 @@ def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #85a25dd3
+def _count_cases(rows: pd.DataFrame) -> str: return f"n = {describe_counts(zip(rows.dataset, rows.n))}"
+
+def compose_overview(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    if not list_steps([*sections.values()]): return None
+    return (draw_overview([*sections.values()]),
+            "The study in one line: each box is a step, and names the sections of it that have results here.")
+
+def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    judged = sections["claims"].tables.get("judged") if "claims" in sections else None
+    decided = pd.DataFrame() if judged is None else decided_claims(judged)
+    if not len(decided): return None
+    whose = "source documents" if (decided.claims_of == "sources").all() else "kit"
+    return draw_claims(decided), (
+        f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
+        "difference with its 95 % interval over patients and training runs, and n patients. Above zero: it supports "
+        "the claim. Filled: remains at the five percent level after Holm's correction in its section; hollow: does "
+        "not, or has no such test.")
+
+def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    rows = hybrid_differences(sections)
+    if not len(rows): return None
+    return draw_opponents(rows), (
+        f"Dice of the hybrids minus that of each opponent at an equal planned budget on held-out patients "
+        f"({_count_cases(rows)}), with 95 % intervals over patients and training runs. Hollow: the control of U-Net "
+        f"against itself with other seeds.{describe_cost(reports)}")
+
+def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    tables = sections["xai"].tables if "xai" in sections else {}
+    if not {"pointing", "faithfulness"} <= {*tables}: return None
+    return draw_maps(tables["pointing"], tables["faithfulness"]), (
+        f"Above: share of images ({_count_cases(tables['pointing'])}) in which a map's maximum lies on the mark, with "
+        "Wilson's 95 % interval, where the mark is the cause and, in the control, where it is not. Below: insertion "
+        f"minus deletion, with 95 % intervals over images ({_count_cases(tables['faithfulness'])}). Dotted: random "
+        "maps.")
+
+def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    curves = sections["reached"].tables.get("budgets") if "reached" in sections else None
+    if curves is None or not len(curves): return None
+    return draw_curves(curves), (
+        f"Mean Dice on held-out patients ({_count_cases(curves)}), with its 95 % interval, by the planned seconds of "
+        "one thread that a network was trained, all from the same training runs at a constant rate with averaged "
+        "weights. Broken lines: weights that began on ImageNet. Vertical axes differ.")
+
+ARTICLE_FIGURES = dict(overview=compose_overview, decided=compose_decided, opponents=compose_opponents,
+                       maps=compose_maps, curves=compose_curves)
+
 def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str, str]:  # caption by name
     "Write the article's own drawings, and remove those of an article before"
     set_theme()
     for path in place.glob("*.svg"): path.unlink()
-    captions = {}
-    present = {s.name: s for s in sections if s.results}
-    if list_steps(sections):
-        write_drawing(place / "overview.svg", draw_overview(sections))
-        captions["overview"] = ("The study in one line: each box is a step, and names the sections of it that have "
-                                "results here.")
-    judged = present["claims"].tables.get("judged") if "claims" in present else None
-    if judged is not None and len(decided := decided_claims(judged)):
-        whose = "source documents" if (decided.claims_of == "sources").all() else "kit"
-        write_drawing(place / "decided.svg", draw_claims(decided))
-        captions["decided"] = (f"Claimed differences of the {whose} that were decided, each by one interval before "
-                               "correction: measured difference with its 95 % interval over patients and training "
-                               "runs, and n patients. Above zero: it supports the claim. Filled: remains at the "
-                               "five percent level after Holm's correction in its section; hollow: does not, or has "
-                               "no such test.")
-    if len(rows := hybrid_differences(present)):
-        write_drawing(place / "opponents.svg", draw_opponents(rows))
-        captions["opponents"] = ("Dice of the hybrids minus that of each opponent at an equal planned budget on "
-                                 "held-out patients, with 95 % intervals over patients and training runs. Hollow: the "
-                                 "control of U-Net against itself with other seeds." + describe_cost(place.parent))
-    curves = present["reached"].tables.get("budgets") if "reached" in present else None
-    tables = present["xai"].tables if "xai" in present else {}
-    if {"pointing", "faithfulness"} <= {*tables}:
-        write_drawing(place / "maps.svg", draw_maps(tables["pointing"], tables["faithfulness"]))
-        captions["maps"] = ("Above: share of images in which a map's maximum lies on the mark, with Wilson's 95 % "
-                            "interval, where the mark is the cause and, in the control, where it is not. Below: "
-                            "insertion minus deletion, with 95 % intervals over images. Dotted: random maps.")
-    if curves is not None and len(curves):
-        write_drawing(place / "curves.svg", draw_curves(curves))
-        captions["curves"] = ("Mean Dice on held-out patients, with its 95 % interval, by the planned seconds of one "
-                              "thread that a network was trained, all from the same training runs at a constant rate "
-                              "with averaged weights. Broken lines: weights that began on ImageNet. Vertical axes "
-                              "differ.")
+    present, captions = {s.name: s for s in sections if s.results}, {}
+    for name, compose in ARTICLE_FIGURES.items():
+        if not (composed := compose(present, place.parent)): continue
+        drawing, captions[name] = composed
+        write_drawing(place / f"{name}.svg", drawing)
     return captions
