@@ -9,7 +9,7 @@ __all__ = ['TRANSFORM_KINDS', 'MIN_SIDE', 'START_MODES', 'MAX_SAMPLES', 'SPLINE_
            'Registration', 'invert_registration', 'registration_to_dict', 'registration_from_dict',
            'apply_registration', 'channel', 'center_point', 'register_images', 'random_registration', 'segment_body',
            'registration_error', 'simulate_follow_up', 'downsample_by_two', 'select_contrast_channels', 'simulate_pair',
-           'try_to_register', 'run_trial', 'select_lesion_cases', 'checkerboard', 'plot_registration']
+           'try_to_register', 'run_trial', 'select_lesion_cases', 'checkerboard', 'widest_slice', 'plot_registration']
 
 # %% ../../nbs/library/3_preparation/03_registration.ipynb #2f1ab0bc
 import contextlib
@@ -466,17 +466,26 @@ def checkerboard(a: np.ndarray, b: np.ndarray, size: int = 8) -> np.ndarray:
     return np.where((np.indices(a.shape) // size).sum(0) % 2, a, b)
 
 # %% ../../nbs/library/3_preparation/03_registration.ipynb #10e4e7d9
+def widest_slice(mask: np.ndarray  # (x, y, z), bool
+                ) -> int:         # its place on the last axis
+    "The slice of a volume that holds most of a mask"
+    return int(mask.sum((0, 1)).argmax())
+
 def plot_registration(axes, case: Case, scenario: str, kind: str, seed: int) -> None:
-    "Fixed and moving image, and their checkerboard before and after; the mask in truth and as it is carried over"
+    """Fixed and moving image, and their checkerboard before and after; the mask in truth and as it is carried over. Of
+    a volume the slice with most of the mask"""
     fixed, moving, mask, truth = simulate_pair(case, scenario, kind, seed)
     (estimate, _), identity = try_to_register(fixed, moving, kind), random_registration("still", fixed, rng(0))
     true_mask = apply_registration(truth, mask, fixed, labels=True) > 0
-    boards = [checkerboard(fixed.array, apply_registration(r, moving, fixed)) for r in (identity, estimate)]
-    for ax, shown in zip(axes, [checkerboard(i.array, i.array) for i in (fixed, moving)] + boards):
+    def flat(array): return array if array.ndim == 2 else np.rot90(array[..., widest_slice(true_mask)])
+    pictures = [checkerboard(flat(i.array), flat(i.array)) for i in (fixed, moving)]
+    pictures += [checkerboard(*map(flat, (fixed.array, apply_registration(r, moving, fixed))))
+                 for r in (identity, estimate)]
+    for ax, shown in zip(axes, pictures):
         ax.imshow(np.round(31 * shown), interpolation="none")
         ax.set(xticks=[], yticks=[])
-    axes[1].contour(mask.array > 0, [.5], colors=["C1"], linewidths=.9)
+    axes[1].contour(flat(mask.array > 0), [.5], colors=["C1"], linewidths=.9)
     for ax, r in zip(axes[2:], (identity, estimate)):
-        ax.contour(true_mask, [.5], colors=["C2"], linewidths=.9)
-        ax.contour(apply_registration(r, mask, fixed, labels=True) > 0, [.5], colors=["C1"], linewidths=.9)
+        ax.contour(flat(true_mask), [.5], colors=["C2"], linewidths=.9)
+        ax.contour(flat(apply_registration(r, mask, fixed, labels=True) > 0), [.5], colors=["C1"], linewidths=.9)
     axes[0].set_ylabel(f"{scenario}\n{kind}")

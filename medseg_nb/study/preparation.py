@@ -233,15 +233,16 @@ def plot_cropping(h: SimulatedHead):
     axes[0].add_patch(plt.Rectangle((a[0] - .5, n - b[1] - .5), a[1] - a[0], b[1] - b[0], fill=False, color="C1"))
     return fig
 
-def plot_denoising(h: SimulatedHead):
+def plot_denoising(truth: np.ndarray,  # without added noise, tissues from 0 to 180
+                   noisy: Image,       # the same with it
+                   window: tuple):     # part that is shown, as indices
     "A slice after each filter, and its error"
     import matplotlib.pyplot as plt
-    truth = h.acquire().array
-    panels = [("truth", truth), *apply_denoisers(h.acquire(noise=NOISE_SD))]
+    panels = [("truth", truth), *apply_denoisers(noisy)]
     fig, axes = plt.subplots(2, len(panels), figsize=(6.2, 2.4))
     for column, (name, filtered_image) in zip(axes.T, panels):
-        plot_slice(column[0], filtered_image[12:52, 8:56, 12], name, vmin=0, vmax=180)
-        plot_slice(column[1], (filtered_image - truth)[12:52, 8:56, 12], cmap="coolwarm", vmin=-40, vmax=40)
+        plot_slice(column[0], filtered_image[window], name, vmin=0, vmax=180)
+        plot_slice(column[1], (filtered_image - truth)[window], cmap="coolwarm", vmin=-40, vmax=40)
     axes[1, 0].set_ylabel("minus truth")
     return fig
 
