@@ -7,7 +7,8 @@ __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT
            'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range', 'decide_verdict', 'describe_claimed_range',
            'is_simulated', 'judge_claim', 'load_published_scores', 'score_id', 'judge_published_scores',
            'load_statements', 'list_expected_claims', 'load_quotes', 'decide_one_sided', 'limit_score', 'review_claim',
-           'find_corrected_p', 'collect_judged_claims', 'join_claims', 'drop_repeated', 'build_ledger', 'format_ledger']
+           'find_corrected_p', 'collect_judged_claims', 'join_claims', 'drop_repeated', 'judge_where_measured',
+           'build_ledger', 'format_ledger']
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #bd318829
 import json
@@ -140,8 +141,9 @@ def list_expected_claims() -> pd.DataFrame:
     return pd.concat([pd.DataFrame(scores + ranks), load_statements()], ignore_index=True)
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #b3b8ee6f
-def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind: asserted or planned
-    "The sentences of the source documents, as they are printed"
+def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind, data
+    """The sentences of the source documents, as they are printed: whether they are asserted or planned, and the data
+    that they name, if any"""
     return read_table(folder("nbs") / "claims" / "quotes.csv")
 
 
@@ -223,12 +225,22 @@ def drop_repeated(ledger: pd.DataFrame) -> pd.DataFrame:
     is_repeated = ledger.duplicated(["claim", "dataset", "measured", "low", "high", "n"]) & ledger.low.notna()
     return ledger[~is_repeated].reset_index(drop=True)
 
+def judge_where_measured(row: dict) -> dict:  # of the ledger, whose sentence names no data
+    "A difference that stood for one on other data, judged on the patients' images that it was measured on"
+    dataset = str(row["dataset"]).partition(" for ")[0]
+    if row["verdict"] != NOT_COMPARABLE or row["kind"] != "difference" or is_simulated(dataset): return row
+    return row | dict(dataset=dataset, verdict=decide_verdict("difference", (0, 0), row["low"], row["high"],
+                                                              row["trainings"]))
+
 def build_ledger(profile: str) -> pd.DataFrame:
-    ledger, quotes = drop_repeated(join_claims(list_expected_claims(), collect_judged_claims(profile))), load_quotes()
-    by_id = quotes.set_index("id").sentence
-    sentences = [next((by_id[i] for i in (r.claim, r.group) if r.claims_of == "sources" and i in by_id), None)
-                 for r in ledger.itertuples()]
-    return ledger.assign(sentence=sentences)
+    "Each claim with its verdicts and the sentence that it comes from"
+    ledger = drop_repeated(join_claims(list_expected_claims(), collect_judged_claims(profile)))
+    quotes, rows = load_quotes().set_index("id"), []
+    for row in ledger.to_dict("records"):
+        ids = [i for i in (row["claim"], row["group"]) if row["claims_of"] == "sources" and i in quotes.index]
+        if ids and not quotes.data[ids[0]]: row = judge_where_measured(row)
+        rows.append(row | dict(sentence=quotes.sentence[ids[0]] if ids else None))
+    return pd.DataFrame(rows, columns=[*ledger])
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #d33446bb
 def format_ledger(ledger: pd.DataFrame) -> list[str]:

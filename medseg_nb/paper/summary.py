@@ -240,9 +240,9 @@ def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
-DESIGN_CAPTION = ("What was trained. Folds are by patient; seeds are those of each network, and in parentheses those "
-                  "of U-Net where it was repeated as a control. Patients or other units: tested over all folds. "
-                  "Seconds are planned for one processor thread.")
+DESIGN_CAPTION = ("What the benchmark and the longer training on a processor trained. Folds are by patient; seeds are "
+                  "those of each network, and in parentheses those of U-Net where it was repeated as a control. "
+                  "Patients or other units: tested over all folds. Seconds are planned for one processor thread.")
 READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect: the outcome, the same in "
                    "all series of a kind unless a share is given. *Wrong*: a volume other than the one that was "
                    "written. The last row has a defect that no header tells.")
@@ -314,10 +314,10 @@ def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[obje
     tables = sections["xai"].tables if "xai" in sections else {}
     if not {"pointing", "faithfulness"} <= {*tables}: return None
     return draw_maps(tables["pointing"], tables["faithfulness"]), (
-        f"Above: share of images ({_count_cases(tables['pointing'])}) in which a map's maximum lies on the mark, with "
-        "Wilson's 95 % interval, where the mark is the cause and, in the control, where it is not. Below: insertion "
-        f"minus deletion, with 95 % intervals over images ({_count_cases(tables['faithfulness'])}). Dotted: random "
-        "maps.")
+        f"Above: share of images ({_count_cases(tables['pointing'])}) in which a map's maximum lies on the mark, ties "
+        "shared, with Wilson's 95 % interval, where the mark is the cause and, in the control, where it is not. "
+        "Below: insertion minus deletion, with 95 % intervals over images "
+        f"({_count_cases(tables['faithfulness'])}). Dotted: random maps.")
 
 def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     curves = sections["reached"].tables.get("budgets") if "reached" in sections else None
