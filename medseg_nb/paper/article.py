@@ -54,6 +54,7 @@ def bound_row(section: str, table: str, estimates: list[str], position: int, row
     def bind(column, value):
         if isinstance(value, str) or isinstance(value, bool): return value
         ends = [row[f"{column}_{end}"] for end in ("low", "high")] if column in estimates else []
+        ends = [None if pd.isna(end) else float(end) for end in ends]
         is_count = not pd.isna(value) and float(value).is_integer() and column not in estimates
         value = None if pd.isna(value) else int(value) if is_count else float(value)
         return Bound(clip_estimate(column, Estimate(value, *ends)), f"{section}/{table}.csv:{position + 2}:{column}")
