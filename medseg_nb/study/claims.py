@@ -82,7 +82,7 @@ def count_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def shorten_statement(statement: str) -> str:
     "What a row claims, without set, budget and model"
-    return re.sub(r" \([^)]*\)", "", re.sub(r" \((?:budgets|measured).*", "", statement)).split(": ")[0]
+    return re.sub(r" \((?:[^()]|\([^()]*\))*\)", "", re.sub(r" \((?:budgets|measured).*", "", statement)).split(": ")[0]
 
 def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     "Sentences of which a row was decided: whether the source asserts or plans, and what was tested in its place"
