@@ -521,7 +521,7 @@ def plot_failure_auc(table: pd.DataFrame, best: dict[str, list[str]]):
         ax.axvline(.5, ls=":", color="0.4")
         ax.set(title=dataset, xlim=(0, 1), xlabel="AUC", yticks=range(len(features)),
                yticklabels=features, ylim=(len(features) - .3, -.7))
-        ax.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.25), ncol=2)
+        ax.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.25))
     fig.tight_layout()
     return fig
 

@@ -242,6 +242,7 @@ def plot_denoising(truth: np.ndarray,  # without added noise, tissues from 0 to 
     fig, axes = plt.subplots(2, len(panels), figsize=(6.2, 2.4))
     for column, (name, filtered_image) in zip(axes.T, panels):
         plot_slice(column[0], filtered_image[window], name, vmin=0, vmax=180)
+        column[0].title.set_fontsize(7)
         plot_slice(column[1], (filtered_image - truth)[window], cmap="coolwarm", vmin=-40, vmax=40)
     axes[1, 0].set_ylabel("minus truth")
     return fig
