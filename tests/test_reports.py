@@ -460,11 +460,16 @@ def test_a_claim_names_the_set_that_it_was_tested_on(reports):
     none([(c["id"], c["dataset"]) for c in claims if re.split("[ ,]", c["dataset"])[0] not in known])
 
 
+@functools.cache
+def claims_that_name_no_data() -> tuple[str, ...]:
+    "Beginnings of their ids; what a sentence without data says, it says of any patients' images"
+    quotes = pd.read_csv(REPO / "nbs" / "claims" / "quotes.csv", keep_default_na=False)
+    return tuple(f"{i}." for i in quotes.id[quotes.data == ""])
+
+
 def in_the_ledger(c: dict) -> str:
     "The ledger's verdict, by the rule written a second time: at least and at most need the whole interval"
-    quotes = pd.read_csv(REPO / "nbs" / "claims" / "quotes.csv", keep_default_na=False)
-    unnamed = [f"{i}." for i in quotes.id[quotes.data == ""]]  # what a sentence without data says, it says of any
-    if (c["source"] != "ours" and c["kind"] == "difference" and c["id"].startswith(tuple(unnamed))
+    if (c["source"] != "ours" and c["kind"] == "difference" and c["id"].startswith(claims_that_name_no_data())
             and c["verdict"] == "not comparable" and not c["dataset"].startswith("phantom")):
         return ("undecided: one training" if c["trainings"] == 1
                 else rule("difference", c["claimed"], c["low"], c["high"]))

@@ -290,11 +290,13 @@ def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
 def _count_cases(rows: pd.DataFrame) -> str: return f"n = {describe_counts(zip(rows.dataset, rows.n))}"
 
 def compose_overview(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    "The steps of the study"
     if not list_steps([*sections.values()]): return None
     return (draw_overview([*sections.values()]),
             "The study in one line: each box is a step, and names the sections of it that have results here.")
 
 def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    "Claims that an interval decided"
     judged = sections["claims"].tables.get("judged") if "claims" in sections else None
     decided = pd.DataFrame() if judged is None else decided_claims(judged)
     if not len(decided): return None
@@ -306,14 +308,16 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
         "not, or has no such test.")
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    "Hybrids against their opponents"
     rows = hybrid_differences(sections)
     if not len(rows): return None
     return draw_opponents(rows), (
-        f"Dice of the hybrids minus that of each opponent at an equal planned budget on held-out patients "
+        "Dice of the hybrids minus that of each opponent at an equal planned budget on held-out patients "
         f"({_count_cases(rows)}), with 95 % intervals over patients and training runs. Hollow: the control of U-Net "
         f"against itself with other seeds.{describe_cost(reports)}")
 
 def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    "Where maps of explanation point"
     tables = sections["xai"].tables if "xai" in sections else {}
     if not {"pointing", "faithfulness"} <= {*tables}: return None
     return draw_maps(tables["pointing"], tables["faithfulness"]), (
@@ -323,6 +327,7 @@ def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[obje
         f"({_count_cases(tables['faithfulness'])}). Dotted: random maps.")
 
 def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
+    "Dice over the seconds of training"
     curves = sections["reached"].tables.get("budgets") if "reached" in sections else None
     if curves is None or not len(curves): return None
     return draw_curves(curves), (
@@ -330,6 +335,7 @@ def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[ob
         "one thread that a network was trained, all from the same training runs at a constant rate with averaged "
         "weights. Broken lines: weights that began on ImageNet. Vertical axes differ.")
 
+# each gives a drawing with its caption, or nothing where its section has no results in this folder of reports
 ARTICLE_FIGURES = dict(overview=compose_overview, decided=compose_decided, opponents=compose_opponents,
                        maps=compose_maps, curves=compose_curves)
 
