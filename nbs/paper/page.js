@@ -79,13 +79,7 @@
     });
     rows.forEach(function (r) { body.append(r[2]); });
   }
-  main.querySelectorAll("table").forEach(function (table) {
-    table.querySelectorAll("thead th").forEach(function (th, column) {
-      th.tabIndex = 0; th.title = "Sort by this column";
-      th.addEventListener("click", function () { sort(table, column, th); });
-      th.addEventListener("keydown", function (e) { if (e.key === "Enter") sort(table, column, th); });
-    });
-    if (!table.tBodies[0] || table.tBodies[0].rows.length < 12) return;
+  function addFilter(table) {
     var filter = make("input"); filter.type = "search"; filter.placeholder = "Filter rows"; filter.className = "filter";
     filter.setAttribute("aria-label", "Filter rows of this table");
     filter.addEventListener("input", function () {
@@ -96,6 +90,18 @@
       });
     });
     table.parentNode.insertBefore(filter, table);
+  }
+  // A browser lays the page out anew for each field that is put in: only tables that come near get theirs
+  var near = new IntersectionObserver(function (entries) {
+    entries.forEach(function (e) { if (e.isIntersecting) { near.unobserve(e.target); addFilter(e.target.querySelector("table")); } });
+  }, { rootMargin: "100%" });
+  main.querySelectorAll("table").forEach(function (table) {
+    table.querySelectorAll("thead th").forEach(function (th, column) {
+      th.tabIndex = 0; th.title = "Sort by this column";
+      th.addEventListener("click", function () { sort(table, column, th); });
+      th.addEventListener("keydown", function (e) { if (e.key === "Enter") sort(table, column, th); });
+    });
+    if (table.tBodies[0] && table.tBodies[0].rows.length >= 12) near.observe(table.parentNode);
   });
 
   // Where a number comes from: the span says it, or the table that it stands in
