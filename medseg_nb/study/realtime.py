@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 from ..deployment.latency import N_ROUNDS, count_work, least_ms, speedups
-from ..deployment.speed import (VARIANT_KEYS, BuiltVariant, N_TIMED_ANSWERS, Variant, WHOLE_NETWORK,
-                                        timing_size, variant_networks)
+from ..deployment.speed import (VARIANT_KEYS, BuiltVariant, N_TIMED_ANSWERS, TEACHER_NETWORK, Variant,
+                                        WHOLE_NETWORK, timing_size, variant_networks)
 from ..evaluation.claims import judge_claim
 from ..evaluation.intervals import summarize_patient_scores
 from ..methods import hybrid_runs
@@ -92,12 +92,12 @@ def list_compression_claims(differences: pd.DataFrame) -> list[dict]:
         values = (r.difference + offset, r.difference_low + offset, r.difference_high + offset)
         return judge_claim(id, statement, source, "difference", (0, 0), values, r.n, r.dataset, None,
                            trainings=r.trainings)
-    claims, smaller = [], differences[(differences.against == WHOLE_NETWORK.name)
+    claims, smaller = [], differences[differences.against.isin([WHOLE_NETWORK.name, TEACHER_NETWORK.name])
                                       & differences.variant.str.contains("int8|pruned|distilled")]
     for r in smaller.itertuples():
-        statement = (
-            f"{r.variant}: Dice is less than {DICE_MARGIN} below the whole network's (measured: the difference plus "
-            f"{DICE_MARGIN})")
+        against = "whole network" if r.against == WHOLE_NETWORK.name else "teacher"
+        statement = (f"{r.variant}: Dice is less than {DICE_MARGIN} below the {against}'s in torch (measured: the "
+                     f"difference plus {DICE_MARGIN})")
         if "budgets" in differences: statement += f"; budgets: {r.budgets}"
         claims.append(judge_difference(f"realtime.compression.{r.dataset}.{_claim_suffix(r.variant)}",
                                        statement, "Outline, 3.9 and 2.6", r, DICE_MARGIN))
@@ -139,7 +139,7 @@ def list_ratio_claims(ratios: pd.DataFrame) -> list[dict]:  # dataset, variant, 
     return claims
 
 # %% ../../nbs/study/24_realtime.ipynb #3a96e0b6
-NETWORK_COLORS = dict(whole="C0", pruned="C1", narrow="C2", distilled="C3")
+NETWORK_COLORS = dict(whole="C0", pruned="C1", narrow="C2", distilled="C3", teacher="C4")
 ENGINE_MARKERS = dict(torch="o", onnx="s", openvino="D")
 
 def pareto_front(cost: np.ndarray, dice: np.ndarray) -> np.ndarray:  # bool
