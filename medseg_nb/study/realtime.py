@@ -126,13 +126,14 @@ def list_speed_claims(speed: pd.DataFrame) -> list[dict]:
 PICTURE_RATIOS = {"whole, openvino int8": 5, "pruned, openvino int8": 10}
 VOLUME_RATIO = 8
 
-def list_ratio_claims(ratios: pd.DataFrame) -> list[dict]:  # dataset, variant, ratio, ratio_low, ratio_high
+def list_ratio_claims(ratios: pd.DataFrame) -> list[dict]:  # dataset, variant, ratio, ratio_low, ratio_high, budgets
     "Ours: how many times faster than the whole network in torch"
     claims = []
     for r in ratios[ratios.variant.isin(PICTURE_RATIOS)].itertuples():
         least = VOLUME_RATIO if r.dataset in volume_datasets() else PICTURE_RATIOS[r.variant]
         statement = (f"{r.variant}: answers at least {least} times as fast as the whole network in torch (measured: the "
                      f"ratio minus {least})")
+        if "budgets" in ratios: statement += f"; budgets: {r.budgets}"
         claims.append(judge_claim(f"realtime.ratio.{r.dataset}.{_claim_suffix(r.variant)}", statement, "ours",
                                   "difference", (0, 0), (r.ratio - least, r.ratio_low - least, r.ratio_high - least),
                                   N_ROUNDS, r.dataset, None))
