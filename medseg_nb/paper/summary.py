@@ -77,8 +77,10 @@ def add_roles(section: PaperSection, sections: list[PaperSection]) -> PaperSecti
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #0c913628
 def decided_claims(judged: pd.DataFrame) -> pd.DataFrame:
-    "Differences that were claimed and decided: those of the sources, or where none is, of the kit"
-    is_decided = judged.verdict.isin(["supported", "refuted"]) & (judged.claimed.astype(str) == "above 0")
+    """Differences that were claimed and decided: those of the sources, or where none is, of the kit; not of real time,
+    which are milliseconds, or Dice within a margin, of many variants"""
+    is_decided = (judged.verdict.isin(["supported", "refuted"]) & (judged.claimed.astype(str) == "above 0")
+                  & ~judged.id.str.startswith("realtime"))
     decided = judged[is_decided & judged.measured_low.notna()]
     sources = decided[decided.claims_of == "sources"]
     return sources if len(sources) else decided
@@ -305,7 +307,7 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
         f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
         "difference with its 95 % interval over patients and training runs, and n patients. Above zero: it supports "
         "the claim. Filled: remains at the five percent level after Holm's correction in its section; hollow: does "
-        "not, or has no such test.")
+        "not, or has no such test. Claims of real time stand in the supplement.")
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Hybrids against their opponents"

@@ -81,8 +81,10 @@ def count_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row(*pair) for pair in groups])
 
 def shorten_statement(statement: str) -> str:
-    "What a row claims, without set, budget and model"
-    return re.sub(r" \((?:[^()]|\([^()]*\))*\)", "", re.sub(r" \((?:budgets|measured).*", "", statement)).split(": ")[0]
+    "What a row claims, without set, budget and model; a variant of a network, in small letters, goes before its claim"
+    text = re.sub(r" \((?:[^()]|\([^()]*\))*\)", "", re.sub(r" \((?:budgets|measured).*", "", statement))
+    head, _, rest = text.partition(": ")
+    return rest if head[0].islower() and rest else head
 
 def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     "Sentences of which a row was decided: whether the source asserts or plans, and what was tested in its place"
