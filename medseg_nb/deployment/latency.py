@@ -98,7 +98,9 @@ def _cpu_seconds(model: Segmenter, image: np.ndarray) -> float:
 # %% ../../nbs/library/9_deployment/06_latency.ipynb #53e6bc6a
 NUMBER_BYTES = dict(fp32=4, int8=1)
 
-def count_work(net: "torch.nn.Module", image: "torch.Tensor") -> dict[str, int]:  # operations; numbers: read and written
+def count_work(net: "torch.nn.Module",  # noqa: F821
+               image: "torch.Tensor",   # noqa: F821
+              ) -> dict[str, int]:      # operations; numbers: read and written
     "What the convolutions of an answer compute, and how many numbers pass in and out of them"
     import torch
     work = dict(operations=0, numbers=0)

@@ -116,8 +116,8 @@ def score_variants(base: Config, variants: Sequence[BuiltVariant]) -> pd.DataFra
 VARIANT_KEYS = ["dataset", "network", "engine", "precision"]
 
 def compare_variants(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each variant minus the whole network in torch, or minus the teacher in torch if it is one of the teacher's, pruned
-    and distilled minus trained from scratch, and A/A where there are two seeds"""
+    """Each variant minus the whole network in torch, or the teacher's minus the teacher in torch, pruned and distilled
+    minus trained from scratch, and A/A where there are two seeds"""
     differences = []
     for dataset, group in rows.groupby("dataset", sort=False):
         rows_of_variant = {Variant(*k): g for k, g in group.groupby(VARIANT_KEYS[1:], sort=False)}

@@ -105,7 +105,8 @@ def _machine_differs(place: str, a: ReportSnapshot, b: ReportSnapshot) -> bool:
     "Whether a section, one that it reads, or any section of a profile was executed on another kind of machine"
     records = [p for p in {*a.files} & {*b.files} if p.startswith(f"{place}/") and p.endswith("/provenance.json")]
     if any(a.load_json(p).get("machine") != b.load_json(p).get("machine") for p in records): return True
-    upstream, profile = b.load_json(f"{place}/provenance.json").get("parts", {}).get("upstream", {}), place.split("/")[0]
+    parts, profile = b.load_json(f"{place}/provenance.json").get("parts", {}), place.split("/")[0]
+    upstream = parts.get("upstream", {})
     return any(_machine_differs(f"{profile}/{u}", a, b) for u in upstream)
 
 def list_foreign_paths(revision: str = "HEAD") -> list[str]:

@@ -131,8 +131,8 @@ def list_ratio_claims(ratios: pd.DataFrame) -> list[dict]:  # dataset, variant, 
     claims = []
     for r in ratios[ratios.variant.isin(PICTURE_RATIOS)].itertuples():
         least = VOLUME_RATIO if r.dataset in volume_datasets() else PICTURE_RATIOS[r.variant]
-        statement = (f"{r.variant}: answers at least {least} times as fast as the whole network in torch (measured: the "
-                     f"ratio minus {least})")
+        statement = (f"{r.variant}: answers at least {least} times as fast as the whole network in torch (measured: "
+                     f"the ratio minus {least})")
         if "budgets" in ratios: statement += f"; budgets: {r.budgets}"
         claims.append(judge_claim(f"realtime.ratio.{r.dataset}.{_claim_suffix(r.variant)}", statement, "ours",
                                   "difference", (0, 0), (r.ratio - least, r.ratio_low - least, r.ratio_high - least),
