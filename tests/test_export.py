@@ -15,7 +15,7 @@ from conftest import PLAIN, refused
 
 from medseg_nb.deployment.speed import (WHOLE_NETWORK, Variant, build_variants, compare_variants, score_variants,
                                         variant_networks)
-from medseg_nb.study.realtime import summarize_variants
+from medseg_nb.study.realtime import bound_speed_ratios, measure_speed_ratios, summarize_variants
 from medseg_nb.kit.execution import set_environment
 from medseg_nb.training.training import Config
 
@@ -153,6 +153,12 @@ def test_variants_of_a_run(tmp_path):
         made = list(build_variants(variant_networks(base), tmp_path, [WHOLE_NETWORK, Variant("whole", "onnx"),
                                                                       Variant("pruned", "openvino", "int8")]))
         rows = score_variants(base, made)
+        peaks = dict(fp32=1e9, int8=4e9, bytes=1e12)  # of a processor that only arithmetic holds back
+        bounds = bound_speed_ratios(made, measure_speed_ratios(made), peaks).set_index("variant")
+    whole, pruned = bounds.loc["whole, torch fp32"], bounds.loc["pruned, openvino int8"]
+    assert 3 < whole.operations / pruned.operations < 5, "half of the channels: about a quarter of the products"
+    assert abs(whole.least - 1000 * whole.operations) < 1e-6 > abs(pruned.least - 250 * pruned.operations)
+    assert abs(pruned.ratio_bound - whole.cpu / pruned.least) < 1e-9
     table, differences = summarize_variants(rows), compare_variants(rows)
     by = table.set_index(["network", "engine"])
     assert (by.equal["whole", "torch"] == 1 and by.equal["whole", "onnx"] > .9999

@@ -113,8 +113,8 @@ def list_foreign_paths(revision: str = "HEAD") -> list[str]:
     "Sections and documents of a revision that hang on another kind of machine than those of the working tree"
     old, new = load_snapshot(revision), load_snapshot(None)
     records = sorted({*old.files} & {*new.files})
-    foreign = [place for p in records if p.endswith("/provenance.json")
-               and _machine_differs(place := p.rpartition("/")[0], old, new)]
+    places = [p.rpartition("/")[0] for p in records if p.endswith("/provenance.json")]
+    foreign = [place for place in places if _machine_differs(place, old, new)]
     profiles = {place.split("/")[0] for place in foreign}
     documents = [p for p in records if p.count("/") == 1 and p.split("/")[0] in profiles]
     return [f"reports/{place}" for place in [*foreign, *documents]]

@@ -16,7 +16,6 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
-
 import torch
 
 from ..deployment.latency import N_ROUNDS, count_work, least_ms, speedups
