@@ -255,7 +255,7 @@ def test_command_prints_the_link_and_leaves_nothing(trained, tmp_path):
     with httpx.Client(base_url=base, headers=dict(authorization=f"Bearer {token}"), trust_env=False) as client:
         assert client.post("/api/cases", files=sent(load_cases("phantom_skin")[0].images[0])).status_code == 201
     place, = tmp_path.glob("medseg-app-*")
-    assert place.stat().st_mode & 0o77 == 0 and list(place.rglob("mask.npy"))
+    assert place.stat().st_mode & 0o77 == 0 and list(place.rglob("mask.raw"))
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert not list(tmp_path.glob("medseg-app-*")) and "Traceback" not in err, err

@@ -129,6 +129,7 @@ class OpenCase:
     window: list[tuple[float, float]]  # of each channel: values that are shown black and white
     code: str = ""    # digest of the pixels: its name in the log
     corrected: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None  # where it was asked for
     review: str = ""  # accepted, corrected, or empty
     version: int = 0  # grows with each correction
     explanation: dict | None = None  # the last one
@@ -175,10 +176,10 @@ def _renamed_errors(place: Path, name: str, names: dict[str, str]) -> Iterator[N
         raise type(e)(*(_restore_names(str(t), place, name, names) for t in (e.subject, e.fault, e.remedy))) from None
     except OSError as e: raise ResourceError(name, f"cannot be kept ({e.strerror})", "free some space") from None
 
-def _save_mapped(place: Path, array: np.ndarray) -> np.ndarray:
-    "An array on disk, mapped"
-    np.save(place, np.ascontiguousarray(array))
-    return np.load(place, mmap_mode="r")
+def _save_mapped(path: Path, array: np.ndarray) -> np.ndarray:
+    "An array on disk, written as a whole or not at all, and mapped"
+    # without a head: in Python 3.11 two threads cannot read heads at once
+    return np.memmap(write(path, array.tobytes()), array.dtype, "r", shape=array.shape)
 
 @dataclass
 class OpenCases:
@@ -212,17 +213,18 @@ class OpenCases:
         mask = self.model.label_map(image, name)
         compact_mask = mask.astype(np.int32 if mask.max() > 255 else np.uint8)
         code = pixel_digest(image.array)
-        display_range, image.array = display_windows(image), _save_mapped(place / "image.npy", image.array)
+        display_range, image.array = display_windows(image), _save_mapped(place / "image.raw", image.array)
         if self.bytes_used() > MAX_BYTES:
             raise ResourceError("page", f"holds more than {MAX_BYTES:,} bytes", "close a case")
-        return OpenCase(place.name, name, place, image, _save_mapped(place / "mask.npy", compact_mask), heads,
+        return OpenCase(place.name, name, place, image, _save_mapped(place / "mask.raw", compact_mask), heads,
                         display_range, code)
 
     def uncertainty(self, case: OpenCase) -> np.ndarray:
-        path = case.place / "uncertainty.npy"
         with self.lock:
-            if not path.exists(): return _save_mapped(path, self.model.uncertainty(case.image, case.name))
-        return np.load(path, mmap_mode="r")
+            if case.uncertainty is None:
+                case.uncertainty = _save_mapped(case.place / "uncertainty.raw",
+                                                self.model.uncertainty(case.image, case.name))
+            return case.uncertainty
 
     def close(self, case: OpenCase) -> None:
         with self.lock: del self.found[case.id]; shutil.rmtree(case.place, ignore_errors=True)
@@ -280,7 +282,7 @@ def keep_review(case: OpenCase, model: Segmenter, sent: SentReview, log: Reading
         change = measure_change(case.mask, mask)
         log_action(log, who, case, model, "correct", **change, strokes=sent.strokes, undone=sent.undone,
                    seconds=sent.seconds, mask=pixel_digest(mask))
-        _stand(case, _write_mapped(case.place / f"corrected{case.version + 1}.npy", mask), "corrected")
+        _stand(case, _save_mapped(case.place / f"corrected{case.version + 1}.raw", mask), "corrected")
     elif sent.kind == "restore":
         log_action(log, who, case, model, "restore")
         _stand(case, None, "")
@@ -294,12 +296,6 @@ def _stand(case: OpenCase, mask: np.ndarray | None, review: str) -> None:
     case.corrected, case.review, case.version = mask, review, case.version + 1
     for path in case.place.glob(f"*{case.version - 1}.*"):
         if path.name.startswith(("mask", "corrected")): path.unlink(missing_ok=True)
-
-def _write_mapped(path: Path, array: np.ndarray) -> np.ndarray:
-    "An array on disk, mapped, and written as a whole or not at all"
-    out = BytesIO()
-    np.save(out, array)
-    return np.load(write(path, out.getvalue()), mmap_mode="r")
 
 def log_action(log: ReadingLog, who: str, case: OpenCase, model: Segmenter, what: str, **facts) -> None:
     "Note who did what; a case stands there by its digest"

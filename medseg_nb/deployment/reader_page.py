@@ -86,6 +86,9 @@ class ReaderDesk:
             raise InputError(str(self.place / "study.yaml"), "is of another study than key.csv",
                              "take both from one folder")
         self.facts = read_json(self.place / "cases.json")
+        # before the threads that answer begin: in Python 3.11 two of them cannot read the heads of arrays at once
+        self.arrays = {p: np.load(p, mmap_mode="r", allow_pickle=False)
+                       for kind in ("images", "masks") for p in (self.place / kind).rglob("*.npy")}
         order = key.assign(session=key.session.astype(int), position=key.position.astype(int)).sort_values(
             ["session", "position"], kind="stable")
         self.readings = {r: {row["code"]: row for row in rows.to_dict("records")}
@@ -162,15 +165,14 @@ def _sides(desk: ReaderDesk, reading: dict) -> list[int]:
     return dict(aided=[0], unaided=[], image=[], ab=[0, 1], ba=[1, 0])[reading["arm"]]
 
 def _image(desk: ReaderDesk, reading: dict) -> np.ndarray:
-    path = desk.place / "images" / f"{case_digest(reading['dataset'], reading['case'])}.npy"
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return desk.arrays[desk.place / "images" / f"{case_digest(reading['dataset'], reading['case'])}.npy"]
 
 def _shape(desk: ReaderDesk, reading: dict) -> list[int]: return list(_image(desk, reading).shape[1:4])
 
 def mask_bytes(desk: ReaderDesk, reading: dict, side: int) -> bytes:
     "The mask at a side: one byte a pixel, whatever it shows"
     name = f"{case_digest(reading['dataset'], reading['case'])}.npy"
-    return np.load(desk.place / "masks" / str(_sides(desk, reading)[side]) / name, allow_pickle=False).tobytes()
+    return desk.arrays[desk.place / "masks" / str(_sides(desk, reading)[side]) / name].tobytes()
 
 # %% ../../nbs/library/9_deployment/13_reader_page.ipynb #1f45acc5
 def open_reading(desk: ReaderDesk, reader: str, code: str) -> dict:
