@@ -83,6 +83,10 @@ def _collect_numbers(results: dict) -> dict[str, dict]:
     verdicts = {f"claim {c['id']}": dict(value=c["verdict"], tolerance=0) for c in results.get("claims", [])}
     return results.get("numbers", {}) | verdicts
 
+def _is_of_row(key: str, *results: dict) -> bool:
+    "Whether a number is of a row of a table, and not one that the section names"
+    return any(key.partition(".")[0] in r.get("tables", {}) for r in results)
+
 def _within_tolerance(a: dict | None, b: dict | None) -> bool:
     if a is None or b is None: return False
     if isinstance(a["value"], str) or None in (a["value"], b["value"]): return a["value"] == b["value"]
@@ -125,12 +129,13 @@ def _compare_section(place: str, a: ReportSnapshot, b: ReportSnapshot, tolerance
     before, after = a.load_json(f"{place}/provenance.json"), b.load_json(f"{place}/provenance.json")
     is_tolerant = tolerance and _machine_differs(place, a, b)
     is_retrained = is_tolerant and _depends_on_training(place, b)
-    reasons, old, new = (_changed_parts(before, after), _collect_numbers(a.load_json(f"{place}/results.json")),
-                         _collect_numbers(b.load_json(f"{place}/results.json")))
+    results = [s.load_json(f"{place}/results.json") for s in (a, b)]
+    reasons, (old, new) = _changed_parts(before, after), map(_collect_numbers, results)
+    def is_forgiven(k):
+        return (is_tolerant and _within_tolerance(old.get(k), new.get(k))
+                or is_retrained and (k in old and k in new or _is_of_row(k, *results)))
     rows = [dict(place=place, what=k, before=(old.get(k) or {}).get("value"), after=(new.get(k) or {}).get("value"),
-                 why=reasons, counts=not (is_tolerant and _within_tolerance(old.get(k), new.get(k)) or is_retrained
-                                          and k in old and k in new)) for k in sorted({*old, *new}) if old.get(k)
-            != new.get(k)]
+                 why=reasons, counts=not is_forgiven(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     names = {p for p in {*a.files, *b.files} if p.rpartition("/")[0] == place and _is_compared(p)}
     return rows + [dict(place=place, what=p.rpartition("/")[2], before=None, after=None, why=reasons,
                         counts=not is_tolerant) for p in sorted(names) if _is_moved(p, a, b)
