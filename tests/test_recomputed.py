@@ -721,6 +721,56 @@ def test_auc_at_one_time_weighs_those_followed(reports):
     none(faults)
 
 
+def still_there(leaves: np.ndarray, time: np.ndarray, at: np.ndarray, first: np.ndarray) -> np.ndarray:
+    "Kaplan-Meier by hand: the share that has not left by each time; those of `first` go before others of their time"
+    moments = np.unique(time[leaves])
+    at_risk = [((time > v) | ((time == v) & (leaves | ~first))).sum() for v in moments]
+    stays = 1 - np.array([(leaves & (time == v)).sum() for v in moments]) / np.array(at_risk)
+    return np.array([np.prod(stays[moments <= t]) for t in at])
+
+
+def brier_of_all_by_hand(mine: pd.DataFrame) -> np.ndarray:
+    "Of each patient: the survival of all who were learned from, against what came, weighed by those followed"
+    times, shares = np.quantile(mine.time[mine.event], np.linspace(.1, .9, 17)), pd.Series(np.nan, mine.index)
+    for fold, tested in mine.groupby("fold"):
+        learnt = mine[mine.fold != fold]
+        event, time = learnt.event.to_numpy(), learnt.time.to_numpy()
+        survival = still_there(event, time, times, np.zeros(len(time), bool))
+        for k, patient in tested.iterrows():
+            own = still_there(~event, time, np.array([patient.time]), event)[0]
+            errors = [s ** 2 / own if patient.event and patient.time <= t else
+                      (1 - s) ** 2 / g if patient.time > t else 0
+                      for t, s, g in zip(times, survival, still_there(~event, time, times, event))]
+            shares[k] = np.trapezoid(errors, times) / np.ptp(times)
+    return shares.to_numpy()
+
+
+def test_brier_scores_are_squared_errors(reports):
+    faults = []
+    for row in table(reports, "outcomes", "brier").to_dict("records"):
+        mine = patients_of(reports, row)
+        mine = mine.assign(event=mine.event.astype(float) > 0)
+        if mine.time.any(): own, of_all = mine.brier.to_numpy(), brier_of_all_by_hand(mine)
+        else: own, of_all = ((mine[c] - mine.event) ** 2 for c in ("risk", "level"))
+        right = (np.allclose(mine.brier, own, atol=1e-5) and np.allclose(mine.brier_of_all, of_all, atol=1e-4)
+                 and abs(row["brier"] - np.mean(own)) < 1e-5 and abs(row["gain"] - np.mean(of_all - own)) < 1e-4)
+        ordered = row["brier_low"] <= row["brier"] <= row["brier_high"] and row["gain_low"] <= row["gain"]
+        if not (right and ordered and row["n"] == len(mine)): faults.append((row, np.mean(own), np.mean(of_all)))
+    none(faults)
+
+
+def test_optimism_is_what_the_held_out_take_back(reports):
+    scores = {(r["study"], r["model"]): r[score] for name, score in (("discrimination", "auc"), ("survival", "c"))
+              for r in table(reports, "outcomes", name).to_dict("records")}
+    faults, stored = [], table(reports, "outcomes", "optimism")
+    for row in stored.to_dict("records"):
+        apparent = patients_of(reports, row).groupby("fold").apparent.first()
+        right = abs(row["tested"] - scores[row["study"], row["model"]]) < 1e-5
+        right &= abs(row["apparent"] - apparent.mean()) < 1e-5 and row["score"][0] in "AU"
+        if not (right and abs(row["optimism"] - (row["apparent"] - row["tested"])) < 1e-5): faults.append(row)
+    assert len(stored) and not faults, faults
+
+
 def test_fairness_counts_patients_of_a_group(reports):
     faults = []
     for row in table(reports, "outcomes", "fairness").to_dict("records"):

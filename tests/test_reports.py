@@ -284,7 +284,10 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(statistics, "resampled", prepare=power.average_patients),
     ("statistics", "power"): lambda rows: power.summarize_power(power.average_patients(rows)),
     **summaries(outcomes, "discrimination", "calibration", "survival", "differences", "sources", "subgroups",
-                "fairness", "precision", "timed", prepare=model_rows),
+                "fairness", "precision", "timed", "brier", prepare=model_rows),
+    ("outcomes", "optimism"): lambda rows: outcomes.summarize_optimism(
+        model_rows(rows), outcomes.summarize_discrimination(model_rows(rows)),
+        outcomes.summarize_survival(model_rows(rows))),
     ("outcomes", "stability"): lambda rows: outcomes.summarize_stability(rows[rows.feature.notna()]),
     ("outcomes", "importance"): lambda rows: outcomes.summarize_importance(rows[rows.field.notna()]),
     **summaries(outcomes, "transfer", "sites"),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_VARIANCE', 'RISK_MARGIN', 'PRECISION_DRAWS', 'CONCORDANCE_DRAWS', 'check_risks', 'placements', 'delong', 'auc',
            'auc_difference', 'calibration_statistics', 'calibration_curve', 'decision_scores', 'average_precision',
-           'net_benefit', 'uno_concordance', 'concordance_contributions', 'timed_auc']
+           'net_benefit', 'uno_concordance', 'concordance_contributions', 'timed_auc', 'brier_contributions']
 
 # %% ../../nbs/library/4_evaluation/10_risk.ipynb #0d2990f8
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.integrate import trapezoid
 
 from ..kit.core import InputError, rng
 from .intervals import name_interval, wilson_interval
@@ -238,3 +239,23 @@ def timed_auc(risk: Sequence[float], event: Sequence[bool], time: Sequence[float
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return dict(auc=area(np.arange(len(time))), auc_low=float(low), auc_high=float(high), by=int(cases.sum()),
                 without=int(controls.sum()))
+
+# %% ../../nbs/library/4_evaluation/10_risk.ipynb #e4c061b3
+def brier_contributions(survival: np.ndarray,     # (patient, time) chance of being without the event, 0 to 1
+                        times: np.ndarray,        # ascending
+                        event: Sequence[bool],    # of these patients
+                        time: Sequence[float],
+                        learnt: tuple[np.ndarray, np.ndarray],  # event and time of those who tell how patients are lost
+                       ) -> np.ndarray:           # (patient,)
+    "What each patient adds to the integrated Brier score, 0 to 1: the mean is the score, and 0 is best"
+    from sksurv.nonparametric import CensoringDistributionEstimator
+    from sksurv.util import Surv
+    event, time = np.asarray(event, bool), np.asarray(time, float)
+    lost = CensoringDistributionEstimator().fit(Surv.from_arrays(*learnt))
+    chance, had, chance_own = lost.predict_proba(times), event & (time <= times[-1]), np.ones(len(time))
+    if not chance.all():
+        raise InputError("time", f"nobody was followed to {times[-1]:g}", "choose earlier times")
+    chance_own[had] = lost.predict_proba(time[had])
+    had_by, still = had[:, None] & (time[:, None] <= times), time[:, None] > times
+    errors = had_by * survival ** 2 / chance_own[:, None] + still * (1 - survival) ** 2 / chance
+    return trapezoid(errors, times, axis=1) / (times[-1] - times[0])

@@ -15,6 +15,7 @@ import pandas as pd
 from ..data.manifest import load_cases, load_manifest
 from ..data.splits import fold_indices
 from ..evaluation.intervals import name_interval, summarize_patient_scores, wilson_interval
+from ..kit.report import list_budgets
 from .attribution import find_largest_region
 from .shortcuts import (TASK, ReportedImage, case_mark, choose_plant, draw_mark, flag_suspects,
                                          patch_mask, report_shortcuts)
@@ -73,14 +74,15 @@ P_OF_NETWORK = dict(p="p_network", p_holm="p_network_holm")  # over its patients
 
 def summarize_suspects(rows: pd.DataFrame) -> pd.DataFrame:
     "Each suspect of each network: its effect beyond random patches, whether it is flagged, and lies on the mark"
-    table = []
-    for names, group in rows[(rows.part == "shortcut") & rows.suspect.notna()].groupby(RUN, sort=False):
+    table, rows = [], rows[(rows.part == "shortcut") & rows.suspect.notna()]
+    for names, group in rows.groupby(RUN, sort=False):
         flagged = flag_suspects(group)
         share_on_mark = flagged.suspect.map(group.groupby("suspect").on_mark.mean())
         flagged = flagged.assign(on_mark=share_on_mark, **dict(zip(RUN, names))).rename(columns=P_OF_NETWORK)
         table.append(flagged[[*RUN, "suspect", "n", "difference", "difference_low", "difference_high", "share",
                               *P_OF_NETWORK.values(), "on_mark", "flagged"]])
-    return pd.concat(table, ignore_index=True).astype(dict(fold=int, seed=int, suspect=int, flagged=bool))
+    suspects = pd.concat(table, ignore_index=True).astype(dict(fold=int, seed=int, suspect=int, flagged=bool))
+    return list_budgets(suspects, rows)
 
 def summarize_alarms(rows: pd.DataFrame) -> pd.DataFrame:
     """Networks by what was planted: how many are flagged at all, with the interval of their share, and how many by a
@@ -95,8 +97,9 @@ def summarize_alarms(rows: pd.DataFrame) -> pd.DataFrame:
                         for part in (flagged, flagged[flagged.on_mark > .5]))
         table.append(dict(dataset=dataset, planted=planted, networks=networks, alarms=alarms, hits=hits)
                      | name_interval("rate", wilson_interval(alarms, networks)))
-    return pd.DataFrame(table)
+    return list_budgets(pd.DataFrame(table), rows)
 
 def summarize_planted(rows: pd.DataFrame) -> pd.DataFrame:
     "Dice against the lesion that is there, in the same test images without the mark and with it"
-    return summarize_patient_scores(rows[rows.part == "planted"], ["dataset", "planted", "mark"], ["dice"])
+    scored = rows[rows.part == "planted"]
+    return list_budgets(summarize_patient_scores(scored, ["dataset", "planted", "mark"], ["dice"]), scored)

@@ -132,7 +132,7 @@ def batches(config: Config) -> Iterator[tuple]:  # images (batch, channel, row, 
         yield x.contiguous(memory_format=memory_layout(config)), y
 
 def evaluate(config: Config, net) -> pd.DataFrame:
-    "Rows of test cases, each without the mark and with it, against the lesion that is there: what the mark changes"
+    "Dice of test cases, each without the mark and with it, against the lesion that is there: what the mark changes"
     import torch
     images, masks = load_prepared_cases(config.dataset, config.shape, config.normalise)
     rows = []
@@ -143,7 +143,7 @@ def evaluate(config: Config, net) -> pd.DataFrame:
         pair = np.stack([np.asarray(images[i], np.float32), draw_mark(images[i], pixels)])
         with torch.inference_mode(): labels = net(torch.from_numpy(pair)).argmax(1).numpy()
         for is_marked, predicted in enumerate(labels):
-            rows += [names | dict(marked=is_marked) | row
+            rows += [names | dict(marked=is_marked, region=row["region"], dice=row["dice"])
                      for row in score(predicted, np.asarray(masks[i]), case.manifest.scored_regions, None)]
     return pd.DataFrame(rows)
 

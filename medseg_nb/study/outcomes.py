@@ -11,14 +11,14 @@ __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS',
            'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
            'features_under_both_masks', 'explain_largest_masks', 'select_extreme_patients', 'candidate_models',
            'fit_on_half', 'regression_on_half', 'exchange_bags', 'image_networks', 'predict_risks', 'auc_contributions',
-           'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'auc_gain',
-           'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'summarize_sources',
-           'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer', 'predict_left_out_sites',
-           'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
-           'cross_validate_importance', 'summarize_importance', 'summarize_stability', 'load_radiomics_rows',
-           'summarize_radiomics', 'list_outcome_claims', 'list_source_claims', 'plot_outcome_scores',
-           'plot_mask_explanations', 'plot_source_differences', 'plot_roc', 'plot_calibration', 'plot_net_benefit',
-           'plot_risk_curves', 'plot_survival_by_risk']
+           'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'summarize_brier',
+           'summarize_optimism', 'auc_gain', 'summarize_differences', 'summarize_precision', 'summarize_timed',
+           'concordance_gain', 'summarize_sources', 'predict_transferred_risks', 'transfer_auc_change',
+           'summarize_transfer', 'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups',
+           'summarize_fairness', 'simulate_cohort', 'cross_validate_importance', 'summarize_importance',
+           'summarize_stability', 'load_radiomics_rows', 'summarize_radiomics', 'list_outcome_claims',
+           'list_source_claims', 'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences', 'plot_roc',
+           'plot_calibration', 'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Callable, Iterator, Sequence
@@ -359,6 +359,27 @@ def summarize_survival(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [dict(study=s, model=m) | uno_concordance(p.groupby("fold").risk.rank(pct=True), p.event, p.time)
          for s, m, p in _iterate_study_models(rows, True)])
+
+def summarize_brier(rows: pd.DataFrame) -> pd.DataFrame:
+    "Brier score, integrated where there is time, and by how much it is below that of one risk for all"
+    table = []
+    for (study, model), part in rows[rows.brier.notna()].groupby(["study", "model"], sort=False):
+        scores = dict(brier=part.brier, gain=part.brier_of_all - part.brier)
+        found = {k: mean_interval(_matrix_by_fold(v.to_numpy(), part)) for k, v in scores.items()}
+        values = {f"{k}{end}": v for k, f in found.items() for end, v in zip(("", "_low", "_high"), f)}
+        table.append(dict(study=study, model=model, **values, n=len(part), events=int(part.event.sum())))
+    return pd.DataFrame(table)
+
+def summarize_optimism(rows: pd.DataFrame,
+                       discrimination: pd.DataFrame, survival: pd.DataFrame,  # of patients who were held out
+                      ) -> pd.DataFrame:
+    "What the patients from whom a model learnt say of it, and what others say; models of half the patients aside"
+    tested = pd.concat([discrimination.rename(columns=dict(auc="tested")).assign(score="AUC"),
+                        survival.rename(columns=dict(c="tested")).assign(score="Uno's concordance")])
+    tested = tested[~tested.model.str.endswith(HALF)]
+    apparent = rows.drop_duplicates(["study", "model", "fold"]).groupby(["study", "model"]).apparent.mean()
+    table = tested[["study", "model", "score", "tested"]].join(apparent, on=["study", "model"])
+    return table.assign(optimism=table.apparent - table.tested).reset_index(drop=True)
 
 def auc_gain(a: pd.DataFrame,
              b: pd.DataFrame) -> dict:  # difference with its ends, p, trainings, n; rows of the same patients and folds

@@ -13,8 +13,7 @@ __all__ = ['CAUSE_PHANTOMS', 'N_TRAININGS', 'reason_not_applicable', 'REGION_MET
            'explanation_code_key', 'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes',
            'summarize_pointing', 'summarize_faithfulness', 'summarize_randomised', 'summarize_stability',
            'summarize_counterfactuals', 'summarize_cost', 'summarize_sets', 'summarize_interventions',
-           'summarize_differences', 'list_xai_claims', 'plot_explanation_scores', 'plot_event_rates',
-           'plot_explanation_maps', 'plot_tipping_sets']
+           'summarize_differences', 'list_xai_claims', 'plot_event_rates', 'plot_explanation_maps', 'plot_tipping_sets']
 
 # %% ../../nbs/study/17_xai.ipynb #b030dd78
 import time
@@ -63,16 +62,16 @@ N_TRAININGS = 3  # of a set of patients
 
 def list_explained_runs(profile: str, datasets: list[str]) -> list[Config]:
     "The runs whose cases are explained: one of a phantom, and of a set of patients those of the first folds or seeds"
-    found = []
+    plan, found = section_plan("xai", profile), []
     for d in (*CAUSE_PHANTOMS, *datasets):
         synthetic = load_manifest(d).synthetic
+        changes = {} if synthetic else plan.instances if holds_instances(d) else plan.settings
         settings, networks = "smoke" if synthetic else profile, {}
         candidates = instances.list_runs(settings, [d]) if holds_instances(d) else default_runs.list_runs(settings, [d])
         for c in candidates:  # of instances the segmentation, its fields come later
             if c.model == "unet": networks.setdefault((c.seed, c.fold), c)
-        found += [networks[k] for k in sorted(networks)[:1 if synthetic else N_TRAININGS]]
-    steps = section_plan("xai", profile).steps
-    return [replace(c, steps=steps or c.steps) if c.dataset.startswith("phantom_cue") else c for c in found]
+        found += [replace(networks[k], **changes) for k in sorted(networks)[:1 if synthetic else N_TRAININGS]]
+    return [replace(c, steps=plan.steps or c.steps) if c.dataset.startswith("phantom_cue") else c for c in found]
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "The runs that are explained, and those with a planted mark"
@@ -292,7 +291,7 @@ def load_single_threaded_network(config: Config):  # network
     torch.set_num_threads(1)
     return load_run(run_training(config, weights=True).name)[1]
 
-SHOWN_CASES = 4  # of a data set's first run, that figures may show; they are always explained anew
+SHOWN_CASES = 2  # of a data set's first run, that figures may show; they are always explained anew
 
 def explain_run(config: Config,
                 positions: Sequence[int],         # of cases
@@ -368,7 +367,8 @@ def _select_part(rows: pd.DataFrame, part: str) -> pd.DataFrame: return rows[row
 def _select_maps(rows: pd.DataFrame) -> pd.DataFrame: return _select_part(rows, "map").query("method != @AGAIN")
 
 def summarize_learnt(rows: pd.DataFrame) -> pd.DataFrame:
-    return summarize_patient_scores(_select_part(rows, "score"), ["dataset"], ["dice"])
+    scored = _select_part(rows, "score")
+    return list_budgets(summarize_patient_scores(scored, ["dataset"], ["dice"]), scored)
 def summarize_causes(rows: pd.DataFrame) -> pd.DataFrame:
     return summarize_patient_scores(_select_part(rows, "cause"), ["dataset", "method"], ["needed", "enough"])
 def summarize_pointing(rows: pd.DataFrame) -> pd.DataFrame:
@@ -382,8 +382,9 @@ def summarize_randomised(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize_stability(rows: pd.DataFrame) -> pd.DataFrame:
     return summarize_patient_scores(_select_maps(rows), ["dataset", "method"], ["stability", "agreement"])
 def summarize_counterfactuals(rows: pd.DataFrame) -> pd.DataFrame:
-    return summarize_patient_scores(_select_part(rows, "counterfactual"), ["dataset"],
-                                    ["found", "pixels", "share", "plausibility", "on_mark"])
+    changed = _select_part(rows, "counterfactual")
+    scores = ["found", "pixels", "share", "plausibility", "on_mark"]
+    return list_budgets(summarize_patient_scores(changed, ["dataset"], scores), changed)
 
 def summarize_cost(rows: pd.DataFrame) -> pd.DataFrame:
     "Images that pass forward and backward through the network for one explanation"
@@ -462,28 +463,6 @@ def list_xai_claims(differences: pd.DataFrame, pointing: pd.DataFrame, randomise
     return claims
 
 # %% ../../nbs/study/17_xai.ipynb #fe2d6207
-def plot_explanation_scores(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
-    "Points with intervals, one panel a data set and score; chance stands as a line"
-    import matplotlib.pyplot as plt
-    panels = [(pointing[pointing.dataset == d], "hit", f"{d}\nmaximum in the mark's box", (0, 1))
-              for d in pointing.dataset.unique()]
-    panels += [(faithfulness[faithfulness.dataset == d], "gap", f"{d}\ninsertion minus deletion", None)
-               for d in faithfulness.dataset.unique()]
-    n_columns, height = min(4, len(panels)), .7 + .15 * len(pointing.method.unique())
-    n_rows = -(-len(panels) // n_columns)
-    fig, axes = plt.subplots(n_rows, n_columns, figsize=(1.6 * n_columns + .8, height * n_rows), sharey=True,
-                             squeeze=False)
-    for ax in axes.flat[len(panels):]: ax.set_visible(False)
-    for ax, (table, score, title, limits) in zip(axes.flat, panels):
-        table = table[::-1]
-        ax.errorbar(table[score], table.method,
-                    xerr=[table[score] - table[f"{score}_low"], table[f"{score}_high"] - table[score]],
-                    fmt="o", capsize=2, ms=4)
-        ax.axvline(table.set_index("method")[score]["random"], ls=":", color="0.4")
-        ax.set_title(title, fontsize=6)
-        if limits: ax.set_xlim(limits[0] - .03, limits[1] + .03)
-    return fig
-
 def plot_event_rates(interventions: pd.DataFrame):
     "Rate of each event by how the pixels were named"
     import matplotlib.pyplot as plt
@@ -527,19 +506,17 @@ def plot_tipping_sets(examples: Sequence[tuple]):
     ids = group(image[None])[0]
     fig, axes = plt.subplots(2, 1 + len(tipping_pixels), figsize=(1.9 * (1 + len(tipping_pixels)), 3.9), squeeze=False)
     rows, columns = (np.flatnonzero((ids == number).any(k)) for k in (1, 0))
-    frame = [max(0, rows[0] - 8), min(ids.shape[0], rows[-1] + 9),
-             max(0, columns[0] - 8), min(ids.shape[1], columns[-1] + 9)]
+    window = tuple(slice(max(0, places[0] - 8), places[-1] + 9) for places in (rows, columns))
     for k, (tip, pixels) in enumerate([(None, np.zeros(ids.shape, bool)), *tipping_pixels]):
         edited_image = image if tip is None else tip.apply(image, pixels, None)
         edited_ids = group(edited_image[None])[0]
-        show_image(axes[0][k], edited_image)
-        axes[1][k].imshow(np.where(edited_ids, (edited_ids * 7) % 19 + 1, 0),
+        show_image(axes[0][k], edited_image[:, *window])
+        axes[1][k].imshow(np.where(edited_ids, (edited_ids * 7) % 19 + 1, 0)[window],
                           cmap="tab20b" if edited_ids.any() else "gray", interpolation="nearest")
         axes[0][k].set_title("as it is" if tip is None else f"{tip.event}: {pixels.sum()} pixels", fontsize=7)
         for ax in axes[:, k]:
-            for r, c in np.argwhere(pixels):
-                ax.add_patch(plt.Rectangle((c - .5, r - .5), 1, 1, fill=False, ec="tab:orange", lw=.8))
-            ax.contour(ids == number, [.5], colors="w", linewidths=.6, linestyles=":")
-            ax.set(xlim=(frame[2] - .5, frame[3] - .5), ylim=(frame[1] - .5, frame[0] - .5), xticks=[], yticks=[])
+            if pixels.any(): ax.contour(pixels[window], [.5], colors="tab:orange", linewidths=.8)
+            ax.contour((ids == number)[window], [.5], colors="w", linewidths=.6, linestyles=":")
+            ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
     return fig

@@ -123,7 +123,9 @@ class ShortcutsPlan(Entry):
     images: int = Field(ge=4)       # test images of each network, at most, that the report of shortcuts looks at
 
 class XaiPlan(Steps):
-    "Networks with a known cause; steps are those of the phantoms"
+    "Networks that are explained; steps are those of the phantoms with a known cause"
+    settings: Settings = {}   # of networks of patients' images, instead of the benchmark's
+    instances: Settings = {}  # of networks whose instances are explained, instead of the usual ones
     shortcuts: ShortcutsPlan | None = None  # None: none in images that are not drawn for it
 
 class HeadsPlan(Entry):
