@@ -404,7 +404,7 @@ def summarize_interventions(rows: pd.DataFrame) -> pd.DataFrame:
                                     ["rate"])
 
 # %% ../../nbs/study/17_xai.ipynb #20d2f606
-PERTURBATIONS = ("occlusion", "kernel_shap", "rise")  # these change the image as ours does, and cost as much or more
+PERTURBATIONS = ("occlusion", "kernel_shap", "rise")  # these change the image as ours does, and cost half as much
 
 def summarize_differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Methods against chance, ours against Grad-CAM++ and perturbation, and chance against another draw of itself
