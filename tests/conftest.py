@@ -78,11 +78,19 @@ def find_reports(profile: str) -> Path:
 def read_text_table(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
+def unpack_text(packed: bytes) -> str:
+    "CSV of a packed table, whether it was put away by line or by column"
+    text = lzma.decompress(packed).decode()
+    if not text.startswith("# a table by column\n"): return text
+    columns = [c.split("\n") for c in text.partition("\n")[2].split("\x1e")]
+    return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
+
+
 def read_table(path, **options) -> pd.DataFrame:
     "A table in a folder or an archive; of a pointer the rows of a run that a section's table holds"
     if path.suffix != ".xz":
         with path.open("rb") as file: return pd.read_csv(file, **options)
-    text = lzma.decompress(path.read_bytes()).decode()
+    text = unpack_text(path.read_bytes())
     if text.startswith("# rows of a run "):
         pointer = json.loads(text.partition(": ")[2])
         table = read_text_table(Path(os.environ.get("MEDSEG_REPORTS", REPO / "reports")) / pointer["table"])

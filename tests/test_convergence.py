@@ -1,7 +1,6 @@
 ("Trainings to convergence: a plan is trained run by run, may be killed at any moment, and refuses what cannot be "
  "judged.")
 import json
-import lzma
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from conftest import REPO, Project, read_table, stored_runs
+from conftest import REPO, Project, read_table, stored_runs, unpack_text
 
 from medseg_nb.training import convergence, convergence_runs
 from medseg_nb.kit.core import InputError
@@ -175,7 +174,7 @@ def test_published_runs_are_those_of_the_plan():
                 and sum(len(p.read_bytes()) for p in place.iterdir()) < 120_000)
         rows = convergence_runs.load_rows(config)
         assert (rows.dice.dropna().between(0, 1).all()
-                and lzma.decompress((place / "cases.csv.xz").read_bytes()).decode().count("\n") == len(rows) + 1)
+                and unpack_text((place / "cases.csv.xz").read_bytes()).count("\n") == len(rows) + 1)
         budgets = ({s for s in convergence.BUDGETS if s <= convergence.CEILINGS[len(config.shape)]}
                    if config.unit == "patient" else set())
         assert (set(rows[rows.track == "budget"].budget) == budgets

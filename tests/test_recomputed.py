@@ -52,13 +52,21 @@ def rows_of(reports: Path, section: str, query: str = "") -> pd.DataFrame:
 def read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=TEXT, low_memory=False)
 
 
+def unpack_text(packed: bytes) -> str:
+    "CSV of a packed table, whether it was put away by line or by column"
+    mark, _, text = (stored := lzma.decompress(packed).decode()).partition("\n")
+    if mark != "# a table by column": return stored
+    columns = [c.split("\n") for c in text.split("\x1e")]
+    return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
+
+
 def read_committed_runs(reports: Path):
     "Rows of each committed run that has some; one that diverged has none"
     for path in sorted((reports / "runs").glob("*.zip")):  # each holds many
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if not name.endswith("cases.csv.xz"): continue
-                text = lzma.decompress(archive.read(name)).decode()
+                text = unpack_text(archive.read(name))
                 if text.startswith("# rows of a run "): text = rows_pointed_at(json.loads(text.partition(": ")[2]))
                 yield pd.read_csv(io.StringIO(text), dtype=TEXT, low_memory=False)
 
