@@ -64,10 +64,19 @@ def test_table_is_the_mean_over_patients_of_the_counts():
         dice = 2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)
         by_region = dice.groupby([rows.patient, rows.region]).mean()
         mine = by_region.groupby(level=0).mean().rename((config["fold"], config["seed"]))
-        found.setdefault((config["dataset"], config["model"]), []).append(mine)
-    table = pd.read_csv(REPO / "reports" / "cpu" / "reached" / "gpu.csv").set_index(["dataset", "model"])
+        place_in_table = (config["dataset"], config["size"], config["steps"] * config["batch"], config["model"])
+        found.setdefault(place_in_table, []).append(mine)
+    reports = REPO / "reports" / "cpu" / "reached"
+    table = pd.read_csv(reports / "gpu.csv").set_index(["dataset", "size", "images", "model"])
     assert set(table.index) == set(found)
-    for pair, trainings in found.items():
+    means = {}
+    for row, trainings in found.items():
         by_patient = pd.concat(trainings).groupby(level=0).mean()
-        assert abs(by_patient.mean() - table.dice[pair]) < 1e-5 and len(by_patient) == table.n[pair]
-        assert len(trainings) == table.trainings[pair] <= table.planned[pair]
+        means[row] = by_patient.mean()
+        assert abs(means[row] - table.dice[row]) < 1e-5 and len(by_patient) == table.n[row]
+        assert len(trainings) == table.trainings[row] <= table.planned[row]
+    for r in pd.read_csv(reports / "gpu_scales.csv").to_dict("records"):
+        larger = means[r["dataset"], r["size"], r["images"], r["model"]]
+        usual = means[r["dataset"], r["usual_size"], r["usual_images"], r["model"]]
+        assert abs(larger - usual - r["difference"]) < 1e-5
+        assert (r["usual_size"], r["usual_images"]) < (r["size"], r["images"])

@@ -256,6 +256,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("reached", "gpu"): lambda rows: on_gpu(of_track("gpu")(rows)),
     ("reached", "gpu_differences"): lambda rows: reached.summarize_gpu_differences(
         of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
+    ("reached", "gpu_scales"): lambda rows: reached.compare_scales(
+        of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
     **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes", prepare=of_parts("volume", within=False)),
     **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
     **summaries(peers, "scores", "differences", "rising"),
