@@ -93,7 +93,7 @@ def kid(a: np.ndarray, b: np.ndarray) -> float:  # 0 on average for two samples 
     def within(x): k = kernel(x, x); return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
-# %% ../../nbs/study/14_synthesis.ipynb #07621d4f
+# %% ../../nbs/study/14_synthesis.ipynb #b8731b7c
 N_NEIGHBOURS = 3  # the last of them says how far an image reaches
 
 def _is_within_reach(centres: np.ndarray, points: np.ndarray) -> np.ndarray:  # (centre, point) bool
@@ -358,13 +358,15 @@ def feature_spaces(profile: str, dataset: str) -> dict[str, Callable]:  # by mod
 DISTANCES = dict(fid=fid, kid=kid)
 SHARES = dict(precision=generated_precision, recall=generated_recall, density=density, coverage=coverage)
 
-def measure_with_limits(*sets) -> dict:  # what `generated_distance_interval` takes
-    "Distances and shares of two sets of images, with their limits"
-    limits = {}
+def measure_with_limits(generated, owners, real, patients) -> dict:  # as `generated_distance_interval` takes them
+    "Distances and shares of two sets of images, with their limits; none for a share of 0 or 1 that never varies"
+    measured = {}
     for name, measure in (DISTANCES | SHARES).items():
-        keys = (name, f"{name}_low", f"{name}_high")
-        limits |= dict(zip(keys, generated_distance_interval(measure, *sets)))
-    return limits
+        try: limits = generated_distance_interval(measure, generated, owners, real, patients)
+        except ZeroDivisionError: limits = (float(np.mean([measure(m, real) for m in generated])), np.nan, np.nan)
+        if name in SHARES: limits = np.clip(limits, 0, None if name == "density" else 1)
+        measured |= dict(zip((name, f"{name}_low", f"{name}_high"), limits))
+    return measured
 
 def summarize_quality(image_groups: list[RepeatedImages], dataset: str,
                       extractors: dict[str, Callable]) -> pd.DataFrame:
@@ -390,7 +392,7 @@ def split_measures(quality: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]: 
     def without(measures): return quality.drop(columns=[f"{m}{end}" for m in measures for end in ("", "_low", "_high")])
     of_real = quality[quality.images == REAL_TRAINING_IMAGES].set_index(["dataset", "space", "setting"]).coverage
     least = pd.MultiIndex.from_frame(quality[["dataset", "space", "setting"]]).map(of_real.div(2)).astype(float)
-    verdict = np.where(quality.coverage_high < least, "collapsed", "")
+    verdict = np.where(quality.coverage_high.fillna(quality.coverage) < least, "collapsed", "")
     return without(SHARES), without(DISTANCES).assign(verdict=verdict)
 
 MAX_CHECKED_IMAGES = 150  # images of a kind that are checked for copies, in each repetition
