@@ -61,9 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
     "Runs that are committed with the reports of a profile, by key; no file stays open"
     runs = {}
-    for path in sorted((reports / "runs").glob("*.zip")):  # those that were put together come first, by their names
-        archive = zipfile.Path(io.BytesIO(path.read_bytes()))
-        runs |= {p.name: p for p in archive.iterdir()} if len(path.stem) == 1 else {path.stem: archive}
+    for path in sorted((reports / "runs").glob("?.zip.xz")):  # of many runs each
+        runs |= {p.name: p for p in zipfile.Path(io.BytesIO(lzma.decompress(path.read_bytes()))).iterdir()}
+    for path in sorted((reports / "runs").glob("*.zip")):  # written later, so that they count
+        runs[path.stem] = zipfile.Path(io.BytesIO(path.read_bytes()))
     return runs
 
 
@@ -79,8 +80,8 @@ def read_text_table(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=
 
 
 def unpack_text(packed: bytes) -> str:
-    "CSV of a packed table, whether it was put away by line or by column"
-    text = lzma.decompress(packed).decode()
+    "CSV of a packed table, or of one that was packed with its archive, by column"
+    text = (packed if packed.startswith(b"# ") else lzma.decompress(packed)).decode()
     if not text.startswith("# a table by column\n"): return text
     columns = [c.split("\n") for c in text.partition("\n")[2].split("\x1e")]
     return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)

@@ -53,8 +53,9 @@ def read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=TEXT, low_m
 
 
 def unpack_text(packed: bytes) -> str:
-    "CSV of a packed table, whether it was put away by line or by column"
-    mark, _, text = (stored := lzma.decompress(packed).decode()).partition("\n")
+    "CSV of a packed table, or of one that was packed with its archive, by column"
+    stored = (packed if packed.startswith(b"# ") else lzma.decompress(packed)).decode()
+    mark, _, text = stored.partition("\n")
     if mark != "# a table by column": return stored
     columns = [c.split("\n") for c in text.split("\x1e")]
     return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
@@ -62,8 +63,8 @@ def unpack_text(packed: bytes) -> str:
 
 def read_committed_runs(reports: Path):
     "Rows of each committed run that has some; one that diverged has none"
-    for path in sorted((reports / "runs").glob("*.zip")):  # each holds many
-        with zipfile.ZipFile(path) as archive:
+    for path in sorted((reports / "runs").glob("?.zip.xz")):  # each holds many
+        with zipfile.ZipFile(io.BytesIO(lzma.decompress(path.read_bytes()))) as archive:
             for name in archive.namelist():
                 if not name.endswith("cases.csv.xz"): continue
                 text = unpack_text(archive.read(name))

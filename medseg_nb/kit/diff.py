@@ -10,6 +10,7 @@ __all__ = ['NO_RUNS', 'ReportSnapshot', 'git_blob_hash', 'load_snapshot', 'list_
 import hashlib
 import io
 import json
+import lzma
 import re
 import subprocess
 import zipfile
@@ -19,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from .core import InputError, PROFILES, digest, folder, root
+from .storage import XZ_MAGIC
 
 # %% ../../nbs/library/0_kit/05_diff.ipynb #1f391e3f
 @dataclass
@@ -37,16 +39,17 @@ class ReportSnapshot:
 def git_blob_hash(data: bytes) -> str: return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 # %% ../../nbs/library/0_kit/05_diff.ipynb #9410d69b
-def _read_compared_members(archive: bytes) -> dict[str, bytes]:  # of a committed run
+def _read_compared_members(archive: bytes) -> dict[str, bytes]:  # of committed runs
+    if archive.startswith(XZ_MAGIC): archive = lzma.decompress(archive)
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         return {name: members.read(name) for name in members.namelist() if _is_compared(name)}
 
 def _is_moved(path: str, a: ReportSnapshot, b: ReportSnapshot) -> bool:
     "Whether a file differs in what counts"
     if a.files.get(path) == b.files.get(path): return False
-    if not path.endswith(".zip") or not path in a.files.keys() & b.files.keys(): return True
+    if not path.endswith((".zip", ".zip.xz")) or not path in a.files.keys() & b.files.keys(): return True
     try: return _read_compared_members(a.read(path)) != _read_compared_members(b.read(path))
-    except zipfile.BadZipFile: return True
+    except (zipfile.BadZipFile, lzma.LZMAError): return True
 
 def _is_compared(path: str) -> bool:
     "Whether a file is held against a change; measurements and records are not"

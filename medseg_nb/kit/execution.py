@@ -57,7 +57,6 @@ class Section(BaseModel, extra="forbid", frozen=True):
     parameters: dict[ProfileName, dict[str, Any]] = {}  # values that replace those of the parameters cell
     profiles: list[ProfileName] = list(PROFILES)        # where it takes part
     # profiles whose results were taken back until it is executed again; nothing waits
-    withdrawn: list[ProfileName] = []
     files: list[str] = []            # from nbs/: tables, or folders of them, that its code reads
     article: bool = True             # has a paragraph in the article; without one it stands in the supplement alone
 
@@ -329,7 +328,7 @@ def can_execute(section: str, profile: str, data: str | None = None) -> bool:
     entries = sections()
     upstream = [entries[u] for u in entries[section].upstream]
     result_files = [results_folder(s.section, profile) / "results.json"
-                    for s in upstream if profile in s.profiles and profile not in s.withdrawn]
+                    for s in upstream if profile in s.profiles]
     return all(p.exists() for p in result_files) and is_data_available(section, profile, data)
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #4d15255e
@@ -623,11 +622,10 @@ def add_upstream(names: list[str]) -> set[str]:
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #5125ef0d
 def select_sections(profile: str, only: list[str] | None = None) -> list[str]:
-    "Sections of a profile in order; with `only` just those, and what they read from that is not withdrawn"
+    "Sections of a profile in order; with `only` just those, and what they read"
     choose(profile, PROFILES, "profile")
     entries = {n: s for n, s in sections().items() if profile in s.profiles}
     selection = add_upstream([choose(n, entries, f"section of profile {profile}") for n in only or entries])
-    if only: selection -= {n for n, s in entries.items() if profile in s.withdrawn and n not in only}
     return [n for n in entries if n in selection]
 
 def remove_other_results(data: str | None) -> None:
