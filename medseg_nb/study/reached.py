@@ -197,7 +197,8 @@ def summarize_gpu_differences(rows: pd.DataFrame, table: pd.DataFrame) -> pd.Dat
 def compare_scales(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     "A network at the larger scale minus itself at the usual one; p by Holm over the table"
     records = []
-    for (dataset, start, model), part in select_complete(rows, table).groupby(["dataset", "start", "model"], sort=False):
+    networks = select_complete(rows, table).groupby(["dataset", "start", "model"], sort=False)
+    for (dataset, start, model), part in networks:
         usual, larger = (part[part.scale == s] for s in (USUAL, LARGER))
         if usual.empty or larger.empty: continue
         scales = {c: larger[c].iloc[0] for c in SCALE_COLUMNS[1:]} | {f"usual_{c}": usual[c].iloc[0]
@@ -344,7 +345,8 @@ def plot_gpu(gpu: pd.DataFrame, reached: pd.DataFrame):
                 ax.plot([r.dice_low, r.dice_high], [y, y], color=colors[r.model], lw=1)
                 ax.plot(r.dice, y, mark, ms=4 if is_complete else 2.5, color=colors[r.model],
                         mfc="none" if table is reached else colors[r.model])
-        ax.set_title(dataset, fontsize=8)
+        ax.set_title(dataset, fontsize=7)
+        ax.locator_params("x", nbins=3)
         ax.set_ylim(-.6, len(networks) - .4)
         ax.set_yticks(range(len(networks)), labels if ax is axes[0][0] else [""] * len(networks))
     fig.supxlabel("mean patient Dice", fontsize=8)
