@@ -346,7 +346,7 @@ def plot_gpu(gpu: pd.DataFrame, reached: pd.DataFrame):
                 ax.plot(r.dice, y, mark, ms=4 if is_complete else 2.5, color=colors[r.model],
                         mfc="none" if table is reached else colors[r.model])
         ax.set_title(dataset, fontsize=7)
-        ax.locator_params("x", nbins=2)
+        ax.tick_params("x", labelsize=6)
         ax.set_ylim(-.6, len(networks) - .4)
         ax.set_yticks(range(len(networks)), labels if ax is axes[0][0] else [""] * len(networks))
     fig.supxlabel("mean patient Dice", fontsize=8)
