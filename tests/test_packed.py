@@ -80,3 +80,10 @@ def test_table_is_the_mean_over_patients_of_the_counts():
         usual = means[r["dataset"], r["usual_size"], r["usual_images"], r["model"]]
         assert abs(larger - usual - r["difference"]) < 1e-5
         assert (r["usual_size"], r["usual_images"]) < (r["size"], r["images"])
+
+
+def test_page_on_clusters_counts_the_runs():
+    numbers = load(REPO / "reports" / "cpu" / "reached" / "results.json")["numbers"]
+    done, missing = (int(numbers[f"gpu.{k}"]["value"]) for k in ("trained", "missing"))
+    assert done == len(stored_runs(REPORTS))
+    assert f"{done} of {done + missing} runs on five data sets" in (REPO / "docs" / "cluster.md").read_text()

@@ -56,7 +56,6 @@ class Section(BaseModel, extra="forbid", frozen=True):
     budget: dict[ProfileName, dict[Literal["minutes", "gib"], float]] = {}
     parameters: dict[ProfileName, dict[str, Any]] = {}  # values that replace those of the parameters cell
     profiles: list[ProfileName] = list(PROFILES)        # where it takes part
-    # profiles whose results were taken back until it is executed again; nothing waits
     files: list[str] = []            # from nbs/: tables, or folders of them, that its code reads
     article: bool = True             # has a paragraph in the article; without one it stands in the supplement alone
 

@@ -234,7 +234,8 @@ def list_expectation_claims(reached: pd.DataFrame) -> list[dict]:
 def list_gpu_claims(gpu: pd.DataFrame) -> list[dict]:
     "Ours: the best network with all its trainings on a GPU, at the usual scale, reaches what is expected of any"
     complete = gpu[(gpu.scale == USUAL) & (gpu.trainings == gpu.planned) & gpu.dataset.isin(EXPECTED)]
-    return [judge_best(f"reached.gpu.{dataset}", table, EXPECTED[dataset][0], "trained on a GPU ")
+    return [judge_best(f"reached.gpu.{dataset}", table, EXPECTED[dataset][0],
+                       f"trained on a GPU with {table.images.iloc[0]:,.0f} images ")
             for dataset, table in complete.groupby("dataset", sort=False)]
 
 def read_cost(config: Config) -> dict:
