@@ -24,10 +24,12 @@ from ..kit.report import Estimate, choose_sentence, display_text
 # %% ../../nbs/library/8_paper/00_words.ipynb #a11870b1
 def choose_digits(*values: float | None) -> int:
     "Digits behind the point for numbers that are printed together"
-    finite = [abs(v) for v in values if isinstance(v, (int, float)) and np.isfinite(v)]
-    if len(finite) > 1: finite = [v for v in finite if v] or finite  # a limit of zero has any number of digits
-    if not finite or min(finite) >= .1: return 2 if not finite or max(finite) < 10 else 1 if max(finite) < 100 else 0
-    return 3 if max(finite) < 10 else 1
+    finite = [v for v in values if isinstance(v, (int, float)) and np.isfinite(v)]
+    sizes = [abs(v) for v in finite if v or len(finite) == 1]  # a limit of zero has any number of digits
+    if not sizes: return 3 if finite else 2
+    if max(sizes) >= 10: return 1 if max(sizes) < 100 or min(sizes) < .1 else 0
+    is_difference = len(finite) > 1 and min(finite) < 0
+    return 3 if min(sizes) < .1 or is_difference else 2
 
 def format_number(value: float | int | None, digits: int | None = None) -> str:
     "A number with thousands set apart and a true minus; what is not finite is `not estimable`"

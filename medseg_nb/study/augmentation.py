@@ -24,7 +24,7 @@ from ..kit.report import BUDGET_COLUMNS, Estimate, Report, name_budgets
 from ..methods.volumes import score_constant_mask
 from ..preparation.corruptions import ARTIFACT_MODALITIES, CT, DERMOSCOPY, MR
 from ..training.plan import Repeats, load_plan, section_plan
-from ..training.training import Config, add_budget_columns, fit_runs, training_cases
+from ..training.training import Config, add_budget_columns, fit_runs, keep_measures, training_cases
 
 # %% ../../nbs/study/22_augmentation.ipynb #1e3c23ca
 POLICIES = ("flip", "rotation", "scaling", "translation", "elastic", "intensity")  # those of the source

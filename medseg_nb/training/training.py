@@ -11,7 +11,7 @@ __all__ = ['LOOP_CHOICES', 'SHARED_WITH_GENERATOR', 'KEY_STOPS', 'HISTORY_FILE',
            'score_predictions', 'archive_path', 'open_archives', 'find_stored_run', 'read_failure_reason',
            'load_run_rows', 'thin_history', 'load_history', 'start_meter', 'rank_and_world_size', 'shard_batches',
            'reject_unsafe_convolutions', 'run_training', 'names_file', 'load_run_names', 'name_run',
-           'list_trained_runs', 'resolve_run', 'load_run', 'train_missing', 'fit_runs', 'publish_run',
+           'list_trained_runs', 'resolve_run', 'load_run', 'train_missing', 'fit_runs', 'publish_run', 'keep_measures',
            'add_budget_columns']
 
 # %% ../../nbs/library/6_training/04_training.ipynb #7755a34f
@@ -647,6 +647,17 @@ def publish_run(config: Config, profile: str) -> None:
     if profile not in ("cpu", "full") or archive and _is_scored(config, archive): return
     place = find_stored_run(config)
     write_archive(path, {name: (place / name).read_bytes() for name in (COST_FILE, *RUN_FILES)})
+
+def keep_measures(config: Config, profile: str, measures: Sequence[str]) -> None:
+    """Leave of a committed run's rows whose they are and a few measures, for a section whose runs are too many to be
+    committed whole; a section that reads other measures cannot share these runs"""
+    path = archive_path(config.key, profile)
+    if (archive := open_archive(path)) is None: return
+    rows = read_rows(archive)
+    kept = rows[["dataset", "fold", "seed", "case", "patient", "region", "outcome", *measures]]
+    if [*kept] == [*rows]: return
+    files = {f.name: f.read_bytes() for f in archive.iterdir()}
+    write_archive(path, files | {ROWS_FILE: pack_table(to_csv(kept))})
 
 def add_budget_columns(rows: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
     """Rows that a section has scored itself, with the training budget of the run that `run` names; rows of no run have
