@@ -35,7 +35,7 @@ STEPS = [("data", "data preparation"),
          ("ideas", "hybrid instances augmentation synthesis fusion combinations"),
          ("trust", "metrics statistics errors quality xai"),
          ("people", "readers outcomes"), ("use", "fewer_labels generalization realtime hospital")]
-STEP_SIGNS, GAP = 22, 3  # a line of a step, and what is free between two, in signs
+STEP_SIGNS, GAP = 16, 3  # a line of a step, and what is free between two, in signs
 STEP_TITLES = dict(data="Data", networks="Networks", ideas="Extensions", trust="Measurement", people="People",
                    use="Use")
 
@@ -51,7 +51,7 @@ def draw_overview(sections: list[PaperSection]):
     from matplotlib.patches import FancyBboxPatch
     steps = [*list_steps(sections), ("Verdicts", ["each claim is judged by one rule"])]
     texts = [[line for name in names for line in textwrap.wrap(name, STEP_SIGNS)] for _, names in steps]
-    widths = [max(map(len, [title, *lines])) + 2 for (title, _), lines in zip(steps, texts)]
+    widths = [max(map(len, [title, *lines])) + 4 for (title, _), lines in zip(steps, texts)]
     fig, ax = plt.subplots(figsize=(7.2, .42 + .135 * max(map(len, texts))), layout="constrained")
     left = 0
     for (title, _), lines, width in zip(steps, texts, widths):
@@ -59,7 +59,7 @@ def draw_overview(sections: list[PaperSection]):
                                     mutation_aspect=.03, fc=PAPER, ec=SUPPORTED, lw=.8))
         ax.annotate(title, (left + width / 2, .98), (0, -4), textcoords="offset points", ha="center", va="top",
                     fontsize=7.4, weight="bold", color=SUPPORTED)
-        ax.annotate("\n".join(lines), (left + width / 2, .98), (0, -17), textcoords="offset points", ha="center",
+        ax.annotate("\n".join(lines), (left + width / 2, .98), (0, -16), textcoords="offset points", ha="center",
                     va="top", fontsize=7, color=INK, linespacing=1.25)
         if left: ax.annotate("", (left, .5), (left - GAP, .5), arrowprops=dict(arrowstyle="-|>", color=INK, lw=.8,
                                                                                shrinkA=0, shrinkB=0))
@@ -270,7 +270,7 @@ READING_CAPTION = ("What three ways of reading make of simulated series, by plan
                    "written. The last row has a defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients with its 95 % interval over patients and training runs, after equally "
                "many images on a GPU ({images} images of a set), at the usual scale; only networks with all planned "
-               "training runs ({trainings} of each).")
+               "training runs ({trainings} of each). Empty: not planned, or not complete.")
 OUTCOMES = ("right", "refused", "wrong")
 
 def describe_reading(sections: list[PaperSection]) -> pd.DataFrame:
