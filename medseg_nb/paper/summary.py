@@ -24,7 +24,8 @@ import pandas as pd
 from ..evaluation.intervals import wilson_interval
 from ..kit.report import Estimate, set_theme, write_drawing
 from .prose import PaperSection
-from .words import clip_estimate, describe_counts, display_name, format_estimate, format_number
+from .words import (clip_estimate, describe_counts, display_name, format_estimate,
+                                   format_number)
 from ..training.plan import TrainingPlan, load_plan
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #5f26fee6
