@@ -252,8 +252,7 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     paragraphs = [render_paragraph(s, by_name, profile) for s in quoted]
     old = [s.title for s in sections if s.state == "stale" and s.results]
     names = template_names(own, by_name, profile) | dict(results="\n\n".join(paragraphs), mark=MARKS[profile],
-                                                         stale=old,
-                                                         guesses=list_guesses(sections),
+                                                         stale=old, guesses=list_guesses(sections),
                                                          plan=list_plan_lines(),
                                                          absent=[s.title for s in sections if not s.results])
     text = render(template, template_file, names)
