@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'SET_COLOR', 'STEPS', 'STEP_SIGNS', 'GAP', 'STEP_TITLES', 'ROLES', 'AUDITED',
-           'MAX_CLAIMS_HEIGHT', 'SCORES', 'UNITS_OF', 'CONTROL', 'FIRST_STAGE', 'LONG_STAGE', 'HYBRIDS',
-           'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'ARTICLE_FIGURES',
-           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
-           'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid', 'hybrid_differences',
-           'draw_opponents', 'draw_curves', 'describe_cost', 'map_panels', 'draw_maps', 'describe_reading',
-           'select_gpu_rows', 'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_design', 'compose_overview',
-           'compose_decided', 'compose_opponents', 'compose_maps', 'compose_curves', 'draw_article_figures']
+           'CLAIM_SIGNS', 'CLAIM_GAP', 'MAX_CLAIMS_HEIGHT', 'SCORES', 'UNITS_OF', 'CONTROL', 'FIRST_STAGE',
+           'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS',
+           'ARTICLE_FIGURES', 'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims',
+           'name_claim', 'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims',
+           'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'draw_curves', 'describe_cost', 'map_panels',
+           'draw_maps', 'describe_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu', 'planned_repeats',
+           'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents', 'compose_maps',
+           'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import json
@@ -106,26 +107,37 @@ def name_set(dataset: str) -> str:
     "The set that a claim was tested on, with the question that was asked of it"
     return display_name(", ".join(dict.fromkeys(map(display_name, re.split(r", | \(", dataset.rstrip(")"))))))
 
+CLAIM_SIGNS, CLAIM_GAP = 56, .45  # a line of a claim, in signs; between two claims, in rows
+
+def place_claims(decided: pd.DataFrame) -> tuple[list, float]:  # (row, claim in lines, its rows) of each; rows in all
+    "Where each claim begins; it is as high as the sets that it was tested on, or as its own lines"
+    names, places, y = decided.statement.map(name_claim), [], 0.
+    # a claim that was tested on one set in several ways says in which
+    is_repeated = decided.assign(name=names).duplicated(["name", "dataset"], keep=False)
+    in_full = names + decided.statement.str.extract(r"(: [^:()]*)$")[0].fillna("")
+    for claim, part in decided.groupby(in_full.where(is_repeated, names), sort=False):
+        lines = textwrap.wrap(claim, CLAIM_SIGNS)
+        places.append((y, lines, part))
+        y += max(len(lines), len(part)) + CLAIM_GAP
+    return places, y
+
 def draw_claims_of_unit(ax, decided: pd.DataFrame, unit: str) -> None:
-    "A line a set below what is claimed: the difference with its interval; filled: it remains after Holm's correction"
-    y, labels, heads = 0, {}, []
-    for claim, part in decided.groupby(decided.statement.map(name_claim), sort=False):
-        labels[y] = claim
-        heads.append(y)
-        for row in part.itertuples():
-            y += 1
-            labels[y] = f"{name_set(row.dataset)}, n = {format_number(int(row.n))}"
+    "What is claimed, the difference with its interval, and the set; filled: it remains after Holm's correction"
+    places, height = place_claims(decided)
+    for top, lines, part in places:
+        for k, line in enumerate(lines):
+            ax.text(-.02, top + k, line, transform=ax.get_yaxis_transform(), fontsize=7, color=INK, ha="right",
+                    va="center")
+        for y, row in enumerate(part.itertuples()):
             color = SUPPORTED if row.verdict == "supported" else REFUTED
-            ax.plot([row.measured_low, row.measured_high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
-            ax.plot(row.measured, y, "o" if row.verdict == "supported" else "s", color=color, ms=4,
+            ax.plot([row.measured_low, row.measured_high], [top + y] * 2, color=color, lw=1.4, solid_capstyle="butt")
+            ax.plot(row.measured, top + y, "o" if row.verdict == "supported" else "s", color=color, ms=4,
                     mfc=color if row.p_holm < .05 else "white")
-        y += 1
+            ax.text(1.02, top + y, f"{name_set(row.dataset)}, n = {format_number(int(row.n))}", va="center",
+                    transform=ax.get_yaxis_transform(), fontsize=7, color=SET_COLOR)
+        ax.axhline(top + max(len(lines), len(part)) - .5 + CLAIM_GAP / 2, color=PAPER, lw=.8, zorder=0)
     ax.axvline(0, color=INK, lw=.7, ls=":")
-    ax.set_yticks(list(labels), list(labels.values()), fontsize=7)
-    for place, tick in zip(labels, ax.yaxis.get_major_ticks()):
-        tick.label1.set_color(INK if place in heads else SET_COLOR)
-        tick.tick1line.set_visible(place not in heads)
-    ax.set(xlabel=f"difference of {unit}", ylim=(y - .4, -.7))
+    ax.set(xlabel=f"difference of {unit}", ylim=(height - .5 - CLAIM_GAP / 2, -.7), yticks=[])
     ax.xaxis.label.set_size(7.5); ax.tick_params(axis="x", labelsize=7)
 
 MAX_CLAIMS_HEIGHT = 9.2  # inches; with its caption a page holds no more
@@ -141,11 +153,11 @@ def draw_claims(decided: pd.DataFrame):
     import matplotlib.pyplot as plt
     parts = dict(iter(decided.groupby(decided.id.map(unit_of_claim))))
     parts = {unit: parts[unit] for unit in (SCORES, *UNITS_OF.values()) if unit in parts}
-    lines = {unit: len(rows) + rows.statement.map(name_claim).nunique() for unit, rows in parts.items()}
-    height = min(MAX_CLAIMS_HEIGHT, .6 + .5 * len(lines) + .155 * sum(lines.values()))
-    fig, axes = plt.subplots(len(lines), 1, figsize=(7.2, height), height_ratios=[*lines.values()], squeeze=False,
+    rows = {unit: place_claims(part)[1] for unit, part in parts.items()}
+    height = min(MAX_CLAIMS_HEIGHT, .6 + .5 * len(rows) + .155 * sum(rows.values()))
+    fig, axes = plt.subplots(len(rows), 1, figsize=(7.2, height), height_ratios=[*rows.values()], squeeze=False,
                              layout="constrained")
-    for ax, unit in zip(axes[:, 0], lines): draw_claims_of_unit(ax, parts[unit], unit)
+    for ax, unit in zip(axes[:, 0], rows): draw_claims_of_unit(ax, parts[unit], unit)
     handles = [plt.Line2D([], [], color=c, marker=m, lw=1.4, ms=4) for c, m in ((SUPPORTED, "o"), (REFUTED, "s"))]
     axes[0, 0].legend(handles, ["supported", "refuted"], fontsize=7, frameon=False, ncols=2, loc="lower left",
                       bbox_to_anchor=(0, 1), borderaxespad=.1)
