@@ -570,13 +570,13 @@ def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the 
          endpoint: Annotated[Optional[str], typer.Option(help="its outcome, where it has several")] = None,
          out: Annotated[Optional[Path], typer.Option(help="file for the statement as a page")] = None,
          as_json: Json = False):
-    "Say a patient's risk with its interval, what pushed it, and the patients most like this one; research use only."
-    from medseg_nb.deployment.image_risk import image_risk_lines, state_patient
-    from medseg_nb.deployment.risk import risk_page
+    """Say a patient's risk with its interval, what pushed it, where in the image, and the patients most like this one;
+    research use only."""
+    from medseg_nb.deployment.image_risk import image_risk_lines, state_patient, statement_page
     from medseg_nb.kit.core import write
     statement = state_patient(patient, data, endpoint, image, mask)
     lines = image_risk_lines(statement)
-    if out: write(out, risk_page(statement, lines))
+    if out: write(out, statement_page(statement, lines, image, mask))
     say(statement, as_json, lines)
 
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")

@@ -1,4 +1,5 @@
 "The statement of risk: what it says of a patient, and of whom it says nothing."
+import base64
 import contextlib
 import functools
 import io
@@ -119,8 +120,11 @@ def test_an_image_is_a_source_beside_the_fields(pictured, tmp_path, capsys):
     assert "image" in statement["pushed"] and statement["low"] < statement["risk"] < statement["high"]
     assert statement["alike"][0]["distance"] < .5, "the patient itself, by one of its pictures"
     assert {"auc", "fields_auc", "difference_low"} <= set(statement["judged"])
+    assert np.isclose(np.sum(statement["map"]), statement["pushed"]["image"], atol=1e-6), "cells add up to the image"
     html = page.read_text()
     assert f"risk {100 * statement['risk']:.1f} %" in html and "Fields alone: AUC" in html
+    shown = Image.open(io.BytesIO(base64.b64decode(re.search("base64,([^\"]+)", html)[1])))
+    assert shown.size == Image.open(image).size, "the page shows where the image pushed the risk"
     assert "Research use only" in html and not re.search("https?:|<script", html), "nothing is asked from outside"
 
 

@@ -7,6 +7,7 @@ __all__ = ['N_DRAWS', 'N_ALIKE', 'LIMITS', 'pick_endpoint', 'RiskModel', 'fit_ri
            'patients_alike', 'judge_model', 'state_risk', 'risk_lines', 'risk_page']
 
 # %% ../../nbs/library/9_deployment/23_risk.ipynb #eec1e499
+import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,7 +184,15 @@ def _risk_bar(statement: dict) -> str:  # SVG
             f'<rect x="{max(risk - .3, 0):.2f}" width="0.6" height="8" fill="#0b5394"/>'
             f'<path d="M{share:.2f} 0V8" stroke="#444" stroke-width="0.3" stroke-dasharray="1"/></svg>')
 
-def risk_page(statement: dict, lines: Sequence[str]) -> str:  # HTML
+def _where_image_pushes(picture: bytes | None) -> str:  # HTML
+    if picture is None: return ""
+    return ('<figure><img alt="where the image raises and lowers the risk" src="data:image/png;base64,'
+            f'{base64.b64encode(picture).decode()}"><figcaption>What each place of the image under the mask adds to '
+            "the risk: red raises it, blue lowers it, by cells of the network's last layer.</figcaption></figure>\n")
+
+def risk_page(statement: dict, lines: Sequence[str],
+              picture: bytes | None = None,  # PNG of where an image pushed the risk
+             ) -> str:                       # HTML
     "A statement as a page of its own"
     words = "\n".join(f"<li>{escape(line.strip())}</li>" if line.startswith("  ") else f"<p>{escape(line)}</p>"
                       for line in lines)
@@ -192,8 +201,9 @@ def risk_page(statement: dict, lines: Sequence[str]) -> str:  # HTML
 <html lang="en"><head><meta charset="utf-8"><title>{escape(NOTE)}: risk of {escape(statement["outcome"])}</title>
 <meta name="viewport" content="width=device-width"><style>
 body {{font: 16px/1.4 sans-serif; max-width: 44em; margin: 2em auto; padding: 0 1em}} svg {{width: 100%; height: 2em}}
+figure {{margin: 1em 0}} img {{width: 60%; image-rendering: pixelated}} figcaption {{font-size: 14px}}
 </style></head><body><h1>{escape(NOTE)}</h1>
 {_risk_bar(statement)}
-{words}
+{_where_image_pushes(picture)}{words}
 </body></html>
 """
