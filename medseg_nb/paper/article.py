@@ -82,7 +82,7 @@ def excluding_zero(rows: list[dict], sign: int = 0) -> list[dict]:  # sign: 1 ab
 
 def _count_sides(rows: list[dict], noun: str) -> str:
     above, below = (len(excluding_zero(rows, sign)) for sign in (1, -1))
-    if len(rows) == 1: return f"{'above' if above else 'below' if below else 'on both sides of'} zero in the one {noun}"
+    if len(rows) == 1: return f"{'above' if above else 'below' if below else 'around'} zero in the one {noun}"
     return f"above zero in {above or 'none'} and below it in {below or 'none'} of {count_noun(len(rows), noun)}"
 
 def describe_differences(rows: list[dict],          # of a table with `difference`, and perhaps `p_holm` and `trainings`

@@ -71,7 +71,7 @@ def draw_overview(sections: list[PaperSection]):
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #ce32f8d1
 ROLES = {"networks compared": "benchmark reached", "networks, one section": "ablations hybrid instances fusion",
-         "tested on alone": "quality generalization", "readers": "readers", "outcomes": "outcomes"}
+         "carried between sets": "quality generalization", "readers": "readers", "outcomes": "outcomes"}
 AUDITED = "audited only"
 
 def describe_role(dataset: str, sections: list[PaperSection]) -> str:
@@ -283,9 +283,9 @@ READING_CAPTION = ("What three ways of reading make of simulated series, by plan
                    "all series of a kind unless a share is given. *Wrong*: a volume other than the one that was "
                    "written. The last row has a defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients with its 95 % interval over patients and training runs, after equally "
-               "many images on a GPU ({images} images of a set), at the usual scale; only networks with all planned "
-               "training runs ({trainings} of each). Empty: not planned, or not complete. Patients of LGG MRI and "
-               "LIDC nodules chose the hybrid's design.")
+               "many presentations of images on a GPU ({images} for a set), at the usual scale; only networks with "
+               "all planned training runs ({trainings} of each). Empty: not planned, or not complete. The hybrid's "
+               "design was selected on validation patients of LGG MRI and LIDC nodules.")
 OUTCOMES = ("right", "refused", "wrong")
 
 def describe_reading(sections: list[PaperSection]) -> pd.DataFrame:
@@ -368,7 +368,7 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
         f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
         "difference with its 95 % interval over patients and training runs, and n patients. Above zero: it supports "
         "the claim. Filled: remains at the five percent level after Holm's correction in its section; hollow: does "
-        "not, or has no such test. Claims of real time stand in the supplement.")
+        "not, or has no such test. Claims of the size of a gain and of real time stand in the supplement.")
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Hybrids against their opponents"
@@ -386,7 +386,7 @@ def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[obje
     return draw_maps(tables["pointing"], tables["faithfulness"]), (
         f"Above: share of images ({_count_cases(tables['pointing'])}) in which a map's maximum lies on the mark, ties "
         "shared, with Wilson's 95 % interval, where the mark is the cause and, in the control, where it is not. "
-        "Below: insertion minus deletion, with 95 % intervals over images "
+        "Below: the gap, insertion minus deletion, with 95 % intervals over images "
         f"({_count_cases(tables['faithfulness'])}). Dotted: random maps.")
 
 def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:

@@ -81,17 +81,18 @@ def count_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row(*pair) for pair in groups])
 
 def shorten_statement(statement: str) -> str:
-    "What a row claims, without set, budget and model; a variant of a network, in small letters, goes before its claim"
+    "What a row claims, without set, budget and model; a variant of a network, named with commas, goes before its claim"
     text = re.sub(r" \((?:[^()]|\([^()]*\))*\)", "", re.sub(r" \((?:budgets|measured).*", "", statement))
     head, _, rest = text.partition(": ")
-    return rest if head[0].islower() and rest else head
+    return rest if head[0].islower() and "," in head and rest else head
 
 def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     "Sentences of which a row was decided: whether the source asserts or plans, and what was tested in its place"
     counts, kinds = count_sentences(ledger), load_quotes().drop_duplicates("sentence").set_index("sentence").kind
     counts = counts[counts.supported + counts.refuted > 0]
     rows = ledger[(ledger.claims_of == "sources") & ledger.verdict.isin(["supported", "refuted"])]
-    by_sentence = rows.assign(tested=rows.statement.map(shorten_statement)).groupby("sentence")
+    size = rows.claimed.map(" by a relative gain of {}".format).where(rows.kind == "gain", "")
+    by_sentence = rows.assign(tested=rows.statement.map(shorten_statement) + size).groupby("sentence")
     tested = by_sentence.tested.agg(lambda found: "; ".join(dict.fromkeys(found)))
     remain = by_sentence.p_holm.agg(lambda p: int((p < .05).sum()))
     return counts.assign(kind=counts.sentence.map(kinds), tested=counts.sentence.map(tested),

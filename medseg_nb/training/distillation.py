@@ -27,9 +27,11 @@ TEACHER_SHARE = .5  # of the loss; the reader's masks have what is left
 def divergence_from_teacher(logits: Tensor,   # (batch, class, *shape)
                             teacher: Tensor,  # logits of the same shape
                             temperature: float = TEMPERATURE) -> Tensor:  # scalar, zero where both say the same
-    "Mean divergence of the student's softened answers from the teacher's"
+    "Divergence of the student's softened answers from the teacher's; each class that the teacher names counts equally"
     student_log, teacher_log = ((x.float() / temperature).log_softmax(1) for x in (logits, teacher))
-    return temperature ** 2 * F.kl_div(student_log, teacher_log, log_target=True, reduction="none").sum(1).mean()
+    divergence = F.kl_div(student_log, teacher_log, log_target=True, reduction="none").sum(1)
+    labels = teacher.argmax(1)
+    return temperature ** 2 * torch.stack([divergence[labels == c].mean() for c in labels.unique()]).mean()
 
 # %% ../../nbs/library/6_training/13_distillation.ipynb #c71b8f61
 TASK = "medseg_nb.training.distillation"

@@ -112,9 +112,8 @@ class OutcomesPlan(Entry):
 
 class RealtimePlan(Steps):
     "Smaller networks; steps are those of each, None: as many as the whole network has"
-    longer: float = Field(1, gt=0)  # steps of the whole network, in those of the benchmark
-    teacher: str | None = None      # network of the benchmark that teaches on pictures; None: the whole network itself
-    settings: Settings = {}         # of the whole network and the teacher, instead of the benchmark's
+    longer: dict[str, float] = {}  # by data set: steps of the whole network, in those of the benchmark; else as many
+    teacher: str | None = None     # network of the benchmark that teaches on pictures; None: the whole network itself
 
 class ShortcutsPlan(Entry):
     "Networks whose training images hold a planted mark"
