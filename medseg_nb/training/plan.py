@@ -17,7 +17,7 @@ import os
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -112,7 +112,8 @@ class OutcomesPlan(Entry):
 
 class RealtimePlan(Steps):
     "Smaller networks; steps are those of each, None: as many as the whole network has"
-    longer: dict[str, float] = {}  # by data set: steps of the whole network, in those of the benchmark; else as many
+    # by data set: steps of the whole network, in those of the benchmark; else as many
+    longer: dict[str, Annotated[float, Field(gt=0)]] = {}
     teacher: str | None = None     # network of the benchmark that teaches on pictures; None: the whole network itself
 
 class ShortcutsPlan(Entry):
