@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRID', 'NORMALISE', 'RAISES', 'LOWERS', 'OUTLINE', 'MAP_OPACITY', 'IMAGE_LIMITS', 'largest_images', 'encode_set',
            'read_patient_image', 'ImageRiskModel', 'fit_image_risk', 'pooled_columns', 'check_image_range',
-           'mask_shares_of', 'source_shares', 'judge_sources', 'state_image_risk', 'risk_map', 'render_risk_map',
+           'mask_shares_of', 'source_shares', 'judge_sources', 'state_image_risk', 'render_risk_map',
            'image_risk_lines', 'state_patient', 'statement_page']
 
 # %% ../../nbs/library/9_deployment/24_image_risk.ipynb #225bddd4
@@ -27,8 +27,9 @@ from .web import NOTE
 from ..evaluation.risk import auc, auc_difference, calibration_statistics
 from ..images.files import Image, read_image
 from ..kit.core import InputError, rng
-from ..methods.image_prognosis import (N_IMAGES, Data, ImageBags, NetworkFit, OutcomeHead, Sources, encode_bags,
-                                               fit_head, fit_network, logistic_loss, mean_pool)
+from ..methods.image_prognosis import (N_IMAGES, Data, ImageBags, NetworkFit, OutcomeHead, Sources,
+                                               cell_contributions, encode_bags, fit_head, fit_network, logistic_loss,
+                                               mean_pool)
 from ..methods.prognosis import Endpoint, nested_cross_validation
 from ..preparation.preprocess import load_prepared_cases, network_input, resize
 
@@ -182,27 +183,14 @@ def state_image_risk(model: ImageRiskModel, case: Case, bag: ImageBags, share: f
     return dict(dataset=base.dataset, outcome=base.endpoint, patients=len(base.cases), events=int(base.event.sum()),
                 risk=float(1 / (1 + np.exp(-logit[0]))), low=float(low), high=float(high),
                 share=float(base.event.mean()), pushed=pushed.to_dict(), values={n: values[n] for n in pushed.index},
-                map=risk_map(model, bag).tolist(), alike=alike, judged=judge_sources(model), limits=IMAGE_LIMITS,
-                use=NOTE)
-
-# %% ../../nbs/library/9_deployment/24_image_risk.ipynb #c32cd47d
-def risk_map(model: ImageRiskModel, bag: ImageBags,
-             image: int = 0,   # position among the patient's images
-            ) -> np.ndarray:   # (row, column) of cells; log-odds, 0 outside the mask
-    "What each cell of a patient's image adds to the mean patient's log-odds; averaged over images, the image's share"
-    columns = len([c for c in model.fit.columns if c != "image"])
-    with torch.no_grad():
-        cells = model.fit.scale(bag.block(bag.maps[0, image:image + 1])[0].movedim(0, -1))
-        mean = mean_pool(model.data.features, model.data.present).mean(0)
-        added = (cells - mean) @ model.fit.head.weight[columns:]
-    return (added * bag.weights[0, image]).numpy()
-
+                map=cell_contributions(model.fit, model.data, bag).tolist(), alike=alike, judged=judge_sources(model),
+                limits=IMAGE_LIMITS, use=NOTE)
 
 # %% ../../nbs/library/9_deployment/24_image_risk.ipynb #3445f0f7
 RAISES, LOWERS, OUTLINE = (178, 24, 43), (33, 102, 172), (90, 220, 90)  # red, blue and green
 MAP_OPACITY = .75  # where a cell adds most
 
-def render_risk_map(cells: np.ndarray,  # as of `risk_map`
+def render_risk_map(cells: np.ndarray,  # as of `cell_contributions`
                     image: Image,
                     mask: np.ndarray,   # (row, column) label map of the image's size
                    ) -> bytes:          # PNG

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT_IMAGES', 'STANDS_FOR', 'PUBLISHED_METRICS',
-           'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range', 'decide_verdict', 'describe_claimed_range',
-           'is_simulated', 'judge_claim', 'load_published_scores', 'score_id', 'judge_published_scores',
-           'load_statements', 'list_expected_claims', 'load_quotes', 'decide_one_sided', 'limit_score', 'review_claim',
-           'find_corrected_p', 'collect_judged_claims', 'join_claims', 'drop_repeated', 'judge_where_measured',
-           'build_ledger', 'format_ledger']
+           'SETTINGS', 'EXCEEDED', 'WITHIN', 'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range',
+           'decide_verdict', 'describe_claimed_range', 'is_simulated', 'judge_claim', 'load_published_scores',
+           'score_id', 'judge_published_scores', 'load_statements', 'list_expected_claims', 'load_quotes',
+           'decide_one_sided', 'limit_score', 'review_claim', 'find_p', 'compare_with_control', 'collect_judged_claims',
+           'join_claims', 'drop_repeated', 'judge_where_measured', 'build_ledger', 'format_ledger']
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #bd318829
 import json
@@ -171,18 +171,46 @@ def review_claim(claim: dict) -> dict:  # as `judge_claim` returns it
 
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #3e58d33c
-def find_corrected_p(claim: dict,                # a judged difference
-                     tables: list[pd.DataFrame],  # of its section, with `p_holm` of a `difference` or a `change`
-                    ) -> float | None:           # None where no table tests it
-    "p after Holm's correction within the claim's section"
-    if claim["kind"] == "score" or claim["low"] is None: return None
+def _is_row_of(claim: dict, table: pd.DataFrame) -> np.ndarray:  # bool, one a row
+    "Where a table holds a claim's difference, seen from either side"
     wanted = np.array([claim["measured"], claim["low"], claim["high"], claim["n"]], float)
+    value = "difference" if "difference" in table else "change"
+    ends = table[[value, f"{value}_low", f"{value}_high", "n"]].to_numpy(float)
+    turned = ends[:, [0, 2, 1, 3]] * [-1, -1, -1, 1]
+    return np.isclose(ends, wanted).all(1) | np.isclose(turned, wanted).all(1)
+
+def find_p(claim: dict,                 # a judged difference
+           tables: list[pd.DataFrame],  # of its section, with `p` and `p_holm` of a `difference` or a `change`
+           column: str = "p_holm",      # p after Holm's correction within the claim's section; "p": before it
+          ) -> float | None:            # None where no table tests it
+    "p of a claim, as its section tests it"
+    if claim["kind"] == "score" or claim["low"] is None: return None
     for t in tables:
-        value = "difference" if "difference" in t else "change"
-        ends = t[[value, f"{value}_low", f"{value}_high", "n"]].to_numpy(float)
-        turned = ends[:, [0, 2, 1, 3]] * [-1, -1, -1, 1]
-        is_same = np.isclose(ends, wanted).all(1) | np.isclose(turned, wanted).all(1)
-        if is_same.any() and not pd.isna(p := t.p_holm[is_same].iloc[0]): return float(p)
+        is_same = _is_row_of(claim, t)
+        if is_same.any() and not pd.isna(p := t[column][is_same].iloc[0]): return float(p)
+    return None
+
+SETTINGS = ("dataset", "study", "source", "target", "share", "labels", "setting", "score", "event", "scale")
+EXCEEDED, WITHIN = "exceeded", "not exceeded"
+
+def _control_reach(table: pd.DataFrame, row: pd.Series) -> float:  # nan where no control was run
+    "How far from zero the interval of the control in a row's setting reaches"
+    value = "difference" if "difference" in table else "change"
+    words, shared = table.select_dtypes("object").astype(str), [c for c in SETTINGS if c in table]
+    is_control = words.apply(lambda column: column.str.contains("(A/A)", regex=False)).any(axis=1)
+    is_here = (table[shared].astype(str) == row[shared].astype(str)).all(axis=1)
+    return table.loc[is_control & is_here, [f"{value}_low", f"{value}_high"]].abs().max(axis=None)
+
+def compare_with_control(claim: dict,                 # a judged difference
+                         tables: list[pd.DataFrame],  # as of `find_p`
+                        ) -> str | None:              # None where the table has no control of this setting
+    """Whether a difference is larger than all that the interval of the control holds, the same network with other
+    seeds"""
+    if claim["kind"] == "score" or claim["low"] is None: return None
+    for t in tables:
+        is_same = _is_row_of(claim, t)
+        if not is_same.any() or np.isnan(reach := _control_reach(t, t[is_same].iloc[0])): continue
+        return EXCEEDED if abs(claim["measured"]) > reach else WITHIN
     return None
 
 
@@ -201,11 +229,12 @@ def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` retur
                              f"run medseg run {section} --profile {profile}")
         tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv")))
                   if "p_holm" in t and {"difference", "change"} & {*t}]
-        claims += [review_claim(c) | dict(section=section, p_holm=find_corrected_p(c, tables)) for c in judged]
+        claims += [review_claim(c) | dict(section=section, p=find_p(c, tables, "p"), p_holm=find_p(c, tables),
+                                          control=compare_with_control(c, tables)) for c in judged]
     return claims
 
 LEDGER_COLUMNS = ["claims_of", "group", "id", "statement", "source", "kind", "claimed", "measured", "low", "high", "n",
-                  "trainings", "p_holm", "dataset", "verdict", "section", "claim", "sentence"]
+                  "trainings", "p", "p_holm", "control", "dataset", "verdict", "section", "claim", "sentence"]
 
 def join_claims(expected: pd.DataFrame, judged: list[dict]) -> pd.DataFrame:  # one row a claim and data set
     "The ledger: each claim of the sources with its verdicts, and then the kit's own claims"

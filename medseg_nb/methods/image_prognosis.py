@@ -7,7 +7,7 @@ __all__ = ['N_INTERVALS', 'N_IMAGES', 'N_STAGES', 'ATTENTION_WIDTH', 'DECAYS', '
            'HEAD_RATE', 'logistic_loss', 'cox_loss', 'hazard_loss', 'interval_edges', 'event_probability', 'ImageBags',
            'pool_cells', 'mask_shares', 'encode_bags', 'AttentionPool', 'mean_pool', 'Sources', 'Data', 'OutcomeHead',
            'fit_head', 'left_out_loss', 'NetworkFit', 'ProbabilityFit', 'fit_network', 'draw_inner_folds',
-           'choose_decay', 'tune_block']
+           'choose_decay', 'tune_block', 'cell_contributions']
 
 # %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #f0a90e70
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +85,11 @@ class ImageBags:
     def features(self) -> Tensor:  # (patient, image, feature)
         "Means of the last block's maps under the mask"
         with torch.no_grad(): return pool_cells(self.block, self.maps, self.weights)
+
+    def of_patient(self, patient: str) -> "ImageBags":
+        "The bag of one patient"
+        i = self.positions([patient])
+        return replace(self, patients=(patient,), maps=self.maps[i], weights=self.weights[i])
 
     def positions(self, patients: Sequence[str]) -> list[int]:
         place = {p: i for i, p in enumerate(self.patients)}
@@ -370,3 +375,17 @@ def tune_block(fit: NetworkFit, start: NetworkFit,  # fits on all training patie
     if not epochs: return fit
     *_, (block, head) = _iterate_epochs(fit, data, bags, rows, epochs, seed)
     return replace(fit, head=head, epochs=epochs, bags=replace(bags, block=block.requires_grad_(False)))
+
+# %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #1181600a
+def cell_contributions(fit: NetworkFit,     # pools images by their mean
+                       data: Data,          # of training
+                       bag: ImageBags,      # of one patient
+                       image: int = 0,      # position among the patient's images
+                      ) -> np.ndarray:      # (row, column) of cells; units of the score, 0 outside the mask
+    "What each cell of an image adds to the mean patient's score; averaged over images, what the images add"
+    with torch.no_grad():
+        cells = fit.scale(bag.block(bag.maps[0, image:image + 1])[0].movedim(0, -1))
+        mean = mean_pool(data.features, data.present).mean(0)
+        added = (cells - mean) @ fit.head.weight[data.table.shape[1]:]
+    return (added * bag.weights[0, image]).numpy()
+

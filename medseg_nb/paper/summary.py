@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'SET_COLOR', 'STEPS', 'STEP_SIGNS', 'GAP', 'STEP_TITLES', 'ROLES', 'AUDITED',
            'CLAIM_SIGNS', 'CLAIM_GAP', 'MAX_CLAIMS_HEIGHT', 'SCORES', 'UNITS_OF', 'CONTROL', 'FIRST_STAGE',
-           'LONG_STAGE', 'HYBRIDS', 'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS',
-           'ARTICLE_FIGURES', 'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims',
-           'name_claim', 'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims',
-           'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'draw_curves', 'describe_cost', 'map_panels',
-           'draw_maps', 'describe_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu', 'planned_repeats',
-           'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents', 'compose_maps',
-           'compose_curves', 'draw_article_figures']
+           'LONG_STAGE', 'HYBRIDS', 'CUT', 'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES',
+           'DESIGN_PARTS', 'ARTICLE_FIGURES', 'list_steps', 'draw_overview', 'describe_role', 'add_roles',
+           'decided_claims', 'name_claim', 'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim',
+           'draw_claims', 'seen_from_hybrid', 'hybrid_differences', 'draw_opponents', 'lowest_shown', 'draw_curves',
+           'describe_cost', 'map_panels', 'draw_maps', 'describe_reading', 'select_gpu_rows', 'tabulate_gpu',
+           'describe_gpu', 'planned_repeats', 'describe_gpu_design', 'describe_design', 'compose_overview',
+           'compose_decided', 'compose_opponents', 'compose_maps', 'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import json
+import math
 import re
 import textwrap
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ..kit.report import Estimate, set_theme, write_drawing
 from .prose import PaperSection
 from .words import (clip_estimate, describe_counts, display_name, format_estimate,
                                    format_number)
-from ..training.plan import TrainingPlan, load_plan
+from ..training.plan import TrainingPlan, load_plan, section_plan
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #5f26fee6
 # blue and vermilion of the color-blind palette
@@ -212,11 +213,17 @@ def draw_opponents(rows: pd.DataFrame):
     return fig
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #83d1a318
+CUT = .1  # share of the means that an axis may leave out
+
+def lowest_shown(budgets: pd.DataFrame) -> float:  # Dice, in tenths
+    "Where the axis begins, so that the few lowest means do not press the others together"
+    return max(0., math.floor(10 * budgets.dice.quantile(CUT)) / 10)
+
 def draw_curves(budgets: pd.DataFrame):
     "Mean Dice with interval by budget, one panel a data set, one line a network and start"
     import matplotlib.pyplot as plt
     datasets, lines = list(dict.fromkeys(budgets.dataset)), list(dict.fromkeys(zip(budgets.model, budgets.start)))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(7.2, 3.3), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(datasets), figsize=(7.2, 3.3), sharey=True, squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         for k, (model, start) in enumerate(lines):
             r = budgets[(budgets.dataset == dataset) & (budgets.model == model) & (budgets.start == start)]
@@ -229,6 +236,7 @@ def draw_curves(budgets: pd.DataFrame):
         ax.set_title(display_name(dataset), fontsize=8)
         ax.set(xscale="log"); ax.set_xticks(ticks, [f"{s:g}" for s in ticks]); ax.minorticks_off()
         ax.tick_params(labelsize=7)
+    axes[0][0].set_ylim(lowest_shown(budgets), None)
     axes[0][0].set_ylabel("mean patient Dice", fontsize=7.5)
     axes[0][len(datasets) // 2].set_xlabel("planned training budget (seconds of one thread)", fontsize=7.5)
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
@@ -240,8 +248,9 @@ def describe_cost(reports: Path) -> str:
     values = json.loads(place.read_text(encoding="utf-8"))["values"] if place.is_file() else {}
     seconds = [v for name, v in values.items() if "." in name]
     if not seconds: return ""
-    return (f" Budgets are planned in steps; a run of the second stage took {min(seconds):.0f} to {max(seconds):.0f} "
-            "processor seconds on average, by network and set.")
+    return (f" Budgets are planned in steps, by a throughput that was measured once; with its checks on validation "
+            f"patients a run of the second stage took {min(seconds):.0f} to {max(seconds):.0f} processor seconds on "
+            "average, by network and set.")
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #bf6a4de8
@@ -249,20 +258,21 @@ def map_panels(pointing: pd.DataFrame, faithfulness: pd.DataFrame) -> list[tuple
     "Title and rows (method, value, low, high) of each panel: shares of hits first, gaps after them"
     shares = [wilson_interval(round(r.hit * r.n), int(r.n)) for r in pointing.itertuples()]
     hits = pointing[["dataset", "method"]].assign(value=pointing.hit, low=[s[1] for s in shares],
-                                                  high=[s[2] for s in shares], score="on the mark")
-    gaps = faithfulness.rename(columns=dict(gap="value", gap_low="low", gap_high="high")).assign(score="gap")
+                                                  high=[s[2] for s in shares], score=0)
+    gaps = faithfulness.rename(columns=dict(gap="value", gap_low="low", gap_high="high")).assign(score=1)
     columns = ["dataset", "method", "value", "low", "high", "score"]
     rows = pd.concat([hits[columns], gaps[columns]], ignore_index=True)
-    return [(f"{display_name(d)}\n{score}", r) for (score, d), r in rows.groupby(["score", "dataset"], sort=False)]
+    return [(display_name(d), r) for (_, d), r in rows.groupby(["score", "dataset"], sort=False)]
 
 def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
     "Hits of the mark above, insertion minus deletion below, one row a method"
     import matplotlib.pyplot as plt
     panels, methods = map_panels(pointing, faithfulness), list(dict.fromkeys(pointing.method))
     n = pointing.dataset.nunique()
-    rows = [panels[:n], panels[n:]]
+    rows = {"share of images with the maximum on the mark": panels[:n], "insertion minus deletion": panels[n:]}
     fig = plt.figure(figsize=(7.2, 4.6), layout="constrained")
-    for row, sub in zip(rows, fig.subfigures(2, 1)):
+    for (score, row), sub in zip(rows.items(), fig.subfigures(2, 1)):
+        sub.supxlabel(score, fontsize=7.5)
         axes = sub.subplots(1, len(row), sharey=True, squeeze=False)[0]
         for ax, (title, r) in zip(axes, row):
             r = r.set_index("method").reindex(methods)
@@ -276,16 +286,18 @@ def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
-DESIGN_CAPTION = ("What the benchmark and the longer training on a processor trained. Folds are by patient; seeds are "
-                  "those of each network, and in parentheses those of U-Net where it was repeated as a control. "
-                  "Patients or other units: tested over all folds. Seconds are planned for one processor thread.")
+DESIGN_CAPTION = ("What the benchmark and longer training compared. Folds are by patient; seeds are those of each "
+                  "network, and in parentheses those of U-Net where it was repeated as a control. Patients or other "
+                  "units: tested over all folds. Budget: planned seconds of one processor thread, or how many training "
+                  "images each network was shown, repetitions counted.")
 READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect: the outcome, the same in "
                    "all series of a kind unless a share is given. *Wrong*: a volume other than the one that was "
                    "written. The last row has a defect that no header tells.")
-GPU_CAPTION = ("Mean Dice on held-out patients with its 95 % interval over patients and training runs, after equally "
-               "many presentations of images on a GPU ({images} for a set), at the usual scale; only networks with "
-               "all planned training runs ({trainings} of each). Empty: not planned, or not complete. The hybrid's "
-               "design was selected on validation patients of LGG MRI and LIDC nodules.")
+GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
+               "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
+               "the usual scale; only networks with all planned training runs ({trainings} of each). "
+               "Empty: not planned, or not complete. The hybrid's design was selected on validation patients of LGG MRI and "
+               "LIDC nodules.")
 OUTCOMES = ("right", "refused", "wrong")
 
 def describe_reading(sections: list[PaperSection]) -> pd.DataFrame:
@@ -335,6 +347,16 @@ def planned_repeats(plan: TrainingPlan, part: str, dataset: str) -> tuple[int, s
     again = max([len(entry.seeds), *map(len, entry.repeated.values())])
     return len(entry.folds), f"{len(entry.seeds)}" + (f" ({again})" if again > len(entry.seeds) else "")
 
+def describe_gpu_design(sections: list[PaperSection]) -> list[dict]:  # as rows of `describe_design`
+    "What was trained on a GPU at the usual scale"
+    rows = select_gpu_rows(sections)
+    if not len(rows): return []
+    planned = {d: repeats for s in section_plan("reached", "full").stages for d, repeats in s.sets.items()}
+    return [dict(dataset=dataset, part="training on a GPU", networks=r.model.nunique(),
+                 folds=len(planned[dataset].folds), seeds=f"{len(planned[dataset].seeds)}", patients=int(r.n.max()),
+                 pixels=int(r["size"].max()), budget=f"{format_number(int(r.images.max()))} images")
+            for dataset, r in rows.groupby("dataset", sort=False)]
+
 def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
     "Sets, folds, seeds, patients, image sizes and budgets of the benchmark and of longer training"
     present, rows = {s.name: s for s in sections if s.results}, []
@@ -343,10 +365,10 @@ def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
         table, plan = present[section].tables[name], load_plan(profile)
         for dataset, r in table[table.budget_s.notna()].groupby("dataset", sort=False):
             folds, seeds = planned_repeats(plan, part, dataset)
-            budgets = [f"{s:g}" for s in sorted({r.budget_s.min(), r.budget_s.max()})]
+            budgets = " to ".join(f"{s:g}" for s in sorted({r.budget_s.min(), r.budget_s.max()}))
             rows.append(dict(dataset=dataset, part=part, networks=r.model.nunique(), folds=folds, seeds=seeds,
-                             patients=int(r.n.max()), pixels=plan.settings.get("size"), seconds=" to ".join(budgets)))
-    return pd.DataFrame(rows)
+                             patients=int(r.n.max()), pixels=plan.settings.get("size"), budget=f"{budgets} s"))
+    return pd.DataFrame([*rows, *describe_gpu_design(sections)])
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #85a25dd3
@@ -375,8 +397,8 @@ def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple
     rows = hybrid_differences(sections)
     if not len(rows): return None
     return draw_opponents(rows), (
-        "Dice of the hybrids minus that of each opponent at an equal planned budget on held-out patients "
-        f"({_count_cases(rows)}), with 95 % intervals over patients and training runs. Hollow: the control of U-Net "
+        "Dice of the hybrids minus that of each opponent at an equal planned budget on held-out patients or images "
+        f"({_count_cases(rows)}), with 95 % intervals over these and training runs. Hollow: the control of U-Net "
         f"against itself with other seeds.{describe_cost(reports)}")
 
 def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
@@ -394,9 +416,10 @@ def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[ob
     curves = sections["reached"].tables.get("budgets") if "reached" in sections else None
     if curves is None or not len(curves): return None
     return draw_curves(curves), (
-        f"Mean Dice on held-out patients ({_count_cases(curves)}), with its 95 % interval, by the planned seconds of "
-        "one thread that a network was trained, all from the same training runs at a constant rate with averaged "
-        "weights. Broken lines: weights that began on ImageNet. Vertical axes differ.")
+        f"Mean Dice on held-out patients or images ({_count_cases(curves)}), with its 95 % interval, by the planned "
+        "seconds of one thread that a network was trained, all from the same training runs at a constant rate with "
+        "averaged weights. Broken lines: weights that began on ImageNet."
+        + f" Means below {lowest_shown(curves):g} are not shown." * bool((curves.dice < lowest_shown(curves)).any()))
 
 # each gives a drawing with its caption, or nothing where its section has no results in this folder of reports
 ARTICLE_FIGURES = dict(overview=compose_overview, decided=compose_decided, opponents=compose_opponents,

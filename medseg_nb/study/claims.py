@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['CONTROL_MATRICES', 'VERDICT_COLUMNS', 'VERDICT_STYLES', 'format_scores', 'bound_largest_lesion_share',
-           'compute_audit_controls', 'count_corrected', 'count_verdicts', 'summarize_judged', 'count_sentences',
-           'shorten_statement', 'summarize_decided_sentences', 'claimed_bar_ends', 'plot_claims']
+           'compute_audit_controls', 'count_corrected', 'count_remaining', 'count_verdicts', 'summarize_judged',
+           'count_sentences', 'shorten_statement', 'summarize_decided_sentences', 'claimed_bar_ends', 'plot_claims']
 
 # %% ../../nbs/study/26_claims.ipynb #9fdb8a93
 import re
 from fractions import Fraction
 
+import numpy as np
 import pandas as pd
 
-from ..evaluation.claims import (NOT_TESTABLE, ONE_TRAINING, NOT_COMPARABLE, WAITING, build_ledger,
+from ..evaluation.claims import (EXCEEDED, NOT_TESTABLE, ONE_TRAINING, NOT_COMPARABLE, WAITING, build_ledger,
                                          load_quotes)
+from ..evaluation.comparisons import holm
 from ..evaluation.table_audit import ScoreBox, check_means, mean_scores
 
 # %% ../../nbs/study/26_claims.ipynb #9cb32857
@@ -54,6 +56,12 @@ def count_corrected(rows: pd.DataFrame) -> dict[str, int]:
     p = rows.p_holm[rows.verdict.isin(("supported", "refuted"))].dropna()
     return dict(corrected=len(p), remain=int((p < .05).sum()))
 
+def count_remaining(rows: pd.DataFrame) -> dict[str, int]:
+    "How many rows have a p value, and how many decided ones remain if all of them are one family"
+    tested = rows[rows.p.notna()]
+    remain = (np.array(holm(tested.p)) < .05) & tested.verdict.isin(("supported", "refuted"))
+    return dict(tested=len(tested), remain=int(remain.sum()))
+
 def count_verdicts(ledger: pd.DataFrame) -> pd.DataFrame:
     "How many claims of each group came out how, those of the sources first"
     def row(claimant, group, rows):
@@ -67,7 +75,7 @@ def summarize_judged(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = ledger[ledger.measured.notna() & (ledger.group != "owen2024")].rename(
         columns=dict(low="measured_low", high="measured_high"))
     columns = ["claims_of", "id", "statement", "claimed", "measured", "measured_low", "measured_high", "n", "trainings",
-               "p_holm", "dataset", "verdict"]
+               "p_holm", "control", "dataset", "verdict"]
     return rows[columns].astype(dict(n=int, trainings="Int64")).reset_index(drop=True)
 
 # %% ../../nbs/study/26_claims.ipynb #bc4866be
@@ -94,10 +102,13 @@ def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     size = rows.claimed.map(" by a relative gain of {}".format).where(rows.kind == "gain", "")
     by_sentence = rows.assign(tested=rows.statement.map(shorten_statement) + size).groupby("sentence")
     tested = by_sentence.tested.agg(lambda found: "; ".join(dict.fromkeys(found)))
-    remain = by_sentence.p_holm.agg(lambda p: int((p < .05).sum()))
+    found = {"remain": by_sentence.p_holm.agg(lambda p: int((p < .05).sum())),
+             "exceed": by_sentence.control.agg(lambda c: int((c == EXCEEDED).sum())),
+             "controlled": by_sentence.control.count()}
     return counts.assign(kind=counts.sentence.map(kinds), tested=counts.sentence.map(tested),
-                         remain=counts.sentence.map(remain))[
-        ["sentence", "kind", "tested", "supported", "refuted", "remain", "undecided", "one_training"]]
+                         **{name: counts.sentence.map(n) for name, n in found.items()})[
+        ["sentence", "kind", "tested", "supported", "refuted", "remain", "exceed", "controlled", "undecided",
+         "one_training"]]
 
 
 # %% ../../nbs/study/26_claims.ipynb #c685d05c

@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS', 'GLIOMA_MARKERS', 'GLIOMA_FIELDS',
-           'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'HALF', 'ENCODERS', 'CLINICAL',
-           'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED', 'ARMS',
-           'SOURCE_PAIRS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS', 'N_FIELD_PERMUTATIONS',
-           'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features',
-           'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
-           'features_under_both_masks', 'explain_largest_masks', 'select_extreme_patients', 'candidate_models',
-           'fit_on_half', 'regression_on_half', 'exchange_bags', 'image_networks', 'predict_risks', 'auc_contributions',
-           'nested_auc', 'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'summarize_brier',
-           'summarize_optimism', 'auc_gain', 'summarize_differences', 'summarize_precision', 'summarize_timed',
-           'concordance_gain', 'summarize_sources', 'predict_transferred_risks', 'transfer_auc_change',
-           'summarize_transfer', 'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups',
-           'summarize_fairness', 'simulate_cohort', 'cross_validate_importance', 'summarize_importance',
-           'summarize_stability', 'load_radiomics_rows', 'summarize_radiomics', 'list_outcome_claims',
-           'list_source_claims', 'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences', 'plot_roc',
-           'plot_calibration', 'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
+           'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'RADIOMICS', 'HALF', 'ENCODERS',
+           'CLINICAL', 'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED',
+           'ARMS', 'SOURCE_PAIRS', 'COX_PAIRS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS',
+           'N_FIELD_PERMUTATIONS', 'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases',
+           'slice_features', 'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
+           'features_under_both_masks', 'explain_risks', 'explain_largest_masks', 'select_extreme_patients',
+           'candidate_models', 'radiomics_models', 'fit_on_half', 'regression_on_half', 'exchange_bags',
+           'image_networks', 'predict_risks', 'auc_contributions', 'nested_auc', 'summarize_discrimination',
+           'summarize_calibration', 'summarize_survival', 'summarize_brier', 'summarize_optimism', 'auc_gain',
+           'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'summarize_sources',
+           'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer', 'predict_left_out_sites',
+           'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
+           'cross_validate_importance', 'summarize_importance', 'summarize_stability', 'load_radiomics_rows',
+           'pivot_features', 'summarize_radiomics', 'list_outcome_claims', 'list_source_claims',
+           'list_radiomics_claims', 'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences',
+           'plot_roc', 'plot_calibration', 'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,9 @@ from ..data.manifest import Case, load_cases, load_frozen_split, load_manifest
 from ..kit.keys import load_module
 from ..data.phantoms import MRI, simulate_patient
 from ..preparation.preprocess import load_prepared_cases
-from ..methods.image_prognosis import ImageBags, Sources, encode_bags, fit_network
-from ..methods.prognosis import (Endpoint, Inputs, PointScore, boosting, cox, first_case_per_patient, forest,
+from ..methods.image_prognosis import (ImageBags, Sources, cell_contributions, encode_bags,
+                                                       fit_network)
+from ..methods.prognosis import (N_FOLDS, Endpoint, Inputs, PointScore, boosting, cox, first_case_per_patient, forest,
                                          logistic, nested_cross_validation, network, outer_folds, predict_across_sets,
                                          risk_of, survival_boosting, survival_forest)
 from ..methods.radiomics import concordance, feature_stability
@@ -203,6 +205,19 @@ def features_under_both_masks(segmented: SegmentedImages) -> pd.DataFrame:  # pa
     return pd.DataFrame(tables).dropna().reset_index()
 
 # %% ../../nbs/study/19_outcomes.ipynb #e1bbf9cc
+def explain_risks(study: OutcomeStudy, bags: ImageBags, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Where in a patient's image with the largest mask a network of images that never saw the patient finds risk, and
+    where it finds little"""
+    study_cases, maps = load_study_cases(study), {}
+    outcome, sources = study.endpoint.outcomes(study_cases), Sources(bags=bags)
+    for _, train, test in outer_folds(study_cases, study.endpoint, N_FOLDS):
+        if not (tested := [c.patient for c in test if c.patient in names]): continue
+        x = sources.fit_encoder(train)(train)
+        fit = fit_network(x, outcome.loc[x.index], "logistic", bags, attention=False)
+        learnt = fit.tensors(x.to_numpy(float))
+        maps |= {p: cell_contributions(fit, learnt, bags.of_patient(p)) for p in tested}
+    return maps
+
 def explain_largest_masks(configs: Sequence[Config], names: Sequence[str]) -> list[tuple]:  # patient, image, mask, map
     "Of each patient the image with the largest mask, by the run that never saw the patient, with the mask's Grad-CAM"
     largest_by_patient = {}
@@ -252,6 +267,15 @@ def candidate_models(study: OutcomeStudy, features: pd.DataFrame | None) -> dict
                                        Inputs((*study.fields, *study.late), known="any"))
     return candidates
 
+RADIOMICS = "radiomics"
+
+def radiomics_models(study: OutcomeStudy, by_mask: dict[str, pd.DataFrame]) -> dict:  # as of `pivot_features`
+    "Regressions on IBSI features under the network's mask, alone and beside the fields, and under the reader's mask"
+    fit = cox if study.endpoint.time else logistic
+    return {RADIOMICS: (fit, Inputs((), by_mask["network"])),
+            f"{RADIOMICS}, reader's mask": (fit, Inputs((), by_mask["reader"])),
+            f"{fit.__name__} + {RADIOMICS}": (fit, Inputs(study.fields, by_mask["network"]))}
+
 HALF = "half the patients"
 
 def fit_on_half(fit: Callable, x: pd.DataFrame, outcome: pd.DataFrame):  # what `fit` gives
@@ -298,8 +322,8 @@ def image_networks(study: OutcomeStudy, bags: ImageBags) -> dict:
                      ALL_SOURCES: (partial(fit, bags=bags), Sources(study.fields, bags, study.genomics, table))}
     return networks
 
-def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame],
-                  bags: dict[str, ImageBags]) -> pd.DataFrame:  # both by data set
+def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame], bags: dict[str, ImageBags],
+                  textures: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:  # all by data set
     """Per-patient rows of all studies: risk by model, event, time, and the share of events among those whom the model
     learnt from"""
     tables = []
@@ -307,6 +331,7 @@ def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame],
         study, study_cases = OUTCOME_STUDIES[name], load_study_cases(OUTCOME_STUDIES[name])
         models = candidate_models(study, features.get(study.dataset)) | regression_on_half(study)
         if study.images: models |= image_networks(study, bags[study.dataset])
+        if study.dataset in textures: models |= radiomics_models(study, textures[study.dataset])
         table = nested_cross_validation(study_cases, study.endpoint, models)
         demographics = pd.DataFrame([dict(patient=c.patient, site=c.site or None, **{n: c.fields.get(n)
                                                                                    for n in ("age", "sex", "grade")})
@@ -416,6 +441,7 @@ def summarize_timed(rows: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/study/19_outcomes.ipynb #ae6df8f3
 SOURCE_PAIRS = ((WITH_IMAGES, CLINICAL), (OTHERS_IMAGES, CLINICAL), (WITH_IMAGES, OTHER_SEED), (WITH_MARKERS, CLINICAL),
                 (WITH_GENOMICS, CLINICAL), (ALL_SOURCES, CLINICAL), (ALL_SOURCES, WITH_GENOMICS))
+COX_PAIRS = tuple((model, "cox") for model in (f"cox, {HALF}", "cox + image", f"cox + {RADIOMICS}"))
 
 def concordance_gain(a: pd.DataFrame, b: pd.DataFrame) -> dict:  # as `auc_gain`, and each model's concordance
     "Uno's concordance of one model minus that of another, risks ranked within their fold"
@@ -429,7 +455,7 @@ def summarize_sources(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for study, part in rows.groupby("study", sort=False):
         rows_by_model, timed = dict(iter(part.groupby("model", sort=False))), bool(part.time.any())
-        pairs = [(e, "cox" if timed else "logistic") for e in ENCODERS] + [*SOURCE_PAIRS, (f"cox, {HALF}", "cox")]
+        pairs = [(e, "cox" if timed else "logistic") for e in ENCODERS] + [*SOURCE_PAIRS, *COX_PAIRS]
         for model, against in pairs:
             if not {model, against} <= set(rows_by_model): continue
             gain = (concordance_gain if timed else auc_gain)(rows_by_model[model], rows_by_model[against])
@@ -557,7 +583,8 @@ def _convert_field_types(row: dict) -> dict:
             if k == "boolean" else float(row[n]) if k == "number" else row[n] for n, k in kinds.items()}
 
 def cross_validate_importance(study_cases: Sequence[Case], study: OutcomeStudy,
-                              folds: int = 5) -> pd.DataFrame:  # fold, patient, field, risk, shuffled, shap, event
+                              folds: int = N_FOLDS,
+                             ) -> pd.DataFrame:  # fold, patient, field, risk, shuffled, shap, event
     """Of boosted trees on the fields: each tested patient's risk, the mean risk with a field shuffled, and the field's
     SHAP value"""
     import shap
@@ -610,18 +637,21 @@ def load_radiomics_rows() -> pd.DataFrame:  # dataset, patient, mask, feature, v
     if not path.is_file(): raise InputError(str(path), "does not exist", "write it: python tests/peers/radiomics.py")
     return pd.read_csv(path)
 
+def pivot_features(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:  # (patient, feature) by whose mask
+    "One data set's rows as a table for each mask"
+    return {mask: part.pivot(index="patient", columns="feature", values="value")
+            for mask, part in rows.groupby("mask", sort=False)}
+
 def summarize_radiomics(rows: pd.DataFrame) -> pd.DataFrame:
     "How many features of each family are stable, by data set"
     tables = []
     for dataset, part in rows.groupby("dataset", sort=False):
-        masks = list(dict.fromkeys(part["mask"]))
-        tables_of_masks = (part[part["mask"] == m].pivot(index="patient", columns="feature", values="value")
-                           for m in masks)
-        by_family = feature_stability(*tables_of_masks).groupby("family", sort=False)
+        tables_of_masks = pivot_features(part)
+        by_family = feature_stability(*tables_of_masks.values()).groupby("family", sort=False)
         tables.append(by_family.agg(n=("n", "first"), features=("feature", "size"),
                                     stable=("concordance", lambda v: int((v >= STABLE).sum())),
                                     median=("concordance", "median"), lowest=("concordance", "min")).reset_index()
-                      .assign(dataset=dataset, masks=" and ".join(masks)))
+                      .assign(dataset=dataset, masks=" and ".join(tables_of_masks)))
     return pd.concat(tables, ignore_index=True)[["dataset", "masks", "family", "n", "features", "stable", "median",
                                                  "lowest"]]
 
@@ -666,31 +696,47 @@ def list_source_claims(sources: pd.DataFrame) -> list[dict]:
                                   None, trainings=r.trainings))
     return claims
 
+def list_radiomics_claims(tables: Sequence[pd.DataFrame]) -> list[dict]:  # of differences from a regression
+    "Radiomics add to patient data (the kit's)"
+    rows = pd.concat(tables)
+    return [judge_claim(f"outcomes.radiomics.{r.study}",
+                        f"Radiomics beside patient data improve the prediction: {r.study}", "ours", "difference",
+                        (0, 0), (r.difference, r.difference_low, r.difference_high), r.n,
+                        _test_set_label(r.study), None, trainings=r.trainings)
+            for r in rows[rows.model.str.endswith(f"+ {RADIOMICS}")].itertuples()]
+
 def plot_outcome_scores(table: pd.DataFrame, value: str):
     "A score with its interval by model, one panel a study; the dotted line is chance"
     import matplotlib.pyplot as plt
     studies, models = list(dict.fromkeys(table.study)), list(dict.fromkeys(table.model))
-    fig, axes = plt.subplots(1, len(studies), figsize=(1.5 + 1.25 * len(studies), .7 + .2 * len(models)), sharey=True,
+    fig, axes = plt.subplots(1, len(studies), figsize=(1.5 + 1.25 * len(studies), .9 + .18 * len(models)), sharey=True,
                              squeeze=False)
     for ax, study in zip(axes[0], studies):
         part = table[table.study == study]
         ends = [part[value] - part[f"{value}_low"], part[f"{value}_high"] - part[value]]
+        title = f"{study.replace(', ', ',' + chr(10))}\n{part.events.max():.0f} of {part.n.max():.0f}"
         ax.errorbar(part[value], [models.index(m) for m in part.model], xerr=ends, fmt="o", ms=4, capsize=3)
         ax.axvline(.5, ls=":", color="0.4")
-        ax.set(title=study.replace(", ", ",\n"), xlabel={"auc": "AUC", "c": "Uno's C"}[value], xlim=(0, 1),
+        ax.set(title=title, xlabel={"auc": "AUC", "c": "Uno's C"}[value], xlim=(0, 1),
                xticks=[0, .5, 1], xticklabels=["0", "0.5", "1"],
                ylim=(len(models) - .5, -.5), yticks=range(len(models)), yticklabels=models)
     return fig
 
-def plot_mask_explanations(examples: Sequence[tuple], risks: pd.Series):  # by patient
-    "Images with the mask's outline, and below what spoke for the mask"
+def _plot_signed_map(ax, values: np.ndarray, shape: Sequence[int]) -> None:  # rows and columns of the image
+    "Red where a value is above zero, blue where it is below"
+    most = max(float(np.abs(values).max()), 1e-12)
+    ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, extent=(-.5, shape[1] - .5, shape[0] - .5, -.5))
+
+def plot_mask_explanations(examples: Sequence[tuple], risks: pd.Series,  # by patient, as the maps are
+                           risk_maps: dict[str, np.ndarray]):
+    "Images with the mask's outline; below, what spoke for the mask, and what raised the risk"
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, len(examples), figsize=(1.7 * len(examples), 3.6), squeeze=False)
-    for (top, bottom), (name, image, mask, saliency) in zip(axes.T, examples):
+    fig, axes = plt.subplots(3, len(examples), figsize=(1.7 * len(examples), 5.4), squeeze=False)
+    for (top, middle, bottom), (name, image, mask, saliency) in zip(axes.T, examples):
         show_image(top, image)
-        bottom.imshow(saliency, cmap="RdBu_r", vmin=-np.abs(saliency).max(), vmax=np.abs(saliency).max())
+        for ax, values in ((middle, saliency), (bottom, risk_maps[name])): _plot_signed_map(ax, values, mask.shape)
         top.set_title(f"risk {risks[name]:.2f}", fontsize=8)
-        for ax in (top, bottom):
+        for ax in (top, middle, bottom):
             ax.contour(mask > 0, [.5], colors="tab:green", linewidths=.8); ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
     return fig
