@@ -296,8 +296,8 @@ READING_CAPTION = ("What three ways of reading make of simulated series, by plan
 GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
                "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
                "the usual scale; only networks with all planned training runs ({trainings} of each). "
-               "Empty: not planned, or not complete. The hybrid's design was selected on validation patients of LGG MRI and "
-               "LIDC nodules.")
+               "Empty: not planned, or not complete. The hybrid's design was selected on validation patients of "
+               "LGG MRI and LIDC nodules.")
 OUTCOMES = ("right", "refused", "wrong")
 
 def describe_reading(sections: list[PaperSection]) -> pd.DataFrame:

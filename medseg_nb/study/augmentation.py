@@ -50,9 +50,10 @@ def list_base_runs(profile: str, dataset: str) -> list[Config]:
 
 def list_runs(profile: str, datasets: Sequence[str]) -> dict[Config, int]:  # percent of the training patients, by run
     "Every run of this section: all policies at each share of the patients, and the controls"
-    runs = {}
-    for share in section_plan("augmentation", profile).shares:
-        for base in (b for d in datasets for b in list_base_runs(profile, d)):
+    plan, runs = section_plan("augmentation", profile), {}
+    for share in plan.shares:
+        planned = [d for d in datasets if share in plan.shares_of.get(d, plan.shares)]
+        for base in (b for d in planned for b in list_base_runs(profile, d)):
             n = count_training_patients(base.dataset, base.fold)
             patients = None if share == 1 else max(1, round(share * n))
             base = replace(base, patients=patients, draw=0 if share == 1 else base.seed)

@@ -104,6 +104,7 @@ class AugmentationPlan(Entry):
     settings: Settings              # beside or instead of the benchmark's
     volumes: dict[str, Settings] = {}  # by data set of volumes, beside or instead of these
     shares: list[float] = Field(min_length=1)  # of the training patients
+    shares_of: dict[str, list[float]] = {}  # those of them of sets whose trainings are long
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
 class OutcomesPlan(Entry):
