@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
-           'Networks', 'Seeds', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan', 'AugmentationPlan',
-           'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan',
-           'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch',
+           'Networks', 'Seeds', 'SequencesPlan', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan',
+           'AugmentationPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan',
+           'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch',
            'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan',
            'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput',
            'planned_seconds', 'training_track']
@@ -73,9 +73,15 @@ class Seeds(Entry):
     "Seeds of each training"
     seeds: list[int] = Field(min_length=1)
 
+class SequencesPlan(Control):
+    "Networks that take several sequences of a patient"
+    settings: Settings                # beside or instead of the benchmark's
+    trainings: dict[str, Repeats]     # by data set
+
 class FusionPlan(Control):
     "Networks that are told fields"
     settings: Settings
+    sequences: SequencesPlan
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
     shuffled: list[str]                 # networks that are trained on shuffled fields too
     postoperative: bool                 # whether a network is told fields that are known late
