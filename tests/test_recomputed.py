@@ -168,6 +168,7 @@ WHICH = {  # tables of means, by the rows that they are of
     "kind == 'agreement'": "data.agreement",
     "kind == 'share'": "data.prevalence",
     "condition == 'known'": "fusion.scores",
+    "condition == 'sequences' and seed < 10": "fusion.sequences",
     "seed == 0": "instances.scores",
     "part == 'generator'": "synthesis.heeded",
     "part == 'segmentation'": "synthesis.scores",
@@ -297,6 +298,20 @@ def test_fewer_labels_are_compared_on_the_same_labels(reports):
         other = alone[alone.seed >= 10] if is_control else few[few.method == row["method"]]
         d = (by_patient(other) - by_patient(alone[alone.seed < 10])).groupby("patient").mean()
         if not equal(row["difference"], d.mean()) or row["n"] != len(d): faults.append((row, d.mean()))
+    none(faults)
+
+
+def test_sequences_are_compared_on_the_same_sets(reports):
+    rows, faults = rows_of(reports, "fusion").query("condition == 'sequences'"), []
+    for row in table(reports, "fusion", "sequence_differences").to_dict("records"):
+        here = rows[(rows.dataset == row["dataset"]) & (rows.missing == row["missing"])]
+        def dice(variant, control=False):
+            chosen = here[(here.variant == variant) & ((here.seed >= 10) == control)]
+            return chosen.groupby(["patient", "fold", chosen.seed % 10]).dice.mean()
+        a = dice("early", True) if row["against"] == CONTROL else dice(row["variant"])
+        d, n_trainings = (a - dice("early")).groupby("patient").mean(), len(a.groupby(["fold", "seed"]))
+        if (row["n"], row["trainings"]) != (len(d), n_trainings) or not equal(row["difference"], d.mean()):
+            faults.append((row, d.mean(), n_trainings))
     none(faults)
 
 
