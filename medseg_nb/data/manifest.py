@@ -7,10 +7,11 @@ __all__ = ['RelativePath', 'NonEmptyName', 'FiniteNumber', 'Template', 'GENERATO
            'ARCHIVE_SUFFIXES', 'MAX_UNPACKED_BYTES', 'MAX_UNPACKED_RATIO', 'BOOLEAN_WORDS', 'MISSING_VALUES',
            'StrictModel', 'License', 'Generator', 'ImageFiles', 'MaskFile', 'IdRule', 'ImageGroup', 'SamePatient',
            'KnownDuplicate', 'MetadataColumn', 'FileEntry', 'SplitRule', 'Manifest', 'load_manifest', 'list_datasets',
-           'strip_module', 'data_key', 'Fold', 'FrozenSplit', 'load_frozen_split', 'content_key', 'locate_dataset',
-           'base_folder', 'ensure_dataset', 'generate_phantoms', 'unpack_archive', 'archive_stem', 'fetch_dataset',
-           'list_files', 'hash_files', 'verify_files', 'read_table', 'Case', 'case_image', 'case_reader_masks',
-           'case_mask', 'case_semantic_mask', 'extract_id', 'read_field', 'load_cases', 'content_hash']
+           'strip_module', 'section_data_key', 'data_key', 'Fold', 'FrozenSplit', 'load_frozen_split', 'content_key',
+           'locate_dataset', 'base_folder', 'ensure_dataset', 'generate_phantoms', 'unpack_archive', 'archive_stem',
+           'fetch_dataset', 'list_files', 'hash_files', 'verify_files', 'read_table', 'Case', 'case_image',
+           'case_reader_masks', 'case_mask', 'case_semantic_mask', 'extract_id', 'read_field', 'load_cases',
+           'content_hash']
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #138d6c56
 import contextlib
@@ -324,8 +325,18 @@ def strip_module(generator: dict) -> dict:
     "What a manifest says of a phantom's generator, but for where it lies: its code counts by what it is"
     return {k: v for k, v in generator.items() if k != "module"}
 
+def section_data_key(id: str) -> str:
+    """Key of a data set for a section: manifest, what the frozen split says, however its file is laid out, and the
+    generator's code"""
+    load_manifest(id)  # valid, or an error that says why
+    facts, generator = read_yaml(manifest_folder(id) / "dataset.yaml"), load_manifest(id).generator
+    if generator: facts["generator"] = strip_module(facts["generator"])
+    code_key = closure([(generator.module, generator.function)], stop=GENERATOR_BOOKKEEPING).key if generator else None
+    split = load_frozen_split(id)
+    return digest([facts, digest(split) if split else None, code_key])
+
 def data_key(id: str) -> str:
-    "Key of a data set for a section: manifest, frozen split, and the generator's code"
+    "Name of the folder of a generated data set: as `section_data_key`, and of the split's bytes"
     place = manifest_folder(id)
     load_manifest(id)  # valid, or an error that says why
     facts, splits = read_yaml(place / "dataset.yaml"), place / "splits.json"

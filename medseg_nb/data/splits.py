@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPLIT_UNITS', 'INNER_FOLDS', 'MIN_SITE_PATIENTS', 'kfold', 'stratified_kfold', 'patient_classes', 'patient_sites',
-           'site_folds', 'official_folds', 'draw_folds', 'draw_split', 'check_split', 'freeze_split', 'load_split',
-           'check_content', 'list_folds', 'fold_indices', 'count_training_patients', 'separated_pairs']
+           'site_folds', 'official_folds', 'draw_folds', 'draw_split', 'check_split', 'format_split', 'freeze_split',
+           'load_split', 'check_content', 'list_folds', 'fold_indices', 'count_training_patients', 'separated_pairs']
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #a2e7af33
+import json
 from collections import Counter, defaultdict
 
 import numpy as np
 
-from ..kit.core import InputError, choose, manifest_folder, rng, to_json, write
+from ..kit.core import InputError, choose, manifest_folder, rng, write
 from .manifest import Case, SplitRule, load_cases, content_hash, load_frozen_split, load_manifest
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #4fdc97db
@@ -124,9 +125,16 @@ def check_split(split: dict, patients: set[str], subject: str) -> dict:
     return split
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #9126955d
+def format_split(split: dict) -> str:
+    "A split as JSON, a line for each side of a fold, since ids are many"
+    def text(value): return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    folds = [",\n ".join(f"{text(side)}:{text(ids)}" for side, ids in sorted(fold.items())) for fold in split["folds"]]
+    rest = [f"{text(name)}:{text(value)}" for name, value in sorted(split.items()) if name != "folds"]
+    return "{" + ",\n".join([*rest, '"folds":[\n{' + "},\n{".join(folds) + "}]"]) + "}\n"
+
 def freeze_split(id: str) -> None:
     "Write a data set's split beside its manifest"
-    write(manifest_folder(id) / "splits.json", to_json(draw_split(id)))
+    write(manifest_folder(id) / "splits.json", format_split(draw_split(id)))
 
 def load_split(id: str) -> dict:
     "The frozen split of a data set, checked; drawn by its rule where none is frozen"

@@ -283,7 +283,7 @@ def section_dependencies(section: str, profile: str, data: str | None = None) ->
                 parameters=parameter_values,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
                 files={f: _hash_input(f) for f in sections()[section].files},
-                data={d: import_module("medseg_nb.data.manifest").data_key(d) for d in dataset_ids},
+                data={d: import_module("medseg_nb.data.manifest").section_data_key(d) for d in dataset_ids},
                 versions=code_closure.versions(),
                 precision=", ".join(sorted({c.precision for c in runs})) or "fp64",
                 device=device(profile))
@@ -512,7 +512,7 @@ def lineage(section: str, profile: str, data: str | None = None,
                                                  *([_datasets_in_results(place)] if place else []))
     for name in names:
         facts = read_yaml(manifest_folder(name) / "dataset.yaml")
-        datasets[name] = dict(hash=import_module("medseg_nb.data.manifest").data_key(name),
+        datasets[name] = dict(hash=import_module("medseg_nb.data.manifest").section_data_key(name),
                               synthetic=bool(facts.get("synthetic")))
     return dict(sorted(datasets.items()))
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_MEMBERS', 'SOURCE_OF_TARGET', 'QUALITY_SCORES', 'ESTIMATORS', 'N_HALVINGS', 'INPUT_COLUMNS', 'SCORE_POSITIONS',
-           'DIGITS', 'BAD_ANSWER_DICE', 'ESTIMATOR_PAIRS', 'TARGET_RISKS', 'CONTROLLED_ESTIMATORS', 'PRIMARY_ESTIMATOR',
-           'ESTIMATOR_DESCRIPTIONS', 'ESTIMATOR_COLORS', 'ESTIMATOR_STYLES', 'LEAST_SHARE', 'LABELS', 'select_sources',
-           'FoldRuns', 'list_fold_runs', 'list_runs', 'mean_region_dice', 'compute_quality_scores',
-           'load_channels_last_network', 'rate_answers', 'rate_all_answers', 'iterate_patient_halves', 'fit_ridge',
-           'fit_estimator', 'extract_input_columns', 'add_predicted_dice', 'stack_ranking_scores', 'detection_auc',
+           'BAD_ANSWER_DICE', 'ESTIMATOR_PAIRS', 'TARGET_RISKS', 'CONTROLLED_ESTIMATORS', 'PRIMARY_ESTIMATOR',
+           'ESTIMATOR_DESCRIPTIONS', 'ESTIMATOR_COLORS', 'ESTIMATOR_STYLES', 'select_sources', 'FoldRuns',
+           'list_fold_runs', 'list_runs', 'mean_region_dice', 'compute_quality_scores', 'load_channels_last_network',
+           'rate_answers', 'rate_all_answers', 'iterate_patient_halves', 'fit_ridge', 'fit_estimator',
+           'extract_input_columns', 'add_predicted_dice', 'stack_ranking_scores', 'detection_auc',
            'summarize_estimators', 'summarize_comparisons', 'apply_thresholds', 'control_risk_by_dataset',
            'format_percent', 'summarize_guarantee', 'summarize_workload', 'list_quality_claims', 'plot_predicted_dice',
            'plot_risk_coverage', 'plot_risk_control']
@@ -183,8 +183,6 @@ def extract_input_columns(rows: pd.DataFrame) -> tuple[np.ndarray,
     return rows.assign(oracle=rows.dice)[list(INPUT_COLUMNS)].to_numpy(float), rows.dice.to_numpy(float), np.unique(
         rows.patient.to_numpy(str), return_inverse=True)[1]
 
-DIGITS = 4  # of a mean over halvings, whose luck is larger
-
 # rows with `predicted_` and `error_` columns for each of ESTIMATORS
 def add_predicted_dice(rows: pd.DataFrame) -> pd.DataFrame:
     "Predicted Dice of each answer, and how far it was off, both on the mean over halvings"
@@ -197,7 +195,7 @@ def add_predicted_dice(rows: pd.DataFrame) -> pd.DataFrame:
                                     for name in ESTIMATORS])
             sums[:, :, test] += np.stack([predictions, np.abs(predictions - y[test])])
         names = [f"{kind}_{name}" for kind, name in product(("predicted", "error"), ESTIMATORS)]
-        tables.append(pd.DataFrame((sums.reshape(-1, len(group)).T / N_HALVINGS).round(DIGITS), group.index, names))
+        tables.append(pd.DataFrame(round_six_digits(sums.reshape(-1, len(group)).T / N_HALVINGS), group.index, names))
     return rows.join(pd.concat(tables))
 
 # %% ../../nbs/study/11_quality.ipynb #ffc14e26
@@ -412,10 +410,6 @@ def plot_predicted_dice(rows: pd.DataFrame):
     fig.set_dpi(200)  # of the points, which are thousands and so drawn as one picture
     return _add_legend(fig, axes)
 
-LEAST_SHARE = .1  # of the answers, from which on their mean is drawn; fewer of them are chance
-LABELS = {name: name for name in ESTIMATOR_STYLES} | dict(expected="expected Dice", turns="rotation",
-                                                          together="all scores")
-
 def plot_risk_coverage(rows: pd.DataFrame):
     "Risk by coverage, one panel a set"
     fig, axes, datasets = _dataset_panels(rows, sharey=False)
@@ -424,14 +418,11 @@ def plot_risk_coverage(rows: pd.DataFrame):
         scores, loss = stack_ranking_scores(dataset_rows), 1 - _stack_trainings(dataset_rows, ["dice"])[:, 0]
         for name in (n for n in ESTIMATOR_STYLES if n != "chance"):
             curves = [risk_coverage(s[ESTIMATORS.index(name)], l) for s, l in zip(scores, loss)]
-            share, risk = curves[0][0], np.mean([risk for _, risk in curves], 0)
-            color, line = ESTIMATOR_STYLES[name]
-            ax.plot(share[share >= LEAST_SHARE], risk[share >= LEAST_SHARE], color=color, ls=line, lw=1.2,
-                    label=LABELS[name])
+            ax.plot(curves[0][0], np.mean([risk for _, risk in curves], 0),
+                    color=ESTIMATOR_STYLES[name][0], ls=ESTIMATOR_STYLES[name][1], lw=1.2, label=name)
         ax.axhline(1 - dataset_rows.dice.mean(), color="black", ls=":", lw=1, label="chance")
-        ax.set(xlabel="share retained", xlim=(0, 1), xticks=[0, .5, 1], ylim=(0, None))
-        ax.tick_params(labelsize=7)
-    axes[0][0].set_ylabel("mean 1 − Dice of the retained")
+        ax.set(xlabel="share that stands", xlim=(0, 1), xticks=[0, .5, 1], ylim=(0, None))
+    axes[0][0].set_ylabel("mean 1 − Dice among them")
     return _add_legend(fig, axes)
 
 def _plot_by_target_risk(ax, r: dict, column: str, shift: float):
