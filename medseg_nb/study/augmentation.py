@@ -19,7 +19,7 @@ from ..data.splits import count_training_patients
 from ..evaluation.claims import VERDICTS, judge_claim, load_statements
 from ..evaluation.comparisons import (CONTROL, compare_models, holm, is_above_zero, is_below_zero,
                                               relative_change)
-from ..evaluation.intervals import summarize_patient_scores
+from ..evaluation.intervals import round_six_digits, summarize_patient_scores
 from ..kit.report import BUDGET_COLUMNS, Estimate, Report, name_budgets
 from ..methods.volumes import score_constant_mask
 from ..preparation.corruptions import ARTIFACT_MODALITIES, CT, DERMOSCOPY, MR
