@@ -248,9 +248,8 @@ def describe_cost(reports: Path) -> str:
     values = json.loads(place.read_text(encoding="utf-8"))["values"] if place.is_file() else {}
     seconds = [v for name, v in values.items() if "." in name]
     if not seconds: return ""
-    return (f" Budgets are planned in steps, by a throughput that was measured once; with its checks on validation "
-            f"patients a run of the second stage took {min(seconds):.0f} to {max(seconds):.0f} processor seconds on "
-            "average, by network and set.")
+    return (f" With its checks on validation patients a run of the second stage took {min(seconds):.0f} to "
+            f"{max(seconds):.0f} processor seconds, by network and set.")
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #bf6a4de8

@@ -102,13 +102,11 @@ def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     size = rows.claimed.map(" by a relative gain of {}".format).where(rows.kind == "gain", "")
     by_sentence = rows.assign(tested=rows.statement.map(shorten_statement) + size).groupby("sentence")
     tested = by_sentence.tested.agg(lambda found: "; ".join(dict.fromkeys(found)))
-    found = {"remain": by_sentence.p_holm.agg(lambda p: int((p < .05).sum())),
-             "exceed": by_sentence.control.agg(lambda c: int((c == EXCEEDED).sum())),
-             "controlled": by_sentence.control.count()}
+    remain = by_sentence.p_holm.agg(lambda p: int((p < .05).sum()))
+    exceed = by_sentence.control.agg(lambda c: f"{(c == EXCEEDED).sum()} of {c.count()}" if c.count() else "–")
     return counts.assign(kind=counts.sentence.map(kinds), tested=counts.sentence.map(tested),
-                         **{name: counts.sentence.map(n) for name, n in found.items()})[
-        ["sentence", "kind", "tested", "supported", "refuted", "remain", "exceed", "controlled", "undecided",
-         "one_training"]]
+                         remain=counts.sentence.map(remain), exceed=counts.sentence.map(exceed))[
+        ["sentence", "kind", "tested", "supported", "refuted", "remain", "exceed", "undecided", "one_training"]]
 
 
 # %% ../../nbs/study/26_claims.ipynb #c685d05c
