@@ -39,8 +39,9 @@ from ..data.phantoms import MRI, simulate_patient
 from ..preparation.preprocess import load_prepared_cases
 from ..methods.image_prognosis import (ImageBags, Sources, cell_contributions, encode_bags,
                                                        fit_network)
-from ..methods.prognosis import (N_FOLDS, Endpoint, Inputs, PointScore, boosting, cox, first_case_per_patient, forest,
-                                         logistic, nested_cross_validation, network, outer_folds, predict_across_sets,
+from ..methods.prognosis import (N_FOLDS, Endpoint, Inputs, PointScore, boosting, cox,
+                                         first_case_per_patient, forest, logistic, nested_cross_validation, network,
+                                         outer_folds, predict_across_sets,
                                          risk_of, survival_boosting, survival_forest)
 from ..methods.radiomics import concordance, feature_stability
 from ..kit.report import Estimate, Report
