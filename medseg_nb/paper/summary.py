@@ -350,7 +350,8 @@ def describe_gpu_design(sections: list[PaperSection]) -> list[dict]:  # as rows 
     "What was trained on a GPU at the usual scale"
     rows = select_gpu_rows(sections)
     if not len(rows): return []
-    planned = {d: repeats for s in section_plan("reached", "full").stages for d, repeats in s.sets.items()}
+    stages = section_plan("reached", "full").stages[::-1]  # the first that names a set is its usual scale
+    planned = {d: repeats for s in stages for d, repeats in s.sets.items()}
     return [dict(dataset=dataset, part="training on a GPU", networks=r.model.nunique(),
                  folds=len(planned[dataset].folds), seeds=f"{len(planned[dataset].seeds)}", patients=int(r.n.max()),
                  pixels=int(r["size"].max()), budget=f"{format_number(int(r.images.max()))} images")
