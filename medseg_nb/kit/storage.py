@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'TEXT_MARK', 'COLUMNS_MARK', 'COLUMN_END', 'POINTER_MARK', 'ARCHIVE_TIME', 'XZ_MAGIC', 'SHARDS',
            'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
-           'open_archive', 'pack_archives', 'release_rows', 'shrink_png', 'shrink_svg', 'shrink_pdf']
+           'open_archive', 'pack_archives', 'release_rows', 'shrink_png', 'shorten_uses', 'shrink_svg', 'shrink_pdf']
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
 import base64
@@ -195,6 +195,35 @@ def shrink_png(picture: bytes) -> bytes:
     (red if is_gray else Image.merge("RGB", (red, green, blue))).save(data, "PNG", optimize=True)
     return min(picture, data.getvalue(), key=len)
 
+_USE, _TARGET = re.compile(r"<use [^>]*>"), re.compile(r'href="#([^"]*)"')
+_PLACE, _SHIFT = re.compile(r'\b(x|y)="([^"]*)"'), re.compile(r"translate\(([^)]*)\)")
+_PAINT = re.compile(r' (fill|stroke)="[^"]*"')
+
+def _round_numbers(numbers: str, digits: int) -> str:
+    return " ".join(f"{round(float(n), digits) + 0:.10g}" for n in re.split(r"[\s,]+", numbers))
+
+def _shorten_use(use: str) -> str:  # a hundredth of a point; a tenth of a unit of letters, which have 64 an em and more
+    use = _PLACE.sub(lambda m: f'{m[1]}="{_round_numbers(m[2], 2)}"', use)
+    return _SHIFT.sub(lambda m: f"translate({_round_numbers(m[1], 1)})", use)
+
+def shorten_uses(drawing: str  # SVG, whose definitions are paths that begin with their `id`
+                ) -> str:
+    "Repeated marks and letters with fewer digits; colours that all uses of a mark share stand once, at the mark"
+    drawing = _USE.sub(lambda m: _shorten_use(m[0]), drawing)
+    paints = {}
+    for use in _USE.findall(drawing):
+        paints.setdefault(_TARGET.search(use)[1], set()).add("".join(m[0] for m in _PAINT.finditer(use)))
+    shared = {}
+    for name, (paint, *others) in paints.items():
+        definition = re.search(rf'<path id="{re.escape(name)}"[^>]*?(?=/?>)', drawing)
+        if others or not paint or not definition: continue
+        own = {m[1] for m in _PAINT.finditer(definition[0])}  # wins over what a use says
+        added = "".join(m[0] for m in _PAINT.finditer(paint) if m[1] not in own)
+        shared[name] = definition[0], definition[0] + added
+    for before, after in shared.values(): drawing = drawing.replace(before, after, 1)
+    return _USE.sub(lambda m: _PAINT.sub("", m[0]) if _TARGET.search(m[0])[1] in shared else m[0], drawing)
+
+# %% ../../nbs/library/0_kit/02_storage.ipynb #c420f866
 _PICTURE = re.compile(r"data:image/png;base64,\s*([\w+/=\s]+)")
 
 def shrink_svg(drawing: str) -> str:
@@ -206,7 +235,9 @@ def shrink_svg(drawing: str) -> str:
     options.digits = options.cdigits = 5
     options.group_create = options.group_collapse = options.strip_ids = options.shorten_ids = True
     options.indent_type, options.newlines, options.remove_metadata = "none", False, True
-    return _PICTURE.sub(shrink_picture, scour.scourString(drawing, options))
+    small = _PICTURE.sub(shrink_picture, scour.scourString(drawing, options))
+    link = ' xmlns:xlink="http://www.w3.org/1999/xlink"'  # SVG 2 needs no name space for references
+    return shorten_uses(small.replace(link, "").replace("xlink:href=", "href="))
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #6418c130
 def shrink_pdf(document: bytes) -> bytes:
