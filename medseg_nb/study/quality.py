@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_MEMBERS', 'SOURCE_OF_TARGET', 'QUALITY_SCORES', 'ESTIMATORS', 'N_HALVINGS', 'INPUT_COLUMNS', 'SCORE_POSITIONS',
            'BAD_ANSWER_DICE', 'ESTIMATOR_PAIRS', 'TARGET_RISKS', 'CONTROLLED_ESTIMATORS', 'PRIMARY_ESTIMATOR',
-           'ESTIMATOR_DESCRIPTIONS', 'ESTIMATOR_COLORS', 'ESTIMATOR_STYLES', 'select_sources', 'FoldRuns',
-           'list_fold_runs', 'list_runs', 'mean_region_dice', 'compute_quality_scores', 'load_channels_last_network',
-           'rate_answers', 'rate_all_answers', 'iterate_patient_halves', 'fit_ridge', 'fit_estimator',
-           'extract_input_columns', 'add_predicted_dice', 'stack_ranking_scores', 'detection_auc',
+           'ESTIMATOR_DESCRIPTIONS', 'ESTIMATOR_COLORS', 'ESTIMATOR_STYLES', 'LEAST_SHARE', 'ESTIMATOR_LABELS',
+           'select_sources', 'FoldRuns', 'list_fold_runs', 'list_runs', 'mean_region_dice', 'compute_quality_scores',
+           'load_channels_last_network', 'rate_answers', 'rate_all_answers', 'iterate_patient_halves', 'fit_ridge',
+           'fit_estimator', 'extract_input_columns', 'add_predicted_dice', 'stack_ranking_scores', 'detection_auc',
            'summarize_estimators', 'summarize_comparisons', 'apply_thresholds', 'control_risk_by_dataset',
            'format_percent', 'summarize_guarantee', 'summarize_workload', 'list_quality_claims', 'plot_predicted_dice',
            'plot_risk_coverage', 'plot_risk_control']
@@ -410,19 +410,25 @@ def plot_predicted_dice(rows: pd.DataFrame):
     fig.set_dpi(200)  # of the points, which are thousands and so drawn as one picture
     return _add_legend(fig, axes)
 
+LEAST_SHARE = .1  # of the answers; the mean of fewer is of single cases
+ESTIMATOR_LABELS = dict(expected="expected Dice", turns="rotation", together="all scores", oracle="true Dice")
+
 def plot_risk_coverage(rows: pd.DataFrame):
-    "Risk by coverage, one panel a set"
+    "Risk by coverage from a tenth of the answers on, one panel a set"
     fig, axes, datasets = _dataset_panels(rows, sharey=False)
     for ax, dataset in zip(axes[0], datasets):
         dataset_rows = rows[rows.dataset == dataset]
         scores, loss = stack_ranking_scores(dataset_rows), 1 - _stack_trainings(dataset_rows, ["dice"])[:, 0]
         for name in (n for n in ESTIMATOR_STYLES if n != "chance"):
             curves = [risk_coverage(s[ESTIMATORS.index(name)], l) for s, l in zip(scores, loss)]
-            ax.plot(curves[0][0], np.mean([risk for _, risk in curves], 0),
-                    color=ESTIMATOR_STYLES[name][0], ls=ESTIMATOR_STYLES[name][1], lw=1.2, label=name)
+            share, risk = curves[0][0], np.mean([risk for _, risk in curves], 0)
+            color, line = ESTIMATOR_STYLES[name]
+            ax.plot(share[share >= LEAST_SHARE], risk[share >= LEAST_SHARE], color=color, ls=line, lw=1.2,
+                    label=ESTIMATOR_LABELS.get(name, name))
         ax.axhline(1 - dataset_rows.dice.mean(), color="black", ls=":", lw=1, label="chance")
-        ax.set(xlabel="share that stands", xlim=(0, 1), xticks=[0, .5, 1], ylim=(0, None))
-    axes[0][0].set_ylabel("mean 1 − Dice among them")
+        ax.set(xlabel="share retained", xlim=(0, 1), xticks=[0, .5, 1], ylim=(0, None))
+        ax.tick_params(labelsize=7)
+    axes[0][0].set_ylabel("mean 1 − Dice")
     return _add_legend(fig, axes)
 
 def _plot_by_target_risk(ax, r: dict, column: str, shift: float):

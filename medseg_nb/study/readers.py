@@ -498,6 +498,9 @@ def list_reader_claims(table: pd.DataFrame, effects: pd.DataFrame, dataset: str)
                               f"{dataset}, simulated readers", None))
     return claims
 
+def _spread_rows(center: int, n: int) -> np.ndarray:  # of the marks around their label
+    return center + .13 * (np.arange(n) - (n - 1) / 2)
+
 def plot_reader_agreement(agreement: pd.DataFrame, tests: pd.DataFrame):
     """Left: Dice with interval, readers with each other as squares. Right: a model's agreement minus the readers', with
     the margin"""
@@ -506,25 +509,24 @@ def plot_reader_agreement(agreement: pd.DataFrame, tests: pd.DataFrame):
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, .9 + .5 * len(names)), sharey=True)
     models = list(dict.fromkeys(tests.model))
     for k, name in enumerate(names):
-        for position, (pair_name, r) in enumerate(
-            agreement[(agreement.dataset == name) & ~agreement.who.str.endswith("of all")].set_index("who").iterrows()):
-            one, other = pair_name.split(", ")
+        pairs = agreement[(agreement.dataset == name) & ~agreement.who.str.endswith("of all")]
+        for y, r in zip(_spread_rows(k, len(pairs)), pairs.itertuples()):
+            one, other = r.who.split(", ")
             style = dict(fmt="s" if one == "reader" else "o", mfc=None if other == "reader" else "white",
                          color="0.4" if one == "reader" else f"C{models.index(one)}")
-            left.errorbar(r.dice, k + .12 * position, xerr=[[r.dice - r.dice_low], [r.dice_high - r.dice]],
+            left.errorbar(r.dice, y, xerr=[[r.dice - r.dice_low], [r.dice_high - r.dice]],
                           ms=4, capsize=2, **style)
-        for position, r in enumerate(
-            tests[(tests.dataset == name) & tests.against.isin(["a reader", "others' STAPLE"])].itertuples()):
+        margins = tests[(tests.dataset == name) & tests.against.isin(["a reader", "others' STAPLE"])]
+        for y, r in zip(_spread_rows(k, len(margins)), margins.itertuples()):
             style = dict(fmt="o", mfc=None if r.against == "a reader" else "white", color=f"C{models.index(r.model)}")
-            right.errorbar(r.difference, k + .12 * position,
-                           xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]], ms=4,
-                           capsize=2, **style)
+            right.errorbar(r.difference, y, xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]],
+                           ms=4, capsize=2, **style)
     for x, style in ((0, "-"), (-NON_INFERIORITY_MARGIN, ":")): right.axvline(x, color="0.5", ls=style, lw=.8)
     left.plot([], [], "s", ms=4, color="0.4", label="readers with each other")
     for i, m in enumerate(models): left.plot([], [], "o", ms=4, color=f"C{i}", label=m)
     fig.legend(frameon=False, fontsize=7, loc="lower center", ncols=4, bbox_to_anchor=(.5, -.08))
-    left.set(yticks=np.arange(len(names)) + .2, yticklabels=[n.replace(", ", "\n") for n in names],
-             ylim=(len(names) - .2, -.3), xlabel="mean patient Dice")
+    left.set(yticks=np.arange(len(names)), yticklabels=[n.replace(", ", "\n") for n in names],
+             ylim=(len(names) - .5, -.5), xlabel="mean patient Dice")
     right.set_xlabel("model minus readers, Dice")
     fig.tight_layout()
     return fig
