@@ -524,6 +524,7 @@ def plot_reader_agreement(agreement: pd.DataFrame, tests: pd.DataFrame):
     for x, style in ((0, "-"), (-NON_INFERIORITY_MARGIN, ":")): right.axvline(x, color="0.5", ls=style, lw=.8)
     left.plot([], [], "s", ms=4, color="0.4", label="readers with each other")
     for i, m in enumerate(models): left.plot([], [], "o", ms=4, color=f"C{i}", label=m)
+    left.plot([], [], "o", ms=4, color="0.4", mfc="white", label="hollow: with STAPLE of the others")
     fig.legend(frameon=False, fontsize=7, loc="lower center", ncols=4, bbox_to_anchor=(.5, -.08))
     left.set(yticks=np.arange(len(names)), yticklabels=[n.replace(", ", "\n") for n in names],
              ylim=(len(names) - .5, -.5), xlabel="mean patient Dice")
