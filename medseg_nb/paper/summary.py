@@ -149,7 +149,7 @@ SCORES = "Dice or a share (against readers: plus the margin)"
 # by how an id begins
 WITHOUT_NETWORK = "Dice, U-Net minus a threshold or a constant mask"
 UNITS_OF = {"classical.": WITHOUT_NETWORK, "generalization.zero_shot.": WITHOUT_NETWORK,
-            "xai.above_standard.": "the share of instances", "outcomes.": "AUC or concordance",
+            "xai.above_standard.": "the gap of a map, or of the share of instances", "outcomes.": "AUC or concordance",
             "synthesis.realism": "Fréchet distance"}
 
 def unit_of_claim(claim: str) -> str:  # its id

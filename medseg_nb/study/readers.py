@@ -15,8 +15,8 @@ __all__ = ['ROLES', 'CONSENSUS_METHODS', 'MARGINS', 'N_FAULTS', 'REPAIR_LIMIT_PX
            'compare_dataset', 'slice_step', 'measure_reading', 'tabulate_annotations', 'select_one_row_per_case',
            'summarize_agreement', 'summarize_non_inferiority', 'parse_reader_values', 'summarize_reliability',
            'summarize_sizes', 'simulate_reader_study', 'select_study_rows', 'summarize_simulated_within',
-           'summarize_simulated_between', 'summarize_simulated_effects', 'list_outline_claims', 'list_reader_claims',
-           'plot_reader_agreement', 'plot_size_agreement']
+           'summarize_simulated_between', 'summarize_simulated_effects', 'list_reader_claims', 'plot_reader_agreement',
+           'plot_size_agreement']
 
 # %% ../../nbs/study/20_readers.ipynb #902ede89
 from collections.abc import Iterator, Sequence
@@ -479,14 +479,6 @@ def summarize_simulated_between(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize_simulated_effects(rows: pd.DataFrame) -> pd.DataFrame: return mask_effects(select_study_rows(rows))
 
 # %% ../../nbs/study/20_readers.ipynb #0d4629e8
-def list_outline_claims(agreement: pd.DataFrame) -> list[dict]:
-    "The source's: observers differ; measured is what their Dice lacks of one"
-    between = select_human_readers(agreement[agreement.who == "reader, reader"])
-    return [judge_claim(f"agreement.manual.{r.dataset}", "Outlines drawn by hand differ between observers (measured: "
-                        "one minus their Dice)", "Owen 2024, I Evolution of Image Segmentation Techniques",
-                        "difference", (0, 0), (1 - r.dice, 1 - r.dice_high, 1 - r.dice_low), r.n, r.dataset, None)
-            for r in between.itertuples()]
-
 def list_reader_claims(table: pd.DataFrame, effects: pd.DataFrame, dataset: str) -> list[dict]:
     """The source's: a model agrees with clinicians as well as they do with each other. Ours: the analysis finds the
     saving that was put in"""
