@@ -32,6 +32,8 @@ $(VENV)/cpu.lock: requirements.lock
 paper: env  ## execute what is stale and rebuild the smoke article and supplement (PROFILE=cpu for the real data)
 	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke) -j 2
 
+# two workers on two cores: threads of their own would wait for each other
+test: export OMP_NUM_THREADS := 1
 test: env  ## export check, every notebook's tests, tests/
 	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
