@@ -305,8 +305,8 @@ def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
 # %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
 DESIGN_CAPTION = ("What the benchmark and longer training compared. Folds are by patient; seeds are those of each "
                   "network, and in parentheses those of U-Net where it was repeated as a control. Patients or other "
-                  "units: tested over all folds that were run. Budget: planned seconds of one processor thread, or how many training "
-                  "images each network was shown, repetitions counted.")
+                  "units: tested over all folds that were run. Budget: planned seconds of one processor thread, or how "
+                  "many training images each network was shown, repetitions counted.")
 READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect, with the share of series "
                    "where outcomes differ. *Wrong*: a volume other than the one that was written. The last row has a "
                    "defect that no header tells.")
@@ -409,8 +409,8 @@ def compose_overview(sections: dict[str, PaperSection], reports: Path) -> tuple[
     "The steps of the study"
     if not list_steps([*sections.values()]): return None
     return (draw_overview([*sections.values()]),
-            "The parts of the study, each with its sections that have results here. Measurements of all of them go into "
-            "the verdicts.")
+            "The parts of the study, each with its sections that have results here. Measurements of all of them go "
+            "into the verdicts.")
 
 def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Claims that an interval decided"

@@ -519,7 +519,8 @@ def plot_reader_agreement(agreement: pd.DataFrame, tests: pd.DataFrame):
         margins = tests[(tests.dataset == name) & tests.against.isin(["a reader", "others' STAPLE"])]
         for y, r in zip(_spread_rows(k, len(margins)), margins.itertuples()):
             style = dict(fmt="o", mfc=None if r.against == "a reader" else "white", color=f"C{models.index(r.model)}")
-            right.errorbar(r.difference, y, xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]],
+            right.errorbar(r.difference, y,
+                           xerr=[[r.difference - r.difference_low], [r.difference_high - r.difference]],
                            ms=4, capsize=2, **style)
     for x, style in ((0, "-"), (-NON_INFERIORITY_MARGIN, ":")): right.axvline(x, color="0.5", ls=style, lw=.8)
     left.plot([], [], "s", ms=4, color="0.4", label="readers with each other")
