@@ -11,7 +11,7 @@ __all__ = ['SUPPORTED', 'REFUTED', 'INK', 'PAPER', 'SET_COLOR', 'STEPS', 'STEP_S
            'draw_claims', 'seen_from_hybrid', 'volume_controls', 'hybrid_differences', 'draw_opponents', 'lowest_shown',
            'draw_curves', 'describe_cost', 'map_panels', 'draw_maps', 'describe_reading', 'select_gpu_rows',
            'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe', 'describe_gpu_design',
-           'load_longer_settings', 'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents',
+           'longer_settings', 'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents',
            'compose_maps', 'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
@@ -146,8 +146,8 @@ def draw_claims_of_unit(ax, decided: pd.DataFrame, unit: str) -> None:
 
 MAX_CLAIMS_HEIGHT = 9.2  # inches; with its caption a page holds no more
 SCORES = "Dice or a share (against readers: plus the margin)"
-# by how an id begins
 WITHOUT_NETWORK = "Dice, U-Net minus a threshold or a constant mask"
+# by how an id begins
 UNITS_OF = {"classical.": WITHOUT_NETWORK, "generalization.zero_shot.": WITHOUT_NETWORK,
             "xai.above_standard.": "the gap of a map, or of the share of instances", "outcomes.": "AUC or concordance",
             "synthesis.realism": "Fréchet distance"}
@@ -382,7 +382,7 @@ def describe_gpu_design(sections: list[PaperSection]) -> list[dict]:  # as rows 
                  budget=f"{format_number(int(r.images.max()))} images")
             for dataset, r in rows.groupby("dataset", sort=False)]
 
-def load_longer_settings(plan: TrainingPlan, part: str) -> dict:
+def longer_settings(plan: TrainingPlan, part: str) -> dict:  # instead of the plan's; none for the benchmark
     return plan.convergence.settings if part == "longer" and plan.convergence else {}
 
 def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
@@ -394,7 +394,7 @@ def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
         for dataset, r in table[table.budget_s.notna()].groupby("dataset", sort=False):
             folds, seeds = planned_repeats(plan, part, dataset)
             budgets = " to ".join(f"{s:g}" for s in sorted({r.budget_s.min(), r.budget_s.max()}))
-            settings = asdict(Config(dataset, "unet", **plan.settings)) | load_longer_settings(plan, part)
+            settings = asdict(Config(dataset, "unet", **plan.settings)) | longer_settings(plan, part)
             rates = len(plan.convergence.stages[0].rates.values) if part == "longer" and plan.convergence else 1
             rows.append(dict(dataset=dataset, part=part, networks=r.model.nunique(), folds=folds, seeds=seeds,
                              patients=int(r.n.max()), pixels=settings["size"], **describe_recipe(settings, rates),
