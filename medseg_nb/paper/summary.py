@@ -431,7 +431,7 @@ def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple
     return draw_opponents(rows), (
         "Dice of the hybrids minus that of each opponent at an equal planned budget on held-out patients or images "
         f"({_count_cases(rows)}), with 95 % intervals over these and training runs. Hollow: the control of U-Net "
-        f"against itself with other seeds.{describe_cost(reports)}")
+        f"against itself with other seeds, on volumes that of the ablations.{describe_cost(reports)}")
 
 def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Where maps of explanation point"
