@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
-           'MAX_DRAWS', 'ARMS', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'list_domain_pairs',
-           'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
-           'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_unaugmented_runs',
-           'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs',
-           'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network', 'score_on_target',
+           'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'MIN_PAIRS',
+           'REASONS', 'list_domain_pairs', 'list_multisite_datasets', 'test_site', 'site_pair_names',
+           'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs', 'list_source_runs',
+           'list_few_shot_runs', 'list_translation_runs', 'list_unaugmented_runs', 'list_leave_site_out_runs',
+           'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs', 'reject_image_splits',
+           'list_runs', 'score_on_dataset', 'load_run_network', 'add_promises', 'score_on_target', 'score_at_home',
            'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
-           'collect_domain_pair_rows', 'forgetting_rows', 'collect_site_rows', 'collect_scanner_shift_rows',
-           'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot',
-           'summarize_gains', 'summarize_adaptation', 'summarize_forgetting', 'summarize_diversity', 'paired_lead',
-           'summarize_carried', 'summarize_shift', 'join_shift_and_change', 'shift_change_correlation',
+           'collect_domain_pair_rows', 'translated_rows', 'forgetting_rows', 'collect_site_rows',
+           'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot',
+           'summarize_few_shot', 'summarize_gains', 'summarize_adaptation', 'summarize_forgetting',
+           'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_promises', 'collect_losses',
+           'summarize_reasons', 'summarize_shift', 'join_shift_and_change', 'shift_change_correlation',
            'describe_budgets', 'list_generalization_claims', 'plot_few_shot', 'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, product
@@ -38,6 +40,10 @@ from ..methods.shift import (FEATURES, NORMALIZED_FEATURES, adapt_batch_norm, ch
                                      appearance_distance, appearance_gaps, split_patients_in_half, patient_appearance,
                                      average_by_patient, load_prepared_set, domain_auc, match_amplitudes,
                                      match_histograms, minimize_entropy)
+from ..methods import head_tuning
+from ..methods.translated_runs import translated_run, translation_run
+from ..methods.uncertainty import expected_dice
+from ..evaluation.metrics import calibration_error
 from ..data.splits import MIN_SITE_PATIENTS, fold_indices, list_folds, kfold, site_folds
 from ..evaluation.intervals import contrast
 from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, contrast_splits, seed_control_pair,
@@ -69,6 +75,7 @@ def site_pair_names(dataset: str, k: int) -> tuple[str, str]:
 MIN_TEST_PATIENTS = 8  # patients that stay for testing
 MAX_DRAWS = 100_000    # of training patients, in search of one hospital's
 ARMS = dict(one="one hospital", several="several hospitals")  # where the training patients come from
+TRANSLATION_WAYS = ("CycleGAN, tested images", "CycleGAN, training images", "longer training")
 
 def effective_profile(profile: str, dataset: str) -> str:
     return "smoke" if dataset.startswith("phantom_") else profile  # phantoms are small
@@ -108,11 +115,24 @@ def list_few_shot_runs(profile: str, source: str, target: str) -> list[tuple[str
         for draw, test_fold in enumerate(test_folds):
             start_run = source_runs[draw % len(source_runs)]
             few_run = replace(start_run, dataset=target, fold=test_fold, seed=draw, patients=k, draw=draw)
-            runs.append(("fine-tuned", k, replace(few_run, start=start_run, steps=start_run.steps // 10,
-                                                  rate=start_run.rate / 2)))
+            tuned = replace(few_run, start=start_run, steps=start_run.steps // 10, rate=start_run.rate / 2)
+            runs += [("fine-tuned", k, tuned), ("head only", k, replace(tuned, task=head_tuning.TASK))]
             runs.append(("from scratch", k, replace(few_run, steps=start_run.steps // 5)))
     return runs + [("all patients", n_patients, replace(source_runs[0], dataset=target, fold=test_fold, seed=0))
                    for test_fold in dict.fromkeys(test_folds) if plan.everybody]
+
+# way, source's run, fold of the target, run
+def list_translation_runs(profile: str, source: str, target: str) -> list[tuple[str, Config, int, Config]]:
+    "Of each of the source's runs: CycleGAN, U-Net taught on what it redraws, and U-Net taught as long without it"
+    settings, source_runs = few_shot_plan(profile, source).translation, list_source_runs(profile, source)
+    runs = []
+    for c, test_fold in zip(source_runs, select_test_folds(target, len(source_runs))):
+        translation = translation_run(c, target, test_fold, **settings)
+        adapted = translated_run(translation)
+        untranslated = replace(c, start=c, steps=adapted.steps, rate=adapted.rate)
+        runs += [(way, c, test_fold, run) for way, run in
+                 zip(TRANSLATION_WAYS, (translation, adapted, untranslated), strict=True)]
+    return runs
 
 def list_unaugmented_runs(profile: str, source: str) -> list[Config]:
     "A source's first run without augmentation; where the benchmark's augmentation is asked about"
@@ -187,7 +207,9 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     for d in list_multisite_datasets(datasets):
         for side in list_leave_site_out_runs(profile, d): runs += side
         runs += [c for _, _, c in list_diversity_runs(profile, d)]
-    for s, t in list_domain_pairs(datasets): runs += [c for _, _, c in list_few_shot_runs(profile, s, t)]
+    for s, t in list_domain_pairs(datasets):
+        runs += [c for _, _, c in list_few_shot_runs(profile, s, t)]
+        runs += [c for *_, c in list_translation_runs(profile, s, t)]
     return list(reject_image_splits(list(dict.fromkeys(runs))))
 
 # %% ../../nbs/study/23_generalization.ipynb #33c3a920
@@ -205,9 +227,30 @@ def score_on_dataset(config: Config, net,
 
 def load_run_network(config: Config): return load_run(run_training(config, weights=True).name)[1]
 
-def score_on_target(config: Config, dataset: str) -> pd.DataFrame:
-    return score_on_dataset(config, load_run_network(config), dataset, range(len(load_cases(dataset))))
+def add_promises(rows: pd.DataFrame, config: Config, dataset: str, positions: Sequence[int],
+                 images: np.ndarray | None = None) -> pd.DataFrame:  # with columns promised and calibration_error
+    "Per-case rows with the Dice that the network's own probabilities promise, and how far they are off"
+    from medseg_nb.training.inference import probabilities
+    prepared, masks = load_prepared_set(dataset, config.shape, config.normalise)
+    images, regions, table = prepared if images is None else images, load_manifest(dataset).scored_regions, []
+    for i, p in zip(positions, probabilities(load_run_network(config), images[list(positions)])):
+        p = p.numpy()
+        promised = [expected_dice(p[values].sum(0), np.isin(p.argmax(0), values)) for values in regions.values()]
+        table.append(dict(case=load_cases(dataset)[i].id, promised=float(np.mean(promised)),
+                          calibration_error=calibration_error(p, masks[i])))
+    return rows.drop(columns="calibration_error", errors="ignore").merge(pd.DataFrame(table), on="case")
 
+def score_on_target(config: Config, dataset: str) -> pd.DataFrame:
+    positions = range(len(load_cases(dataset)))
+    rows = score_on_dataset(config, load_run_network(config), dataset, positions)
+    return add_promises(rows, config, dataset, positions)
+
+def score_at_home(config: Config) -> pd.DataFrame:
+    "A run's own rows, with what it promises"
+    return add_promises(stored_rows(config), config, config.dataset,
+                        fold_indices(config.dataset, config.fold, config.unit)[1])
+
+PROMISES = ("promised", "calibration_error")
 NETWORK_ADAPTATIONS = {"batch statistics": adapt_batch_norm, "entropy": minimize_entropy}
 IMAGE_ADAPTATIONS = {"histograms": match_histograms, "amplitudes": match_amplitudes}
 
@@ -241,8 +284,9 @@ def score_scanner_shift(config: Config, shift: float) -> pd.DataFrame:
     images = np.stack(
         [np.moveaxis(resolve("medseg_nb.preparation.preprocess", config.normalise, "normalisation")(x), -1, 0)
          for x in simulate_scanner_shift(config, shift)])
-    return score_on_dataset(config, load_run_network(config), config.dataset,
-                            fold_indices(config.dataset, config.fold)[1], images)
+    positions = fold_indices(config.dataset, config.fold)[1]
+    rows = score_on_dataset(config, load_run_network(config), config.dataset, positions, images)
+    return add_promises(rows, config, config.dataset, positions, images)
 
 # %% ../../nbs/study/23_generalization.ipynb #e11b7e88
 def score_domain_baselines(config: Config,           # its training patients are learnt from
@@ -273,10 +317,10 @@ def collect_domain_pair_rows(profile: str, source: str, target: str) -> pd.DataF
     parts, unaugmented = [], list_unaugmented_runs(profile, source)
     for name, c in [*product(["unet"], runs), *product(["unet, no augmentation"], unaugmented)]:
         away = target_rows[c] if c in target_rows else score_on_target(c, target)
-        parts += [rows.assign(part=part, method=name) for part, rows in (("home", stored_rows(c)), ("away", away))]
+        parts += [rows.assign(part=part, method=name) for part, rows in (("home", score_at_home(c)), ("away", away))]
     parts += [score_domain_baselines(c, fold_indices(source, c.fold)[1], target)
               for c in {c.fold: c for c in runs}.values()]
-    parts += [adapted_rows(c, target) for c in runs]
+    parts += [*[adapted_rows(c, target) for c in runs], *translated_rows(profile, source, target)]
     for draw, test_fold in enumerate(select_test_folds(target, few_shot_plan(profile, source).draws)):
         test_ids = {load_cases(target)[i].id for i in fold_indices(target, test_fold)[1]}
         rows = target_rows[runs[draw % len(runs)]]
@@ -286,6 +330,13 @@ def collect_domain_pair_rows(profile: str, source: str, target: str) -> pd.DataF
     parts += [stored_rows(c).assign(part="few-shot", method=start, k=k) for start, k, c in few_shot_runs]
     parts += [forgetting_rows(c, k) for start, k, c in few_shot_runs if start == "fine-tuned"]
     return pd.concat(parts, ignore_index=True).assign(source=source, target=target)
+
+def translated_rows(profile: str, source: str, target: str) -> Iterator[pd.DataFrame]:
+    "Rows of a fold's test patients, named by the source's run that each way of translation starts from"
+    for way, home, test_fold, c in list_translation_runs(profile, source, target):
+        rows = stored_rows(c) if c.dataset == target else score_on_dataset(
+            c, load_run_network(c), target, fold_indices(target, test_fold)[1])
+        yield rows.assign(part="adapted", method=way, fold=home.fold, seed=home.seed)
 
 def forgetting_rows(config: Config, patients: int) -> pd.DataFrame:
     "Rows of a fine-tuned run and of the run that it started from, on the source's test patients"
@@ -309,12 +360,12 @@ def collect_site_rows(profile: str, dataset: str) -> pd.DataFrame:
             raise InputError(dataset, "has other hospitals than its frozen split tells", "mend the manifest's `site`")
     def baseline_rows(c): return score_domain_baselines(c, fold_indices(dataset, c.fold, c.unit)[1])
     patient_split_rows, parts = [], []
-    for c in by_patient: patient_split_rows += [stored_rows(c).assign(method="unet"), baseline_rows(c)]
+    for c in by_patient: patient_split_rows += [score_at_home(c).assign(method="unet"), baseline_rows(c)]
     patient_split_rows = pd.concat(patient_split_rows)
     for k, c in enumerate(by_site):
         test_positions = fold_indices(dataset, k, "site")[1]
         training_id = len(by_patient) + k  # this training is none of those by patient
-        site_split_rows = pd.concat([stored_rows(c).assign(method="unet"), baseline_rows(c)]).assign(fold=training_id)
+        site_split_rows = pd.concat([score_at_home(c).assign(method="unet"), baseline_rows(c)]).assign(fold=training_id)
         adaptation_rows = adapted_rows(c, dataset, test_positions).assign(fold=training_id)
         tables = [patient_split_rows[patient_split_rows.patient.isin(site_split_rows.patient)].assign(part="home"),
                   site_split_rows.assign(part="away"), adaptation_rows]
@@ -326,7 +377,7 @@ def collect_site_rows(profile: str, dataset: str) -> pd.DataFrame:
 
 def collect_scanner_shift_rows(config: Config) -> pd.DataFrame:
     "Rows of the same test patients with the scanner shifted step by step"
-    source_rows = stored_rows(config)
+    source_rows = score_at_home(config)
     parts = []
     for level in SCANNER_SHIFT_LEVELS:
         sides = dict(home=source_rows, away=score_scanner_shift(config, level))
@@ -411,12 +462,13 @@ def summarize_few_shot(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records).rename(columns=dict(n_dice="n")).astype(dict(patients=int))
 
 def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
-    "Fine-tuning minus the untouched source run, and minus training from scratch, on the same test patients and draws"
+    "Fine-tuning minus the untouched source run, from scratch, and of the head alone, on the same patients and draws"
     records = []
     for (source, target), group in rows[rows.part == "few-shot"].groupby(["source", "target"], sort=False):
         rows_by_start = dict(iter(group.groupby(["method", "k"])))
         for k in sorted(k for name, k in rows_by_start if name == "fine-tuned"):
-            for name, other in [("zero-shot", ("zero-shot", 0)), ("from scratch", ("from scratch", k))]:
+            for name, other in [("zero-shot", ("zero-shot", 0)), ("from scratch", ("from scratch", k)),
+                                ("head only", ("head only", k))]:
                 records.append(dict(source=source, target=target, patients=int(k), against=name,
                                     **compare_models(rows_by_start["fine-tuned", k], rows_by_start[other], "dice")))
     table = pd.DataFrame(records)
@@ -426,13 +478,13 @@ def summarize_adaptation(rows: pd.DataFrame) -> pd.DataFrame:
     "Adapted to unlabelled images minus not adapted, on the same patients"
     records = []
     for (source, target), group in _group_by_pair(rows[rows.part.isin(["away", "adapted"])]):
-        rows_before = group[(group.part == "away") & (group.method == "unet")]
-        away_cells = _mean_cells(patient_matrix(rows_before, "dice"), "away")
-        del away_cells["n_away"]
+        away = group[(group.part == "away") & (group.method == "unet")]
         for method, rows_after in group[group.part == "adapted"].groupby("method", sort=False):
-            records.append(dict(source=source, target=target, method=method) | away_cells
+            rows_before = away[away.patient.isin(rows_after.patient)]
+            records.append(dict(source=source, target=target, method=method)
+                           | _mean_cells(patient_matrix(rows_before, "dice"), "away")
                            | compare_models(rows_after, rows_before, "dice"))
-    table = pd.DataFrame(records)
+    table = pd.DataFrame(records).drop(columns="n_away")
     return table.assign(p_holm=holm(table.p))
 
 def summarize_forgetting(rows: pd.DataFrame) -> pd.DataFrame:
@@ -479,6 +531,55 @@ def summarize_carried(rows: pd.DataFrame) -> pd.DataFrame:
                            | _mean_cells(target_lead, "away") | compute_domain_change(source_lead, target_lead))
     table = pd.DataFrame(records).rename(columns=dict(n_away="n"))
     return table.assign(p_holm=holm(table.p))
+
+# %% ../../nbs/study/23_generalization.ipynb #d556282c
+def summarize_promises(rows: pd.DataFrame) -> pd.DataFrame:
+    "U-Net's change away from home, the change that its probabilities promise, the error of that, and of calibration"
+    records = []
+    for (source, target), pair in _group_by_pair(rows[rows.part.isin(["home", "away"]) & (rows.method == "unet")]):
+        pair = pair[pair.dice.notna()]
+        pair = pair.assign(change=pair.dice, error=pair.promised - pair.dice, calibration=pair.calibration_error)
+        record = dict(source=source, target=target, method="unet")
+        for name in ("change", "promised", "error", "calibration"):
+            home, away = (patient_matrix(pair[pair.part == p], name) for p in ("home", "away"))
+            moved = compute_domain_change(home, away)
+            record |= {f"{name}{end}": moved[f"change{end}"] for end in ("", "_low", "_high")}
+        records.append(record | dict(n=len(away), trainings=moved["trainings"]))
+    return pd.DataFrame(records)
+
+# %% ../../nbs/study/23_generalization.ipynb #58e568bc
+MIN_PAIRS = 3  # for a mixed model
+REASONS = dict(intensity=("brightness", "contrast", "colour"), texture=NORMALIZED_FEATURES)
+
+def collect_losses(rows: pd.DataFrame) -> pd.DataFrame:  # pair, patient, loss, intensity, texture, size
+    "Patients of real targets: Dice lost against the mean at home, distance from the source's patients, lesion size"
+    tables = []
+    real = rows[~rows.source.str.startswith("phantom_")]
+    for (source, target), pair in real.groupby(["source", "target"], sort=False):
+        unet_rows = pair[pair.method == "unet"]
+        home, away = (patient_matrix(unet_rows[unet_rows.part == p], "dice") for p in ("home", "away"))
+        if away.empty: continue
+        look = [pair[(pair.part == "look") & (pair.side == side)].set_index("patient") for side in ("source", "target")]
+        values = [side[[*FEATURES, "lesion"]] for side in look]
+        distances = (values[1] - values[0].mean()).abs() / values[0].std().clip(lower=1e-6)
+        table = pd.DataFrame({name: np.log1p(distances[list(features)].mean(axis=1))
+                              for name, features in REASONS.items()})
+        table["size"] = np.log2(values[1].lesion.clip(lower=1e-4) / values[0].lesion.mean())
+        table["loss"] = home.mean(axis=1).mean() - away.mean(axis=1)
+        tables.append(table.dropna().assign(pair=f"{source} to {target}").reset_index())
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["pair"])
+
+def summarize_reasons(losses: pd.DataFrame) -> pd.DataFrame:
+    "Loss of Dice per standard deviation of each reason, from a linear model with an intercept for each pair"
+    from statsmodels.regression.mixed_linear_model import MixedLM
+    terms = [*REASONS, "size"]
+    z = (losses[terms] - losses[terms].mean()) / losses[terms].std()
+    fit = MixedLM(losses.loss, z.assign(intercept=1.), losses.pair).fit()
+    ends = fit.conf_int().loc[terms]
+    table = pd.DataFrame(dict(term=terms, coefficient=fit.params[terms], coefficient_low=ends[0],
+                              coefficient_high=ends[1], p=fit.pvalues[terms], n=len(losses),
+                              pairs=losses.pair.nunique()))
+    return table.assign(p_holm=holm(table.p)).reset_index(drop=True)
 
 # %% ../../nbs/study/23_generalization.ipynb #59d90f33
 def summarize_shift(rows: pd.DataFrame) -> pd.DataFrame:

@@ -98,6 +98,7 @@ class FewShotPlan(Entry):
     settings: Settings      # of U-Net, instead of the benchmark's
     diverse: int | None     # training patients of one hospital, and as many of several; None: not compared
     unaugmented: list[str]  # sources that are trained without augmentation too
+    translation: Settings   # of CycleGAN, beside U-Net's
 
 class FewerLabelsPlan(Entry):
     "Networks that learn from few labels"
