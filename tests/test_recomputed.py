@@ -362,6 +362,68 @@ def test_moved_networks_are_compared_on_the_same_patients(reports, name):
     none(faults)
 
 
+def of_pair(rows, source, target):
+    "Rows of a source and a target, or of all hospitals that were left out"
+    pooled = rows.target.str.contains(", ") & ~rows.target.str.contains("dial|half")
+    return rows[pooled if source == "the other hospitals" else (rows.source == source) & (rows.target == target)]
+
+
+def test_promised_changes_are_those_of_the_means(reports):
+    stored, faults = table(reports, "generalization", "foretold"), []
+    rows = rows_of(reports, "generalization", "part in ('home', 'away') & method == 'unet' & dice.notna()")
+    for row in stored.to_dict("records"):
+        here = of_pair(rows, row["source"], row["target"])
+        cells = here.groupby(["part", "patient", "fold", "seed"])[["dice", "promised", "calibration_error"]].mean()
+        change = cells.groupby(["part", "patient"]).mean().groupby("part").mean()
+        change = change.loc["away"] - change.loc["home"]
+        expected = dict(change=change.dice, promised=change.promised, error=change.promised - change.dice,
+                        calibration=change.calibration_error, n=here[here.part == "away"].patient.nunique())
+        faults += [(row["target"], k, row[k], v) for k, v in expected.items()
+                   if abs(row[k] - v) > 2e-6 or not row.get(f"{k}_low", -9) <= row[k] <= row.get(f"{k}_high", 999)]
+    none(faults)
+
+
+def test_reasons_are_those_of_a_mixed_model_that_is_solved_by_hand(reports):
+    "The random intercept's share by restricted likelihood, on a grid that closes in; coefficients by weighted squares"
+    stored, rows, parts = table(reports, "generalization", "reasons"), rows_of(reports, "generalization"), []
+    looks = ["brightness", "contrast", "colour", "skewness", "sharpness", "noise", "vignette"]
+    rows = rows[~rows.source.str.startswith("phantom")]
+    for names, pair in rows.groupby(["source", "target"]):
+        if not (pair.part == "away").any(): continue
+        per_run = pair[(pair.method == "unet") & (pair.part == "home")].groupby(["patient", "fold", "seed"]).dice.mean()
+        source, target = (pair[pair.side == side].set_index("patient") for side in ("source", "target"))
+        away = pair[(pair.method == "unet") & (pair.part == "away")].groupby(["patient", "fold", "seed"]).dice.mean()
+        far = ((target[looks] - source[looks].mean()).abs() / source[looks].std().clip(lower=1e-6))
+        part = pd.DataFrame({"intensity": np.log1p(far[looks[:3]].mean(axis=1)),
+                             "texture": np.log1p(far[looks[3:]].mean(axis=1)),
+                             "size": np.log2(target.lesion.clip(lower=1e-4) / source.lesion.mean()),
+                             "loss": per_run.groupby("patient").mean().mean() - away.groupby("patient").mean()})
+        parts.append(part.dropna().assign(pair=str(names)))
+    data = pd.concat(parts)
+    z = ((data[stored.term] - data[stored.term].mean()) / data[stored.term].std()).assign(one=1.).to_numpy()
+    y, groups = data.loss.to_numpy(), [np.flatnonzero(data.pair == g) for g in data.pair.unique()]
+
+    def solve(ratio):  # variance of intercepts over that of patients
+        a, b, c, logs = np.zeros((z.shape[1],) * 2), np.zeros(z.shape[1]), 0., 0.
+        for i in groups:
+            inverse = np.eye(len(i)) - ratio / (1 + ratio * len(i))
+            a, b, c = a + z[i].T @ inverse @ z[i], b + z[i].T @ inverse @ y[i], c + y[i] @ inverse @ y[i]
+            logs += math.log(1 + ratio * len(i))
+        beta = np.linalg.solve(a, b)
+        free = len(y) - len(beta)
+        return free * math.log((c - b @ beta) / free) + logs + np.linalg.slogdet(a)[1], beta
+
+    low, high = -8., 8.
+    for _ in range(4):
+        grid = np.linspace(low, high, 81)
+        best = min(grid, key=lambda x: solve(math.exp(x))[0])
+        low, high = best - (grid[1] - grid[0]), best + (grid[1] - grid[0])
+    beta = solve(math.exp(best))[1]
+    assert stored.n.eq(len(data)).all() and stored.pairs.eq(len(groups)).all()
+    assert np.allclose(stored.coefficient, beta[:-1], atol=2e-4), (stored.coefficient.tolist(), beta)
+    assert (stored.coefficient_low < stored.coefficient).all() and (stored.coefficient < stored.coefficient_high).all()
+
+
 def test_leakage_compares_the_same_images(reports):
     """The split by image minus the split by patient; folds are no trainings of a patient here, since a split by image
     tests one patient in several. A patient's mean is over its images and then over seeds, or over both at once: the two

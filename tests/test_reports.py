@@ -271,6 +271,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
                 "failures"),
     ("errors", "imbalance"): without_shares,
     **summaries(generalization, "zero_shot", "few_shot", "forgetting", "adaptation", "diversity", "carried", "shift"),
+    ("generalization", "foretold"): generalization.summarize_promises,
+    ("generalization", "reasons"): lambda rows: generalization.summarize_reasons(generalization.collect_losses(rows)),
     ("generalization", "gains"): lambda rows: generalization.summarize_gains(rows).assign(method="fine-tuned"),
     ("data", "sizes"): summarize_sizes,
     ("data", "prevalence"): summarize_prevalence,
