@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
            'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'MIN_PAIRS',
-           'REASONS', 'list_domain_pairs', 'list_multisite_datasets', 'test_site', 'site_pair_names',
-           'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs', 'list_source_runs',
-           'list_few_shot_runs', 'list_translation_runs', 'list_unaugmented_runs', 'list_leave_site_out_runs',
-           'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs', 'reject_image_splits',
-           'list_runs', 'score_on_dataset', 'load_run_network', 'add_promises', 'score_on_target', 'score_at_home',
-           'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
-           'collect_domain_pair_rows', 'translated_rows', 'forgetting_rows', 'collect_site_rows',
-           'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot',
-           'summarize_few_shot', 'summarize_gains', 'summarize_adaptation', 'summarize_forgetting',
-           'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_promises', 'collect_losses',
-           'summarize_reasons', 'summarize_shift', 'join_shift_and_change', 'shift_change_correlation',
-           'describe_budgets', 'list_generalization_claims', 'plot_few_shot', 'plot_change_by_shift']
+           'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs', 'list_multisite_datasets', 'test_site',
+           'site_pair_names', 'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs',
+           'list_source_runs', 'list_few_shot_runs', 'list_translation_runs', 'list_unaugmented_runs',
+           'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs',
+           'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network', 'add_promises',
+           'score_on_target', 'score_at_home', 'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift',
+           'score_domain_baselines', 'collect_domain_pair_rows', 'translated_rows', 'forgetting_rows',
+           'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change',
+           'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains', 'summarize_recovery', 'summarize_adaptation',
+           'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_promises',
+           'collect_losses', 'summarize_reasons', 'summarize_shift', 'join_shift_and_change',
+           'shift_change_correlation', 'describe_budgets', 'list_generalization_claims', 'plot_few_shot',
+           'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Iterator, Sequence
@@ -62,8 +63,10 @@ DOMAIN_PAIRS = [("phantom_skin", "phantom_skin_elsewhere"),
 N_TESTABLE_SITES = dict(lgg_kaggle3m=4)
 ALL_SITES = "every hospital"
 # sets whose scanner is shifted step by step
-SCANNER_SHIFT_DATASETS, SCANNER_SHIFT_LEVELS = ("phantom_skin",), (.5, 1., 1.5, 2.)
+SCANNER_SHIFT_DATASETS, SCANNER_SHIFT_LEVELS = ("phantom_skin",), (0., .5, 1., 1.5, 2.)
 
+def is_dial(target: str) -> bool: return ", dial " in target
+def is_elsewhere(target: str) -> bool: return not target.endswith(", dial 0")  # where the dial is not turned
 def list_domain_pairs(datasets: Sequence[str]) -> list[tuple[str, str]]:
     return [p for p in DOMAIN_PAIRS if set(p) <= set(datasets)]
 def list_multisite_datasets(datasets: Sequence[str]) -> list[str]: return [d for d in N_TESTABLE_SITES if d in datasets]
@@ -254,17 +257,20 @@ PROMISES = ("promised", "calibration_error")
 NETWORK_ADAPTATIONS = {"batch statistics": adapt_batch_norm, "entropy": minimize_entropy}
 IMAGE_ADAPTATIONS = {"histograms": match_histograms, "amplitudes": match_amplitudes}
 
-def adapted_rows(config: Config, dataset: str, positions: Sequence[int] | None = None) -> pd.DataFrame:
+def adapted_rows(config: Config, dataset: str, positions: Sequence[int] | None = None,
+                 images: np.ndarray | None = None,  # of all cases of the set as a network sees them, if not its own
+                ) -> pd.DataFrame:
     """Scores after adaptations without labels; a network adapts to the images of one half of the patients, is tested
     on the other half, and the other way round"""
-    net, (images, _) = load_run_network(config), load_prepared_set(dataset, config.shape, config.normalise)
+    net = load_run_network(config)
+    images = load_prepared_set(dataset, config.shape, config.normalise)[0] if images is None else images
     positions = range(len(images)) if positions is None else positions
     patients = {i: load_cases(dataset)[i].patient for i in positions}
     parts = []
     for a, b in split_patients_in_half(list(patients.values())):
         half, other_half = ([i for i in patients if patients[i] in side] for side in (a, b))
         for name, adapt in NETWORK_ADAPTATIONS.items():
-            rows = score_on_dataset(config, adapt(net, images[half]), dataset, other_half)
+            rows = score_on_dataset(config, adapt(net, images[half]), dataset, other_half, images)
             parts.append(rows.assign(method=name))
     source_images = load_prepared_set(config.dataset, config.shape, config.normalise)[0][training_cases(config)]
     for name, match in IMAGE_ADAPTATIONS.items():
@@ -274,19 +280,19 @@ def adapted_rows(config: Config, dataset: str, positions: Sequence[int] | None =
     return pd.concat(parts, ignore_index=True).assign(part="adapted")
 
 def simulate_scanner_shift(config: Config, shift: float) -> np.ndarray:  # (case, channel, row, column), 0 to 1
-    "A set's images as the shifted scanner shows them"
+    "A set's images as the shifted scanner shows them; without a shift they are rounded to grey values"
     images = np.moveaxis(np.asarray(load_prepared_set(config.dataset, config.shape, "none")[0], float), 1, -1)
     return np.stack([apply_scanner_shift(255 * x, c.id, shift) / 255
                      for x, c in zip(images, load_cases(config.dataset))])
 
-def score_scanner_shift(config: Config, shift: float) -> pd.DataFrame:
+def score_scanner_shift(config: Config, shift: float) -> tuple[pd.DataFrame, pd.DataFrame]:  # as it is, adapted
     "Scores of a run's own test patients with the scanner shifted"
-    images = np.stack(
-        [np.moveaxis(resolve("medseg_nb.preparation.preprocess", config.normalise, "normalisation")(x), -1, 0)
-         for x in simulate_scanner_shift(config, shift)])
+    normalise = resolve("medseg_nb.preparation.preprocess", config.normalise, "normalisation")
+    images = np.stack([np.moveaxis(normalise(x), -1, 0) for x in simulate_scanner_shift(config, shift)])
     positions = fold_indices(config.dataset, config.fold)[1]
     rows = score_on_dataset(config, load_run_network(config), config.dataset, positions, images)
-    return add_promises(rows, config, config.dataset, positions, images)
+    return (add_promises(rows, config, config.dataset, positions, images).assign(method="unet"),
+            adapted_rows(config, config.dataset, positions, images.astype(np.float32)))
 
 # %% ../../nbs/study/23_generalization.ipynb #e11b7e88
 def score_domain_baselines(config: Config,           # its training patients are learnt from
@@ -377,12 +383,12 @@ def collect_site_rows(profile: str, dataset: str) -> pd.DataFrame:
 
 def collect_scanner_shift_rows(config: Config) -> pd.DataFrame:
     "Rows of the same test patients with the scanner shifted step by step"
-    source_rows = score_at_home(config)
+    source_rows = score_at_home(config).assign(method="unet")
     parts = []
     for level in SCANNER_SHIFT_LEVELS:
-        sides = dict(home=source_rows, away=score_scanner_shift(config, level))
+        sides = dict(zip(("home", "away", "adapted"), (source_rows, *score_scanner_shift(config, level))))
         parts += [rows.assign(target=f"{config.dataset}, dial {level:g}", part=side) for side, rows in sides.items()]
-    return pd.concat(parts, ignore_index=True).assign(source=config.dataset, method="unet")
+    return pd.concat(parts, ignore_index=True).assign(source=config.dataset)
 
 # %% ../../nbs/study/23_generalization.ipynb #e8fee392
 # source, target, side, patient, FEATURES, lesion
@@ -473,6 +479,13 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
                                     **compare_models(rows_by_start["fine-tuned", k], rows_by_start[other], "dice")))
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
+
+def summarize_recovery(zero_shot: pd.DataFrame, gains: pd.DataFrame, patients: int = 5) -> pd.DataFrame:
+    "Share of U-Net's loss away from home that fine-tuning on so many patients brings back, where there is a loss"
+    tuned = gains[(gains.against == "zero-shot") & (gains.patients == patients)][["source", "target", "difference"]]
+    lost = zero_shot[(zero_shot.method == "unet") & (zero_shot.change < 0)][["source", "target", "change"]]
+    table = lost.merge(tuned, on=["source", "target"])
+    return table.assign(share=-table.difference / table.change)
 
 def summarize_adaptation(rows: pd.DataFrame) -> pd.DataFrame:
     "Adapted to unlabelled images minus not adapted, on the same patients"
@@ -619,6 +632,7 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
                                diversity: pd.DataFrame) -> list[dict]:
     "The source's claims about other data sets, each judged on each target"
     claims = []
+    zero_shot, carried = (t[t.target.map(is_elsewhere)] for t in (zero_shot, carried))
     tables = [zero_shot, gains, adaptation, carried, diversity]
     all_budgets = [b for t in tables if "budgets" in t for b in t.budgets]
     def add(id, statement, source, r, value="difference"):
@@ -651,7 +665,7 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
             "Owen 2024, VI Future Outlook", r)
     for r in fine_tuning_gains[fine_tuning_gains.patients == 5].itertuples():
         add("generalization.few_shot", "Five patients are enough for fine-tuning to raise the score", "Outline, 3.8", r)
-    for r in adaptation[adaptation.method == "batch statistics"].itertuples():
+    for r in adaptation[(adaptation.method == "batch statistics") & ~adaptation.target.map(is_dial)].itertuples():
         add("generalization.adaptation",
             "New statistics of batch normalisation, without labels, raise the score", "ours", r)
     for r in diversity[diversity.target == ALL_SITES].itertuples():
@@ -683,7 +697,7 @@ def plot_change_by_shift(table: pd.DataFrame):
     "Change of Dice by distance of the images; the dial's levels are joined"
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.2, 3.2))
-    is_scanner_shift = table.target.str.contains(", dial ")
+    is_scanner_shift = table.target.map(is_dial)
     is_site = table.target.str.startswith(tuple(f"{d}, " for d in N_TESTABLE_SITES))
     for part, style, name in [(table[is_scanner_shift], "o-", "phantom's dial"),
                               (table[is_site], "s", "a hospital left out"),
