@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
-           'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS', 'MIN_PAIRS',
-           'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs', 'list_multisite_datasets', 'test_site',
-           'site_pair_names', 'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs',
-           'list_source_runs', 'list_few_shot_runs', 'list_translation_runs', 'list_unaugmented_runs',
-           'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs',
-           'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network', 'add_promises',
-           'score_on_target', 'score_at_home', 'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift',
-           'score_domain_baselines', 'collect_domain_pair_rows', 'translated_rows', 'forgetting_rows',
-           'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change',
-           'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains', 'summarize_recovery', 'summarize_adaptation',
-           'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_promises',
-           'collect_losses', 'summarize_reasons', 'summarize_shift', 'join_shift_and_change',
-           'shift_change_correlation', 'describe_budgets', 'list_generalization_claims', 'plot_few_shot',
-           'plot_change_by_shift']
+           'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS',
+           'RECOVERY_PATIENTS', 'MIN_PAIRS', 'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs',
+           'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
+           'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_translation_runs',
+           'list_unaugmented_runs', 'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws',
+           'list_diversity_runs', 'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network',
+           'add_promises', 'score_on_target', 'score_at_home', 'adapted_rows', 'simulate_scanner_shift',
+           'score_scanner_shift', 'score_domain_baselines', 'collect_domain_pair_rows', 'translated_rows',
+           'forgetting_rows', 'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows',
+           'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains',
+           'summarize_recovery', 'summarize_adaptation', 'summarize_forgetting', 'summarize_diversity', 'paired_lead',
+           'summarize_carried', 'summarize_promises', 'collect_losses', 'summarize_reasons', 'summarize_shift',
+           'join_shift_and_change', 'shift_change_correlation', 'describe_budgets', 'list_generalization_claims',
+           'plot_few_shot', 'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Iterator, Sequence
@@ -480,9 +480,11 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
 
-def summarize_recovery(zero_shot: pd.DataFrame, gains: pd.DataFrame, patients: int = 5) -> pd.DataFrame:
-    "Share of U-Net's loss away from home that fine-tuning on so many patients brings back, where there is a loss"
-    tuned = gains[(gains.against == "zero-shot") & (gains.patients == patients)][["source", "target", "difference"]]
+RECOVERY_PATIENTS = 5  # labelled ones, that should bring back half of a loss
+
+def summarize_recovery(zero_shot: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
+    "Share of U-Net's loss away from home that fine-tuning on a few patients brings back, where there is a loss"
+    tuned = gains[(gains.against == "zero-shot") & (gains.patients == RECOVERY_PATIENTS)][["source", "target", "difference"]]
     lost = zero_shot[(zero_shot.method == "unet") & (zero_shot.change < 0)][["source", "target", "change"]]
     table = lost.merge(tuned, on=["source", "target"])
     return table.assign(share=-table.difference / table.change)
