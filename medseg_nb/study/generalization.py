@@ -484,9 +484,9 @@ RECOVERY_PATIENTS = 5  # labelled ones, that should bring back half of a loss
 
 def summarize_recovery(zero_shot: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
     "Share of U-Net's loss away from home that fine-tuning on a few patients brings back, where there is a loss"
-    tuned = gains[(gains.against == "zero-shot") & (gains.patients == RECOVERY_PATIENTS)][["source", "target", "difference"]]
-    lost = zero_shot[(zero_shot.method == "unet") & (zero_shot.change < 0)][["source", "target", "change"]]
-    table = lost.merge(tuned, on=["source", "target"])
+    tuned = gains[(gains.against == "zero-shot") & (gains.patients == RECOVERY_PATIENTS)]
+    lost = zero_shot[(zero_shot.method == "unet") & (zero_shot.change < 0)]
+    table = lost[["source", "target", "change"]].merge(tuned[["source", "target", "difference"]])
     return table.assign(share=-table.difference / table.change)
 
 def summarize_adaptation(rows: pd.DataFrame) -> pd.DataFrame:
