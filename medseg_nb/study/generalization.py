@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
            'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS',
-           'RECOVERY_PATIENTS', 'MIN_PAIRS', 'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs',
+           'RECOVERY_PATIENTS', 'MIN_PAIRS', 'REAL_PAIRS', 'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs',
            'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
            'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_translation_runs',
            'list_unaugmented_runs', 'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws',
@@ -564,6 +564,7 @@ def summarize_promises(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/23_generalization.ipynb #58e568bc
 MIN_PAIRS = 3  # for a mixed model
+REAL_PAIRS = dict(source="real sources", target="real targets")
 REASONS = dict(intensity=("brightness", "contrast", "colour"), texture=NORMALIZED_FEATURES)
 
 def collect_losses(rows: pd.DataFrame) -> pd.DataFrame:  # pair, patient, loss, intensity, texture, size
@@ -591,7 +592,8 @@ def summarize_reasons(losses: pd.DataFrame) -> pd.DataFrame:
     z = (losses[terms] - losses[terms].mean()) / losses[terms].std()
     fit = MixedLM(losses.loss, z.assign(intercept=1.), losses.pair).fit()
     ends = fit.conf_int().loc[terms]
-    table = pd.DataFrame(dict(term=terms, coefficient=fit.params[terms], coefficient_low=ends[0],
+    table = pd.DataFrame(dict(**REAL_PAIRS, method="unet", term=terms,
+                              coefficient=fit.params[terms], coefficient_low=ends[0],
                               coefficient_high=ends[1], p=fit.pvalues[terms], n=len(losses),
                               pairs=losses.pair.nunique()))
     return table.assign(p_holm=holm(table.p)).reset_index(drop=True)
