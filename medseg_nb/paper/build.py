@@ -21,7 +21,7 @@ from .floats import describe_data
 from .prose import PaperSection, load_section
 from .summary import draw_article_figures
 from .supplement import keep_own_floats, supplement
-from .typeset import embed_sources, link_figures, run_pandoc, typeset_pdf
+from .typeset import embed_sources, link_figures, run_pandoc, shorten_cells, typeset_pdf
 
 # %% ../../nbs/library/8_paper/07_build.ipynb #e6408c5e
 def list_sources(sections: list[PaperSection]) -> dict[str, dict]:
@@ -49,7 +49,7 @@ def set_pdf(name: str, text: str, profile: str) -> bytes:
 
 def set_page(name: str, text: str, profile: str, sources: dict) -> bytes:
     "A document as web page; faults of language in an article are named"
-    page = embed_sources(link_figures(run_pandoc(text, "html", "page.html", profile)), sources)
+    page = embed_sources(shorten_cells(link_figures(run_pandoc(text, "html", "page.html", profile))), sources)
     for fault in list_word_faults(page) if name == "article" else ():
         print(f"warning: {profile}/article.html: {fault}", file=sys.stderr)
     return page.encode()
