@@ -594,9 +594,8 @@ def summarize_reasons(losses: pd.DataFrame) -> pd.DataFrame:
     ends = fit.conf_int().loc[terms]
     table = pd.DataFrame(dict(**REAL_PAIRS, method="unet", term=terms,
                               coefficient=fit.params[terms], coefficient_low=ends[0],
-                              coefficient_high=ends[1], p=fit.pvalues[terms], n=len(losses),
-                              pairs=losses.pair.nunique()))
-    return table.assign(p_holm=holm(table.p)).reset_index(drop=True)
+                              coefficient_high=ends[1], n=len(losses), pairs=losses.pair.nunique()))
+    return table.reset_index(drop=True)
 
 # %% ../../nbs/study/23_generalization.ipynb #59d90f33
 def summarize_shift(rows: pd.DataFrame) -> pd.DataFrame:
