@@ -41,7 +41,7 @@ from pydantic import BaseModel, ValidationError
 from .core import (
     PROFILES, InputError, MedsegError, ResourceError, choose, data_folders, device, digest, folder, machine_class,
     manifest_folder, manifest_folders, require_device, read_yaml, root, replace_folder, sha256, to_json, write)
-from .storage import pack_archives, release_rows
+from .storage import pack_archives, release_rows, shorten_json
 from .keys import (BOOKKEEPING, Closure, closure, computed_path, defines, collect_definitions,
                                 store_cached, load_cached, skeleton, source_path, current_sources, module_scope,
                                 tree_digest, used_names)
@@ -478,6 +478,8 @@ def _store_results(section: str, profile: str, stage: Path, record: dict, measur
              else dict(machine=machine_class(), values={}))
     measured_file.unlink(missing_ok=True)
     target = folder("runs") / "measured" / f"{section}.json" if profile == "smoke" else measured_file
+    results_file = stage / "results.json"
+    write(results_file, shorten_json(results_file.read_text(encoding="utf-8")))
     outputs = {p.name: sha256(p) for p in sorted(stage.iterdir()) if p.name != "notebook.ipynb"}
     write(stage / "provenance.json", to_json(record | dict(outputs=outputs)))
     write(target, to_json(times | dict(values=times["values"] | measurements)))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'TEXT_MARK', 'COLUMNS_MARK', 'COLUMN_END', 'POINTER_MARK', 'ARCHIVE_TIME', 'XZ_MAGIC', 'SHARDS',
            'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
-           'open_archive', 'pack_archives', 'release_rows', 'shrink_png', 'shorten_uses', 'shrink_svg', 'shrink_pdf']
+           'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'shrink_png', 'shorten_uses', 'shrink_svg',
+           'shrink_pdf']
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
 import base64
@@ -183,6 +184,16 @@ def release_rows(section: Path) -> None:  # folder of its results, which are abo
         if path.is_file() or not any(content.startswith(mark) for content in files.values()): continue
         tables = {n: pack_table(unpack_table(c).read()) for n, c in files.items() if n.endswith(PACKED_SUFFIX)}
         write_archive(path, files | tables)
+
+# %% ../../nbs/library/0_kit/02_storage.ipynb #564d891e
+def shorten_json(text: str) -> str:
+    "The same values, with a line for each entry of the second level"
+    def dump(value: object) -> str: return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    def lines(value: object) -> str:
+        if isinstance(value, dict) and value:
+            return "{\n" + ",\n".join(f"{dump(k)}:{dump(v)}" for k, v in value.items()) + "\n}"
+        return "[\n" + ",\n".join(map(dump, value)) + "\n]" if isinstance(value, list) and value else dump(value)
+    return "{\n" + ",\n".join(f"{dump(k)}:{lines(v)}" for k, v in json.loads(text).items()) + "\n}\n"
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #c862870d
 def shrink_png(picture: bytes) -> bytes:
