@@ -342,14 +342,18 @@ MOVES = {  # table of `generalization`: query of the rows before, of those after
 }
 
 
+def of_pair(rows, source, target):
+    "Rows of a source and a target, or of all hospitals that were left out"
+    pooled = rows.target.str.contains(", ") & ~rows.target.str.contains("dial|half")
+    return rows[pooled if source == "the other hospitals" else (rows.source == source) & (rows.target == target)]
+
+
 @pytest.mark.parametrize("name", MOVES)
 def test_moved_networks_are_compared_on_the_same_patients(reports, name):
     "Of each patient and training before and after; several hospitals together hold the patients of each"
     stored, rows, faults = table(reports, "generalization", name), rows_of(reports, "generalization"), []
     for row in stored.to_dict("records"):
-        pooled = row["source"] == "the other hospitals"
-        here = rows[rows.target.str.contains(", ") & ~rows.target.str.contains("dial|half") if pooled
-                    else (rows.source == row["source"]) & (rows.target == row["target"])]
+        here = of_pair(rows, row["source"], row["target"])
         chosen = [here.query(q, local_dict=dict(row=row)) for q in MOVES[name]]
         before, after = (side.groupby(["patient", "fold", "seed"]).dice.mean() for side in chosen)
         before = before.reindex(after.index)  # a translator tests one fold of those who were away
@@ -360,12 +364,6 @@ def test_moved_networks_are_compared_on_the_same_patients(reports, name):
         if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], matrix):
             faults.append((row["target"], "interval"))
     none(faults)
-
-
-def of_pair(rows, source, target):
-    "Rows of a source and a target, or of all hospitals that were left out"
-    pooled = rows.target.str.contains(", ") & ~rows.target.str.contains("dial|half")
-    return rows[pooled if source == "the other hospitals" else (rows.source == source) & (rows.target == target)]
 
 
 def test_promised_changes_are_those_of_the_means(reports):
