@@ -315,6 +315,23 @@ def test_sequences_are_compared_on_the_same_sets(reports):
     none(faults)
 
 
+def test_patients_of_fusion_are_chosen_by_their_gain(reports):
+    stored, rows, faults = table(reports, "fusion", "chosen"), rows_of(reports, "fusion"), []
+    for row in stored.to_dict("records"):
+        here = rows[rows.dataset == row["dataset"]]
+        def dice(variant):
+            known = here[(here.variant == variant) & (here.condition == "known")]
+            return known.groupby(["patient", "fold", "seed"]).dice.mean()
+        spoken = here[(here.variant == row["variant"]) & here.shapley.notna()]
+        gain = (dice(row["variant"]) - dice("image alone")).dropna().groupby("patient").mean()
+        gain = gain[gain.index.isin(spoken.patient)].sort_values()
+        expected = gain.iloc[{"largest loss": 0, "median": len(gain) // 2, "largest gain": -1}[row["chosen"]]]
+        loudest = spoken[spoken.patient == row["patient"]].groupby("field").shapley.mean()[row["field"]]
+        pairs = [(row["gain"], expected), (row["gain"], gain[row["patient"]]), (row["shapley"], loudest)]
+        if row["n"] != len(gain) or not all(equal(a, b) for a, b in pairs): faults.append((row, pairs))
+    none(faults)
+
+
 def test_augmentation_is_compared_on_the_same_patients(reports):
     effects, rows, faults = table(reports, "augmentation", "effects"), rows_of(reports, "augmentation"), []
     for row in effects.to_dict("records"):

@@ -298,6 +298,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
                 "simulated_between", "simulated_effects",
                 prepare=of_parts("agreement", "size", "annotation", "study")),
     **summaries(fusion, "scores", "comparisons", "ambiguity", "missing", "importance", "ranking"),
+    ("fusion", "chosen"): fusion.summarize_cases,
     ("fusion", "sequences"): lambda rows: fusion.summarize_sequences(rows.astype(dict(missing="Int64"))),
     ("fusion", "sequence_differences"): lambda rows: fusion.compare_sequences(rows.astype(dict(missing="Int64"))),
     **summaries(hospital, "reading", "round_trip"),

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['FUSION_MODULE', 'POSTOPERATIVE_FIELDS', 'FIELD_DROPOUT', 'N_EXPLAINED_PATIENTS', 'N_ORDERS', 'N_PERMUTATIONS',
-           'FUSION_NETWORKS', 'LATERALITY_DATASETS', 'SEQUENCE_MODULE', 'SEQUENCE_NETWORKS', 'CONTROL_SEED',
-           'IMAGE_ONLY', 'FUSION_METRICS', 'PLANTED_FIELDS', 'EXAMINATION_FIELDS', 'SEQUENCES', 'fit_field_encoder',
-           'encoder', 'list_postoperative_fields', 'encode_missing_fields', 'field_of_columns', 'permute_metadata',
-           'preoperative', 'postoperative', 'shuffled', 'split_images_and_metadata', 'Channels', 'Modulate', 'Film',
-           'Token', 'network', 'drop_metadata_fields', 'objective', 'compute_shapley_values', 'predict_with_metadata',
-           'segment', 'expected_error_share', 'score_with_metadata', 'union_dice', 'select_shapley_cases',
-           'measure_field_importance', 'evaluate', 'reason_not_applicable', 'list_sequence_runs', 'list_runs',
-           'variant_name', 'field_origin', 'select_condition', 'match_trainings', 'summarize_scores',
-           'summarize_comparisons', 'summarize_ambiguity', 'summarize_missing', 'summarize_sequences',
-           'compare_sequences', 'list_sequence_claims', 'plot_sequences', 'summarize_importance', 'importance_matrices',
-           'summarize_ranking', 'list_fusion_claims', 'plot_fusion_scores', 'plot_field_importance']
+           'FUSION_NETWORKS', 'PLACELESS_NETWORKS', 'LATERALITY_DATASETS', 'SEQUENCE_MODULE', 'SEQUENCE_NETWORKS',
+           'CONTROL_SEED', 'IMAGE_ONLY', 'FUSION_METRICS', 'PLANTED_FIELDS', 'EXAMINATION_FIELDS', 'SEQUENCES',
+           'fit_field_encoder', 'encoder', 'list_postoperative_fields', 'encode_missing_fields', 'field_of_columns',
+           'permute_metadata', 'preoperative', 'postoperative', 'shuffled', 'split_images_and_metadata', 'Channels',
+           'Modulate', 'Film', 'Token', 'Logits', 'network', 'drop_metadata_fields', 'objective',
+           'compute_shapley_values', 'predict_with_metadata', 'segment', 'expected_error_share', 'score_with_metadata',
+           'union_dice', 'select_shapley_cases', 'measure_field_importance', 'evaluate', 'reason_not_applicable',
+           'list_sequence_runs', 'first_run', 'list_runs', 'variant_name', 'field_origin', 'select_condition',
+           'match_trainings', 'summarize_scores', 'summarize_comparisons', 'summarize_ambiguity', 'summarize_missing',
+           'summarize_sequences', 'compare_sequences', 'list_sequence_claims', 'plot_sequences', 'summarize_importance',
+           'importance_matrices', 'summarize_ranking', 'summarize_cases', 'list_fusion_claims', 'plot_fusion_scores',
+           'plot_field_importance']
 
 # %% ../../nbs/study/18_fusion.ipynb #5d99a180
 import functools
@@ -34,7 +35,7 @@ from ..data.cues import INFORMATIVE_FIELDS
 from ..data.manifest import Case, load_cases, load_manifest
 from ..preparation.fields import Encoder, fit_fields
 from ..evaluation.groups import summarize_group_gains
-from ..networks.hybrid import Hybrid
+from ..networks.hybrid import HYBRID_MODULE, Hybrid
 from ..training.inference import argmax_label_map, probabilities
 from ..kit.keys import register, resolve
 from ..preparation.preprocess import load_prepared_cases
@@ -45,7 +46,8 @@ from ..evaluation.comparisons import (CONTROL, seed_control_pair, compare_models
                                               is_below_zero, paired_differences)
 from ..evaluation.intervals import round_six_digits, summarize_patient_scores
 from ..evaluation.comparisons import patient_matrix
-from ..training.plan import Repeats, load_plan, section_plan
+from ..training.default_runs import equal_width
+from ..training.plan import Repeats, load_plan, planned_steps, section_plan
 from ..training.training import Config, fit_runs, training_cases, add_budget_columns
 from ..methods.volumes import score_constant_mask
 
@@ -184,6 +186,20 @@ class Token(Hybrid):
 
     def forward(self, x: Tensor) -> Tensor: return super().forward(*split_images_and_metadata(x, *self.sizes))
 
+@register("logits")
+class Logits(Hybrid):
+    "Fields are answered by a small network of their own, whose logits are added to those of each pixel"
+    def __init__(self, channels: int, columns: int, classes: int, ndim: int = 2, width: int = 24):
+        super().__init__(channels, classes, ndim, width)
+        self.sizes = channels, columns
+        self.say = nn.Sequential(nn.Linear(columns, 4 * width), nn.ReLU(), nn.Linear(4 * width, classes))
+        nn.init.zeros_(self.say[2].weight); nn.init.zeros_(self.say[2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, metadata = split_images_and_metadata(x, *self.sizes)
+        logits = super().forward(x)
+        return logits + self.say(metadata).view(*logits.shape[:2], *[1] * (x.ndim - 2))
+
 # %% ../../nbs/study/18_fusion.ipynb #43573df1
 FIELD_DROPOUT = .1  # probability that a training step hides a field, and that it hides all
 
@@ -217,7 +233,7 @@ def objective(config: Config, net, images: Tensor, masks: Tensor) -> Tensor:
 
 # %% ../../nbs/study/18_fusion.ipynb #1ae8ff89
 # patients with Shapley values; orders of fields for each; deals of each field
-N_EXPLAINED_PATIENTS, N_ORDERS, N_PERMUTATIONS = 24, 8, 5
+N_EXPLAINED_PATIENTS, N_ORDERS, N_PERMUTATIONS = 100, 4, 4
 
 def compute_shapley_values(value: Callable[[np.ndarray], np.ndarray],  # (n, column) to (n,)
                            patient_values: np.ndarray,     # (column,) of the patient
@@ -326,7 +342,8 @@ def evaluate(config: Config, net) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/study/18_fusion.ipynb #e2d06487
-FUSION_NETWORKS = ("film", "token", "channels")
+FUSION_NETWORKS = ("film", "token", "channels", "logits")
+PLACELESS_NETWORKS = ("logits",)  # whose fields cannot say where a lesion lies
 LATERALITY_DATASETS = ("lgg_kaggle3m",)  # data sets whose fields speak of left and right
 
 def reason_not_applicable(dataset: str) -> str:  # empty where it fits
@@ -353,15 +370,22 @@ def list_sequence_runs(profile: str, datasets: Sequence[str]) -> list[Config]:
         if plan.control: found += [replace(first, fold=f, seed=s + CONTROL_SEED) for f, s in pairs]
     return found
 
+def first_run(profile: str, dataset: str) -> Config:
+    "The hybrid at the benchmark's budget, with as many parameters as its U-Net, or as the plan has it"
+    plan, profile_plan = section_plan("fusion", profile), load_plan(profile)
+    unet = Config(dataset, "unet", **profile_plan.settings)
+    planned = dict(width=equal_width(unet), steps=planned_steps("hybrid", profile_plan))
+    planned |= plan.settings | plan.settings_of.get(dataset, {})
+    if dataset in LATERALITY_DATASETS: planned |= dict(augment="elastic")
+    return replace(unet, model="hybrid", module=HYBRID_MODULE, task=FUSION_MODULE, **planned)
+
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     """Every run of this section: image alone, each network with fields and with shuffled ones, one that may see late
     fields, and those of several sequences"""
     found, plan = [], section_plan("fusion", profile)
     for dataset in datasets:
         trainings = plan.trainings.get(dataset, Repeats()).pairs()
-        first = Config(dataset, "hybrid", module="medseg_nb.networks.hybrid",
-                       task=FUSION_MODULE, augment="elastic" if dataset in LATERALITY_DATASETS else "standard",
-                       **plan.settings)
+        first = first_run(profile, dataset)
         def runs(model, fields, folds_and_seeds):
             return [replace(first, model=model, module=FUSION_MODULE, fields=fields, fold=f, seed=s)
                     for f, s in folds_and_seeds]
@@ -385,7 +409,7 @@ FUSION_METRICS = ["dice", "sensitivity"]
 # fields of a phantom that say something, the one of greater worth first
 PLANTED_FIELDS = dict(phantom_field=INFORMATIVE_FIELDS)
 # fields that somebody read from the body or from the image
-EXAMINATION_FIELDS = dict(skin_isic2017=("body_site",), lgg_kaggle3m=("laterality", "location"))
+EXAMINATION_FIELDS = dict(skin_isic2017=("body_site",), lgg_kaggle3m=("laterality", "location"), cxr_shenzhen=())
 
 def field_origin(dataset: str, field: str) -> str:
     "Where a field comes from, as far as it is known"
@@ -506,8 +530,8 @@ def plot_sequences(scores: pd.DataFrame):
     for ax, dataset in zip(axes[0], datasets):
         for k, (variant, r) in enumerate(scores[scores.dataset == dataset].groupby("variant", sort=False)):
             x = r.missing.astype(float) + .06 * (k - (len(SEQUENCE_NETWORKS) - 1) / 2)
-            ax.errorbar(x, r.dice, [r.dice - r.dice_low.clip(0), r.dice_high.clip(upper=1) - r.dice], fmt="o-", ms=4,
-                        lw=1, elinewidth=.8, label=variant)
+            ax.errorbar(x, r.dice, [r.dice - r.dice_low.clip(0), r.dice_high.clip(upper=1) - r.dice], fmt="-", ms=4,
+                        marker="os^D"[k % 4], lw=1, elinewidth=.8, label=variant)
         ax.set(title=dataset, xticks=sorted(scores.missing[scores.dataset == dataset].unique()),
                xlabel="missing sequences")
     axes[0][0].set_ylabel("mean patient Dice")
@@ -541,7 +565,8 @@ def summarize_ranking(rows: pd.DataFrame) -> pd.DataFrame:
     those that say nothing"""
     records = []
     for (dataset, v), part in select_condition(rows, "dealt").groupby(["dataset", "variant"], sort=False):
-        if dataset not in PLANTED_FIELDS or set(part.field) & set(POSTOPERATIVE_FIELDS): continue
+        is_planted = dataset in PLANTED_FIELDS and v not in PLACELESS_NETWORKS  # in the phantom a field says where
+        if not is_planted or set(part.field) & set(POSTOPERATIVE_FIELDS): continue
         importance_by_field = {name: importance_matrices(p) for name, p in part.groupby("field", sort=False)}
         for method in ("loss", "shapley"):
             means = {name: np.nanmean(m[method].mean()) for name, m in importance_by_field.items()}
@@ -554,6 +579,25 @@ def summarize_ranking(rows: pd.DataFrame) -> pd.DataFrame:
     columns = ["dataset", "variant", "method", "field",
                "above", "difference", "difference_low", "difference_high", "n", "trainings"]
     return pd.DataFrame(records, columns=columns)
+
+# %% ../../nbs/study/18_fusion.ipynb #c10f1d57
+def summarize_cases(rows: pd.DataFrame) -> pd.DataFrame:
+    "By data set, three patients of the first network that is told fields, chosen by their gain over the image alone"
+    records = []
+    for dataset, group in rows[rows.variant.isin([IMAGE_ONLY, FUSION_NETWORKS[0]])].groupby("dataset", sort=False):
+        told, alone = ({c: part[part.condition == c] for c in ("known", "dealt")}
+                       for part in (group[group.variant == v] for v in (FUSION_NETWORKS[0], IMAGE_ONLY)))
+        values = told["dealt"].pivot_table("shapley", "patient", "field").dropna(how="all")
+        dice = patient_matrix(alone["known"], "dice").mean(axis=1)
+        gain = paired_differences(*match_trainings(told["known"], alone["known"]), "dice").mean(axis=1)
+        gain = gain[gain.index.isin(values.index)].sort_values(kind="stable")
+        for chosen, k in (("largest loss", 0), ("median", len(gain) // 2), ("largest gain", -1)):
+            patient = gain.index[k]
+            field = values.loc[patient].abs().idxmax()
+            records.append(dict(dataset=dataset, variant=FUSION_NETWORKS[0], chosen=chosen, patient=patient,
+                                image=dice[patient], gain=gain[patient], field=field,
+                                shapley=values.loc[patient, field], n=len(gain)))
+    return pd.DataFrame(records)
 
 # %% ../../nbs/study/18_fusion.ipynb #9827a43c
 def list_fusion_claims(comparisons: pd.DataFrame, ambiguity: pd.DataFrame, ranking: pd.DataFrame) -> list[dict]:
@@ -613,7 +657,7 @@ def plot_field_importance(table: pd.DataFrame):
             for value, shift, fill in (("loss", -.05, None), ("shapley", .05, "white")):
                 positions = np.arange(len(r)) + .25 * (k - (len(variants) - 1) / 2) + shift
                 ax.errorbar(positions, r[value], [r[value] - r[f"{value}_low"], r[f"{value}_high"] - r[value]],
-                            fmt="o", ms=4, capsize=2,
+                            fmt="os^D"[k % 4], ms=4, capsize=2,
                             color=f"C{k}", mfc=fill, label=v if fill is None else None)
         ax.axhline(0, ls=":", color="0.4")
         ax.set_title(dataset, fontsize=8); ax.set(xticks=range(len(fields))); ax.set_xticklabels(

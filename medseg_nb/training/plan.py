@@ -80,7 +80,8 @@ class SequencesPlan(Control):
 
 class FusionPlan(Control):
     "Networks that are told fields"
-    settings: Settings
+    settings: Settings                       # beside or instead of the benchmark's
+    settings_of: dict[str, Settings] = {}    # of a data set, beside or instead of these
     sequences: SequencesPlan
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
     shuffled: list[str]                 # networks that are trained on shuffled fields too
