@@ -28,7 +28,8 @@ from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
 from medseg_nb.study.benchmark import summarize_scores
-from medseg_nb.paper.floats import clip_columns
+from medseg_nb.paper.floats import format_cells
+from medseg_nb.paper.words import display_name
 from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
@@ -765,7 +766,7 @@ def test_each_float_is_marked(reports, name):
     page = (reports / f"{name}.html").read_text(encoding="utf-8")
     captions = re.findall(r"<(?:fig)?caption[^>]*>\s*(.{40})", page, re.S)
     floats = len(re.findall(r'class="float ', page))
-    assert len(captions) == floats > 5 and all(c.startswith(f"[{reports.name}] ") for c in captions)
+    assert len(captions) == floats > 5 and all(c.startswith(f"[{reports.name} profile] ") for c in captions)
 
 
 def test_each_number_of_the_tables_stands_in_the_paper(reports):
@@ -773,9 +774,9 @@ def test_each_number_of_the_tables_stands_in_the_paper(reports):
     page = (reports / "supplement.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
-            stored = clip_columns(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
-            printed = format_table_cells(stored, facts["estimates"])
-            assert [v for e in facts["estimates"] for v in printed[e] if v not in page] == [], name
+            printed = format_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
+            columns = {display_name(e) for e in facts["estimates"]} & set(printed)
+            assert [v for c in columns for v in printed[c] if v not in page] == [], name
 
 
 def test_real_sets_are_in_the_cpu_table():

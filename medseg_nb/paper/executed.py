@@ -16,9 +16,8 @@ from ..kit.core import folder, write
 from ..kit.execution import (normalize_notebook, notebook_path, read_notebook, results_folder,
                                      sections as study_sections)
 from ..kit.report import Estimate
-from .article import render, template_names
-from .floats import find_section
-from .prose import PaperSection, is_own_float, load_section, replace_placeholders
+from .prose import (ARTICLE, SUPPLEMENT, PaperSection, find_section, is_own_float, load_section, render,
+                                   replace_placeholders, template_names)
 from .typeset import read_references, short_reference
 from .words import format_as
 
@@ -43,10 +42,10 @@ def fill_cell(text: str, reader: PaperSection, sections: dict[str, PaperSection]
         file = f"{place}{name}.{'svg' if m['kind'] == 'figure' else 'csv'}"
         if not is_own_float(m): return f"[{m['kind']} {name}]({file})"
         return f"![Figure {name}]({file})" if m["kind"] == "figure" else f"Table [{name}]({file})"
-    is_article = text.lstrip().startswith("## Article")
-    if is_article: text = render(text, reader.notebook, template_names(reader, sections, profile))
+    is_printed = text.lstrip().startswith(tuple(f"## {heading}" for heading in SUPPLEMENT + ARTICLE))
+    if is_printed: text = render(text, reader.notebook, template_names(reader, sections, profile))
     filled = replace_placeholders(text, replace_token)
-    if is_article: filled = re.sub(r"\[([^\[\]]*(?:\\\[[^\[\]]*\\\][^\[\]]*)?)\]\{\.number[^}]*\}",
+    if is_printed: filled = re.sub(r"\[([^\[\]]*(?:\\\[[^\[\]]*\\\][^\[\]]*)?)\]\{\.number[^}]*\}",
                                    lambda m: m[1].replace("\\", ""), filled)
     return filled
 

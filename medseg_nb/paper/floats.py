@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'CAPTION_LINE', 'MAX_LINES', 'PAGE_WIDTH', 'MAIN_PACKAGES', 'LONG_TABLE', 'COLUMN_LINE', 'COLUMN_WIDTH',
            'Label', 'anchor', 'list_floats', 'number_floats', 'number_supplement', 'strip_spans', 'format_caption',
            'check_width', 'markdown_cell', 'markdown_table', 'describe_data', 'provenance_line', 'clip_columns',
-           'print_float', 'select_cells', 'format_article_cells', 'svg_width', 'is_wide', 'print_article_float',
-           'format_number_span', 'number_text', 'fill_placeholders', 'find_section']
+           'format_cells', 'print_float', 'select_cells', 'svg_width', 'is_wide', 'print_article_float', 'number_text',
+           'fill_placeholders']
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a96de150
 import re
@@ -16,15 +16,16 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ..kit.core import PROFILES, InputError, choose, folder
-from ..kit.report import Estimate, format_table_cells
-from .prose import (PaperSection, check_name, escape_markdown, find_placeholders, is_own_float,
-                                   lacks_result,
-                                   replace_placeholders)
-from .words import (clip_estimate, display_name, format_as, format_estimate, format_number,
-                                   is_bounded)
+from ..kit.report import Estimate
+from .prose import (PaperSection, check_name, escape_markdown, find_placeholders, find_section,
+                                   format_number_span, is_own_float, lacks_result, render, replace_placeholders,
+                                   template_names)
+from .words import (clip_estimate, display_name, find_range, format_as, format_estimate, format_number,
+                                   format_p)
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #5acc43fa
 class Label(NamedTuple):
@@ -80,18 +81,19 @@ def format_caption(label: str,    # "Table 3"
     "A float's caption with its mark and number; figures take their alternative text from it"
     if not text.strip(): raise InputError(origin, f"{label} has no caption, and so no alternative text",
                                           "say what it shows")
-    mark = rf"\[{profile}\] " if MARKS[profile] else ""
+    mark = rf"\[{profile} profile\] " if MARKS[profile] else ""
     if len(strip_spans(text)) > MAX_LINES * CAPTION_LINE:
         raise InputError(origin, f"the caption of {label} takes more than {MAX_LINES} lines",
                          f"shorten it to {MAX_LINES * CAPTION_LINE} signs: {text[:40]}…")
     return f"{mark}**{label}.** {' '.join(text.split())}"
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a949fe87
-PAGE_WIDTH = 170  # signs of the smallest size beside each other, with the gaps between columns
+PAGE_WIDTH = 182  # signs of the smallest size beside each other, with the gaps between columns
 
 def check_width(frame: pd.DataFrame, name: str, width: int = PAGE_WIDTH) -> None:
     "Refuse a table that is wider than the page even where every cell is broken between its words"
-    def longest(value): return max(map(len, re.split(r"[\s_\-/]+", str(value))), default=0)
+    def longest(value):  # an interval and a number stay whole
+        return max(map(len, re.split(r"[\s\-/]+(?![^\[]*\])", str(value))), default=0)
     needed = sum(2 + max([longest(c), *map(longest, frame[c])]) for c in frame)
     if needed > width:
         raise InputError(name, f"is wider than the page: its {frame.shape[1]} columns need {needed} signs of {width}",
@@ -135,17 +137,41 @@ def provenance_line(section: PaperSection, names: list[str] | None = None) -> st
     p, parts, (data, kind) = section.provenance, section.provenance["parts"], describe_data(section, names)
     versions = [f"{v} {parts['versions'][v]}" for v in MAIN_PACKAGES if v in parts["versions"]][:3]
     facts = [section.notebook, f"code {parts['code'][:8]}", f"data {data}", f"seed {p['seed']}", *versions,
-             parts["precision"], parts["device"], kind]
+             parts["precision"], f"executed on {parts['device']}", kind]
     return escape_markdown(" · ".join(facts))
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a5a3f808
 LONG_TABLE = 120  # rows
 
 def clip_columns(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.DataFrame:
-    "A table whose limits of bounded means are cut at zero and one, as `clip_estimate` does"
-    bounded = [e for e in estimates if is_bounded(e) and frame[e].dropna().between(0, 1).all()]
-    ends = [f"{e}_{end}" for e in bounded for end in ("low", "high")]
-    return frame.assign(**{c: frame[c].clip(0, 1) for c in ends})
+    "A table whose limits of bounded means are cut at the ends of their range, as `clip_estimate` does"
+    ranges = {e: find_range(e) for e in estimates}
+    bounded = {e: ends for e, ends in ranges.items() if frame[e].dropna().between(*ends).all()}
+    return frame.assign(**{f"{e}_{end}": frame[f"{e}_{end}"].clip(*ends) for e, ends in bounded.items()
+                           for end in ("low", "high")})
+
+def _format_cell(column: str, value: object) -> str:
+    if value is None or pd.isna(value): return ""
+    if hasattr(value, "item"): value = value.item()
+    # a table's own numbers for what has no name in it, such as 2 for a sex, are no measurements
+    if isinstance(value, str): return display_name(re.sub(r"^(\w+)[ =](\d+)\.0$", r"\1: code \2", value))
+    if isinstance(value, bool): return "yes" if value else "no"
+    if column in ("p", "p_holm"): return format_p(value).removeprefix("p ").removeprefix("= ")
+    if 0 < abs(value) < .01: return np.format_float_positional(value, 2, fractional=False, trim="-").replace("-", "−")
+    return format_number(value)
+
+def format_cells(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.DataFrame:
+    "A table's cells and heads as a page prints them, without columns in which nothing stands"
+    shown, frame = {}, clip_columns(frame, estimates)
+    for column in frame:
+        if re.sub("_(low|high)$", "", column) in estimates and column not in estimates: continue
+        ends = [frame[f"{column}{end}"] for end in ("_low", "_high")] if column in estimates else []
+        values = frame[column]
+        is_whole = values.dtype.kind == "f" and (values.dropna() % 1 == 0).all() and not ends
+        shown[display_name(column)] = ([format_estimate(Estimate(*v)) for v in zip(values, *ends)] if ends else
+                                       [_format_cell(column, v) for v in (values.astype("Int64") if is_whole
+                                                                          else values)])
+    return pd.DataFrame({c: cells for c, cells in shown.items() if any(cells) or not cells}, index=frame.index)
 
 def print_float(section: PaperSection, kind: str, name: str, label: Label, profile: str) -> str:
     "A float of the supplement with its provenance, as Markdown"
@@ -155,8 +181,8 @@ def print_float(section: PaperSection, kind: str, name: str, label: Label, profi
     if kind == "figure": body = f"![{title}](/{section.name}/{name}.svg){{#{place}}}"
     else:
         frame = section.tables[name]
-        numeric = [*frame.select_dtypes("number").columns, *facts["estimates"]]
-        cells = format_table_cells(clip_columns(frame, facts["estimates"]), facts["estimates"])
+        numeric = map(display_name, [*frame.select_dtypes("number").columns, *facts["estimates"]])
+        cells = format_cells(frame, facts["estimates"])
         check_width(cells, f"{section.name}/{name}.csv")
         body = markdown_table(cells, numeric, place, title)
         if len(frame) > LONG_TABLE:
@@ -176,25 +202,6 @@ def select_cells(frame: pd.DataFrame, how: str, name: str) -> pd.DataFrame:
         frame = frame[frame[choose(column, frame, f"column of table {name}")].astype(str).isin(allowed)]
     wanted = [choose(c.strip(), frame, f"column of table {name}") for c in columns.split(",") if c.strip()] or [*frame]
     return frame[[c for c in frame if c in wanted or re.sub("_(low|high)$", "", c) in wanted and c not in wanted]]
-
-def format_article_cells(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.DataFrame:
-    "A table's cells as the article prints them"
-    def show(value):
-        if value is None or pd.isna(value): return ""
-        if hasattr(value, "item"): value = value.item()
-        return (display_name(value) if isinstance(value, str) else str(value) if isinstance(value, bool)
-                else format_number(value))
-    shown = {}
-    for column in frame:
-        if re.sub("_(low|high)$", "", column) in estimates and column not in estimates: continue
-        ends = [frame[f"{column}{end}"] for end in ("_low", "_high")] if column in estimates else []
-        values = frame[column]
-        if values.dtype.kind == "f" and (values.dropna() % 1
-                                         == 0).all() and column not in estimates: values = values.astype("Int64")
-        shown[display_name(column)] = ([format_estimate(clip_estimate(column, Estimate(*v)))
-                                        for v in zip(frame[column], *ends)] if ends
-                                       else [*map(show, values)])
-    return pd.DataFrame(shown)
 
 COLUMN_LINE, COLUMN_WIDTH = 62, 290  # signs of a line of a column's caption; points of a drawing that a column holds
 
@@ -221,7 +228,7 @@ def print_article_float(section: PaperSection, kind: str, name: str, label: Labe
     else:
         frame = select_cells(section.tables[name], how, name)
         estimates = [e for e in facts["estimates"] if e in frame]
-        cells = format_article_cells(frame, estimates)
+        cells = format_cells(frame, estimates)
         check_width(cells, f"{section.name}/{name}.csv")
         numeric = {display_name(c) for c in (*frame.select_dtypes("number"), *estimates)}
         body = markdown_table(cells, numeric, place, title)
@@ -230,15 +237,9 @@ def print_article_float(section: PaperSection, kind: str, name: str, label: Labe
     return f"\n::: {{.float .{kind}{wide}}}\n{body}\n:::\n"
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #d3569eee
-def format_number_span(text: str, origin: str) -> str:
-    "A number that knows which file and key it came from"
-    return f'[{escape_markdown(text)}]{{.number data-from="{origin}"}}'
-
 def number_text(section: PaperSection, m: re.Match) -> str:
     "What a brace that names a number prints"
-    estimate = clip_estimate(m["key"], Estimate(**section.results["numbers"][m["key"]]))
-    if m["how"]: return format_as(estimate, m["how"])
-    return str(estimate)
+    return format_as(clip_estimate(m["key"], Estimate(**section.results["numbers"][m["key"]])), m["how"] or "")
 
 def fill_placeholders(reader: PaperSection,                              # whose prose is filled
                       sections: dict[str, PaperSection],                 # all of them, by name
@@ -256,10 +257,5 @@ def fill_placeholders(reader: PaperSection,                              # whose
         label = labels[section.name, kind, m["float"]]
         return (print_float(section, kind, m["float"], label, profile)
                 if is_own_float(m) else f"[{label.text}]({label.target})")
-    return replace_placeholders(reader.text, replace_token)
-
-def find_section(m: re.Match, reader: PaperSection, sections: dict[str, PaperSection]) -> PaperSection:
-    "The section that a brace speaks of"
-    name = m["section"] or reader.name
-    if name in sections: return sections[name]
-    raise InputError(reader.notebook, f"`{m[0]}` names no section", f"choose one of: {', '.join(sections)}")
+    text = render(reader.text, reader.notebook, template_names(reader, sections, profile))
+    return replace_placeholders(text, replace_token)

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['SUPPLEMENT', 'ARTICLE', 'extract_parts', 'read_prose', 'PaperSection', 'load_section', 'find_placeholders',
            'replace_placeholders', 'is_block_float', 'is_own_float', 'keep_reported_parts', 'check_name',
-           'lacks_result', 'escape_markdown', 'check_typed']
+           'lacks_result', 'escape_markdown', 'check_typed', 'format_number_span', 'find_section', 'Bound', 'bound_row',
+           'significant', 'best_networks', 'has_one_training', 'excluding_zero', 'describe_differences',
+           'template_names', 'render']
 
 # %% ../../nbs/library/8_paper/01_prose.ipynb #4081ce91
 import difflib
@@ -19,6 +21,8 @@ import pandas as pd
 
 from ..kit.core import InputError, folder
 from ..kit.execution import notebook_path, read_notebook
+from ..kit.report import Estimate
+from .words import clip_estimate, count_noun, describe_counts, display_name, format_as
 
 # %% ../../nbs/library/8_paper/01_prose.ipynb #44497495
 def extract_parts(text: str, headings: Iterable[str]) -> str:
@@ -166,3 +170,126 @@ def check_typed(text: str, name: str) -> None:
     if m := _TYPED.search(rest):
         around = " ".join(rest[max(0, m.start() - 30):m.end() + 20].split())
         raise InputError(name, f"types a number: “…{around}…”", "quote it by its key, in braces")
+
+# %% ../../nbs/library/8_paper/01_prose.ipynb #b0und5pan
+def format_number_span(text: str, origin: str) -> str:
+    "A number that knows which file and key it came from"
+    return f'[{escape_markdown(text)}]{{.number data-from="{origin}"}}'
+
+def find_section(m: re.Match, reader: PaperSection, sections: dict[str, PaperSection]) -> PaperSection:
+    "The section that a brace speaks of"
+    name = m["section"] or reader.name
+    if name in sections: return sections[name]
+    raise InputError(reader.notebook, f"`{m[0]}` names no section", f"choose one of: {', '.join(sections)}")
+
+# %% ../../nbs/library/8_paper/01_prose.ipynb #622f4093
+@dataclass(frozen=True)
+class Bound:
+    "A number that a template can ask about, and print"
+    estimate: Estimate
+    origin: str
+
+    value = property(lambda self: self.estimate.value)
+    low = property(lambda self: self.estimate.low)
+    high = property(lambda self: self.estimate.high)
+
+    def reverse(self) -> "Bound":
+        "The difference seen from the other side"
+        opposite = [None if v is None else -v for v in (self.value, self.high, self.low)]
+        return Bound(Estimate(*opposite), self.origin)
+
+    def show(self, how: str = "") -> str: return format_number_span(format_as(self.estimate, how), self.origin)
+    def __str__(self) -> str: return self.show()
+
+def bound_row(section: str, table: str, estimates: list[str], position: int, row: dict) -> dict:
+    "A row of a table, each number with its origin"
+    def bind(column, value):
+        if isinstance(value, str) or isinstance(value, bool): return value
+        ends = [row[f"{column}_{end}"] for end in ("low", "high")] if column in estimates else []
+        ends = [None if pd.isna(end) else float(end) for end in ends]
+        is_count = not pd.isna(value) and float(value).is_integer() and column not in estimates
+        value = None if pd.isna(value) else int(value) if is_count else float(value)
+        return Bound(clip_estimate(column, Estimate(value, *ends)), f"{section}/{table}.csv:{position + 2}:{column}")
+    return {column: bind(column, value) for column, value in row.items()}
+
+
+# %% ../../nbs/library/8_paper/01_prose.ipynb #e64b9469
+def significant(rows: list[dict]) -> list[dict]:
+    "Rows whose difference remains after Holm's correction"
+    return [r for r in rows if (r["p_holm"].value if r["p_holm"].value is not None else 1) < .05]
+
+def best_networks(rows: list[dict]) -> list[dict]:  # one row a data set, in order of their names
+    "The highest Dice of each data set among networks with all planned training runs"
+    complete = [r for r in rows if r["trainings"].value == r["planned"].value]
+    best = {r["dataset"]: r for r in sorted(complete, key=lambda r: r["dice"].value)}
+    return [best[d] for d in sorted(best)]
+
+def has_one_training(row: dict) -> bool: return "trainings" in row and row["trainings"].value == 1
+
+def excluding_zero(rows: list[dict], sign: int = 0) -> list[dict]:  # sign: 1 above, -1 below, 0 either
+    "Rows whose interval of the difference excludes zero"
+    ends = [(r, r["difference"].low, r["difference"].high) for r in rows]
+    sides = [(r, 0 if low is None or low <= 0 <= high else 1 if low > 0 else -1) for r, low, high in ends]
+    return [r for r, side in sides if side and side in (sign or side,)]
+
+def _count_sides(rows: list[dict], noun: str) -> str:
+    above, below = (len(excluding_zero(rows, sign)) for sign in (1, -1))
+    if len(rows) == 1: return f"{'above' if above else 'below' if below else 'around'} zero in the one {noun}"
+    return f"above zero in {above or 'none'} and below it in {below or 'none'} of {count_noun(len(rows), noun)}"
+
+def describe_differences(rows: list[dict],          # of a table with `difference`, and perhaps `p_holm` and `trainings`
+                         noun: str = "comparison") -> str:
+    "Where the intervals of differences lie; completes “the 95 % interval lay”"
+    single, several = ([r for r in rows if has_one_training(r) == one] for one in (True, False))
+    if not rows: raise InputError(noun, "none is described", "ask for rows that there are")
+    if not several: return f"{_count_sides(single, noun)}, with one training run per arm, which decides nothing"
+    text = _count_sides(several, noun)
+    if excluding_zero(several) and "p_holm" in rows[0]:
+        text += f" ({len(significant(several)) or 'none'} after Holm's correction)"
+    one = f"; with one training run per arm, which decides nothing, {_count_sides(single, noun)}"
+    return text + (one if single else "")
+
+
+# %% ../../nbs/library/8_paper/01_prose.ipynb #a840e1c8
+def template_names(reader: PaperSection, sections: dict[str, PaperSection], profile: str) -> dict[str, object]:
+    "What prose may ask for"
+    def find(name: str) -> tuple[PaperSection, str]:
+        place, _, item = name.rpartition(":")
+        section = sections.get(place or reader.name)
+        if section is None: raise InputError(reader.notebook, f"`{name}` names no section",
+                                             f"choose one of: {', '.join(sections)}")
+        return section, item
+    def n(key: str) -> Bound:
+        section, item = find(key)
+        if not section.results or section.may_be_old and item not in section.results["numbers"]:
+            return Bound(Estimate(None), f"{section.name}:{item}")
+        check_name(item, section.names("number"), section, reader, "number")
+        return Bound(clip_estimate(item, Estimate(**section.results["numbers"][item])), f"{section.name}:{item}")
+    def rows(table: str, **where) -> list[dict]:
+        section, item = find(table)
+        if not section.results or section.may_be_old and item not in section.names("table"): return []
+        check_name(item, section.names("table"), section, reader, "table")
+        facts, frame = section.results["tables"][item], section.tables[item]
+        bound = [bound_row(section.name, item, facts["estimates"], k, r) for k, r
+                 in enumerate(frame.to_dict("records"))]
+        return [r for r, old in zip(bound, frame.to_dict("records")) if all(str(old[c]) == str(v) for c, v
+                                                                            in where.items())]
+    return dict(n=n, rows=rows, significant=significant, excluding_zero=excluding_zero,
+                has_one_training=has_one_training, best_networks=best_networks, differences=describe_differences,
+                counts=lambda rows: describe_counts(((r["dataset"], r["n"]) for r in rows), lambda n: n.value),
+                has=lambda *names: all(s in sections and sections[s].results for s in names), profile=profile,
+                drawn=lambda name, place="article": place in sections and name in sections[place].names("figure"),
+                tabled=lambda name, place="article": place in sections and name in sections[place].names("table"))
+
+def render(text: str, name: str, names: dict[str, object]) -> str:
+    "Jinja's answer to a template; a name that it does not know is an error"
+    import jinja2
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                                     comment_start_string="<!--", comment_end_string="-->",
+                                     keep_trailing_newline=True)
+    environment.filters |= dict(fmt=lambda b, how="": b.show(how), name=display_name,
+                                count=lambda items, noun: count_noun(len(items) if isinstance(items, list) else items,
+                                                                     noun))
+    try: return environment.from_string(text).render(names)
+    except jinja2.TemplateError as e: raise InputError(name, f"Jinja says: {e}",
+                                                       "mend the template in its prose") from None

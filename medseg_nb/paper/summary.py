@@ -27,7 +27,7 @@ import pandas as pd
 from ..evaluation.intervals import wilson_interval
 from ..kit.report import Estimate, set_theme, write_drawing
 from .prose import PaperSection
-from .words import (clip_estimate, describe_counts, display_name, format_estimate,
+from .words import (clip_estimate, count_noun, describe_counts, display_name, format_estimate,
                                    format_number)
 from ..training.plan import TrainingPlan, load_plan, section_plan
 from ..training.training import Config
@@ -418,11 +418,14 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
     decided = pd.DataFrame() if judged is None else decided_claims(judged)
     if not len(decided): return None
     whose = "source documents" if (decided.claims_of == "sources").all() else "kit"
+    is_decided = judged.verdict.isin(["supported", "refuted"]) & judged.claims_of.isin(decided.claims_of)
+    others = int(is_decided.sum()) - len(decided)
     return draw_claims(decided), (
         f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
         "difference with its 95 % interval over patients and training runs, and n patients; its sign is turned where "
         "less is claimed. Right of zero: it supports the claim. Filled: remains at the five percent level after Holm's "
-        "correction in its section; hollow: does not, or has no such test.")
+        f"correction in its section; hollow: does not, or has no such test. {count_noun(others, 'other decided row')},"
+        " of gains, times and sizes, stand in the ledger alone.")
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Hybrids against their opponents"

@@ -52,6 +52,7 @@ local function fit(table, available)
   for k = 1, n do sum, sum_least = sum + natural[k], sum_least + least[k] end
   local room = available - SIDES * n
   local size = math.max(SMALLEST, math.min(LARGEST, room / sum))
+  size = math.min(size, room / math.max(sum_least, 0.01))  -- rather small than over the margin
   local share = sum * size <= room * 1.001 and 1 or math.max(0, (room / size - sum_least) / math.max(sum - sum_least, 0.01))
   for k = 1, n do
     local column = (least[k] + share * (natural[k] - least[k])) * size + SIDES
