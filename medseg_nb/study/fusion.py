@@ -44,7 +44,7 @@ from ..data.splits import fold_indices
 from ..evaluation.intervals import contrast, mean_interval
 from ..evaluation.comparisons import (CONTROL, seed_control_pair, compare_models, holm, is_above_zero,
                                               is_below_zero, paired_differences)
-from ..evaluation.intervals import round_six_digits, summarize_patient_scores
+from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.comparisons import patient_matrix
 from ..training.default_runs import equal_width
 from ..training.plan import Repeats, load_plan, planned_steps, section_plan
