@@ -23,7 +23,8 @@ from ..kit.report import BUDGET_COLUMNS, Estimate, Report, name_budgets, name_wi
 from ..methods.fewer_labels import TASK
 from ..methods.volumes import score_constant_mask
 from ..training.plan import Repeats, load_plan, section_plan
-from ..training.training import COST_FILE, Config, add_budget_columns, find_stored_run, fit_runs
+from ..training.training import (COST_FILE, Config, add_budget_columns, find_stored_run, fit_runs,
+                                         keep_measures)
 
 # %% ../../nbs/study/21_fewer_labels.ipynb #478fe65c
 METHODS = dict(supervised="labels alone", mean_teacher="mean teacher", cross_pseudo="cross pseudo-supervision",
