@@ -91,9 +91,10 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records)
     return name_budgets(table.assign(p_holm=holm(table.p)), rows)
 
-def read_cost(config: Config) -> float:  # processor seconds, with those of a pretext task
+def read_cost(config: Config) -> float:  # processor seconds, with those of a pretext task; NaN where that is not stored
     "What a training took"
-    own = json.loads((find_stored_run(config) / COST_FILE).read_text())["train_cpu_seconds"]
+    if (place := find_stored_run(config)) is None: return np.nan
+    own = json.loads((place / COST_FILE).read_text())["train_cpu_seconds"]
     return own + (read_cost(config.start) if config.start else 0)
 
 def summarize_cost(configs: Sequence[Config]) -> pd.DataFrame:
