@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BLOCKS', 'NO_RESULTS', 'BASELINE', 'MAX_ROWS', 'CHECKLISTS', 'replace_block', 'relink', 'find_profile',
            'describe_profile', 'show_figure', 'choose_rows', 'format_heading', 'format_row', 'tabulate_scores',
-           'compare_with_tools', 'show_results', 'format_notebook', 'format_cells', 'tabulate', 'list_notebooks',
-           'list_folder', 'list_data_sets', 'list_conversions', 'profiles_with', 'describe_place', 'grade_item',
-           'fill_checklists', 'cited_parts', 'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
+           'compare_with_tools', 'describe_longer', 'show_results', 'format_notebook', 'format_cells', 'tabulate',
+           'list_notebooks', 'list_folder', 'list_data_sets', 'list_conversions', 'profiles_with', 'describe_place',
+           'grade_item', 'fill_checklists', 'cited_parts', 'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #352f01f4
 import json
@@ -139,6 +139,17 @@ def compare_with_tools(profile: str | None) -> str:
     return f"{intro}\n\n{tabulate_scores(renamed_rows, 'other tool')}"
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #cb072397
+def describe_longer(profile: str) -> str:  # nothing where no network was trained on a GPU
+    "The network with the highest Dice of each data set after training on a GPU, all planned trainings of which are there"
+    path = folder("reports") / profile / "reached" / "gpu.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["trainings", "planned", "scale", "dice"])
+    table = table[(table.trainings == table.planned) & (table.scale == "usual")].sort_values("dice")
+    best = table.drop_duplicates("dataset", keep="last") if len(table) else table
+    parts = [f"`{r.model}` {Estimate(r.dice, r.dice_low, r.dice_high)} on `{r.dataset}` ({r.images:,} images, n = {r.n}, "
+             f"start: {r.start})" for r in best.itertuples()]
+    return ("The table is of short trainings. After longer ones on a GPU, by as many training images for each network of "
+            f"a set, the highest mean was {'; '.join(parts)}.") if parts else ""
+
 def show_results(profile: str | None, states: dict[str, str]) -> str:
     "The block of results: which profile, what is not current, the table"
     if not profile: return NO_RESULTS
@@ -153,7 +164,8 @@ def show_results(profile: str | None, states: dict[str, str]) -> str:
              "mean, and of each such group U-Net and the network with the highest mean; being chosen flatters it. "
              f"The [article](reports/{profile}/article.pdf) says what follows; its supplement, which "
              f"`medseg paper --profile {profile}` sets beside it, has all models.")
-    return "\n\n".join([*([warning] if outdated_sections else []), intro, tabulate_scores(choose_rows(frame))])
+    blocks = [warning if outdated_sections else "", intro, tabulate_scores(choose_rows(frame)), describe_longer(profile)]
+    return "\n\n".join(filter(None, blocks))
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #67537618
 def format_notebook(source: Path, section: str = "") -> str:
