@@ -9,8 +9,8 @@ __all__ = ['GPU_PROFILE', 'ROW_NAMES', 'OVERLAP', 'USUAL', 'LARGER', 'SCALE_COLU
            'compare_group', 'compare_starts', 'summarize_differences', 'find_differing', 'load_gpu_rows',
            'describe_gpu_runs', 'summarize_gpu', 'select_complete', 'summarize_gpu_differences', 'compare_scales',
            'summarize_measures', 'judge_best', 'list_expectation_claims', 'list_gpu_claims', 'read_cost',
-           'summarize_cost', 'summarize_rates', 'panels', 'model_colors', 'plot_cost_curves', 'plot_validation_curves',
-           'plot_ranks', 'plot_gpu', 'label_run', 'list_pictured_runs']
+           'summarize_cost', 'summarize_rates', 'list_search_sets', 'tabulate_designs', 'panels', 'model_colors',
+           'plot_cost_curves', 'plot_validation_curves', 'plot_ranks', 'plot_gpu', 'label_run', 'list_pictured_runs']
 
 # %% ../../nbs/study/06_reached.ipynb #4b7b80c9
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ from ..methods.case_pictures import (attribute_pictures, has_case_pictures, load
 from ..training.convergence import CEILINGS
 from ..training.plan import PRETRAINED, RANDOM_START, ConvergencePlan, PlanStage
 from ..training.convergence_runs import (best_rate, find_failure_reason, load_convergence_plan, load_curve,
-                                                 load_rows, main_runs, rate_runs, resolve_designs, still_rises,
-                                                 validation_score)
+                                                 load_rows, main_runs, rate_runs, resolve_designs, round_runs,
+                                                 still_rises, summarize_designs, choose_design, validation_score)
 from ..training.packing import list_gpu_runs, load_gpu_plan
 from ..training.training import COST_FILE, Config, find_stored_run
 
@@ -284,6 +284,18 @@ def summarize_rates(profile: str, models: Sequence[str]) -> pd.DataFrame:
                              chosen="yes" if rate == best_rate(plan, stage, network) else "")
                         for rate, score in scores.items()]
     return pd.DataFrame(records).drop_duplicates(["dataset", "model", "rate"], ignore_index=True)
+
+def list_search_sets(profile: str) -> list[str]: return [*load_convergence_plan(profile).search.rounds[-1].sets]
+
+def tabulate_designs(profile: str) -> pd.DataFrame:
+    "Validation Dice of the designs of each round of the search, best first, and which was chosen"
+    plan, tables = load_convergence_plan(profile), []
+    for k in range(len(plan.search.rounds)):
+        designs = summarize_designs(plan, round_runs(plan, k)).sort_values("dice", ascending=False)
+        tables.append(designs.assign(round=k + 1))
+    table = pd.concat(tables, ignore_index=True)
+    is_chosen = (table["round"] == len(tables)) & (table.design == choose_design(plan))
+    return table.assign(chosen=np.where(is_chosen, "yes", ""))
 
 # %% ../../nbs/study/06_reached.ipynb #81e3d857
 def panels(n: int, height: float):
