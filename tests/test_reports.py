@@ -28,7 +28,7 @@ from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
 from medseg_nb.study.benchmark import summarize_scores
-from medseg_nb.paper.floats import format_cells
+from medseg_nb.paper.floats import SUPPLEMENT_DIGITS, format_cells
 from medseg_nb.paper.words import display_name
 from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
@@ -774,7 +774,7 @@ def test_each_number_of_the_tables_stands_in_the_paper(reports):
     page = (reports / "supplement.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
-            printed = format_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"])
+            printed = format_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"], SUPPLEMENT_DIGITS)
             columns = {display_name(e) for e in facts["estimates"]} & set(printed)
             assert [v for c in columns for v in printed[c] if v not in page] == [], name
 

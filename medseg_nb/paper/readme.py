@@ -145,8 +145,8 @@ def describe_longer(profile: str) -> str:  # nothing where no network was traine
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["trainings", "planned", "scale", "dice"])
     table = table[(table.trainings == table.planned) & (table.scale == "usual")].sort_values("dice")
     best = table.drop_duplicates("dataset", keep="last") if len(table) else table
-    parts = [f"`{r.model}` {Estimate(r.dice, r.dice_low, r.dice_high)} on `{r.dataset}` ({r.images:,} images, n = {r.n}, "
-             f"start: {r.start})" for r in best.itertuples()]
+    parts = [f"`{r.model}` {Estimate(r.dice, r.dice_low, r.dice_high)} on `{r.dataset}` ({r.images:,} images, "
+             f"n = {r.n}, start: {r.start})" for r in best.itertuples()]
     return ("The table is of short trainings. After longer ones on a GPU, by as many training images for each network of "
             f"a set, the highest mean was {'; '.join(parts)}.") if parts else ""
 

@@ -41,13 +41,14 @@ def format_number(value: float | int | None, digits: int | None = None) -> str:
     is_zero = not text.strip("-0.,")
     return text.lstrip("-") if is_zero else text.replace("-", "−")
 
-def format_estimate(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate, least: int = 0) -> str:  # least: digits behind the point of what is below ten
     "A value with its interval, as running text has it: 0.82 [0.80, 0.83]"
     value, low, high = estimate.value, estimate.low, estimate.high
     if isinstance(value, str): return value
     has_interval = value is not None and low is not None and np.isfinite(low)
     if not has_interval: return " ".join(filter(None, [format_number(value), estimate.unit]))
     digits = choose_digits(float(value), float(low), float(high))
+    if digits > 1: digits = max(digits, least)
     numbers = [format_number(float(v), digits) for v in (value, low, high)]
     return " ".join(filter(None, [f"{numbers[0]} [{numbers[1]}, {numbers[2]}]", estimate.unit]))
 
