@@ -136,7 +136,8 @@ def _load_words(path: Path, stamp: int) -> dict[str, str]: return read_yaml(path
 def display_name(text: object) -> str:
     "What a reader calls a cell or a head, or a text whose ids become names"
     path = folder("nbs") / "names.yaml"
-    return _load_words(path, path.stat().st_mtime_ns).get(str(text)) or display_text(str(text))
+    words = _load_words(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    return words.get(str(text)) or display_text(str(text))
 
 _Count = TypeVar("_Count")
 
