@@ -254,7 +254,6 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(reached, "differences", prepare=lambda rows: of_track("reached")(rows)),
     **summaries(reached, "budgets", prepare=lambda rows: of_track("budget")(rows).astype(dict(budget_s=int))),
     ("reached", "gpu"): lambda rows: on_gpu(of_track("gpu")(rows)),
-    ("reached", "measures"): lambda rows: reached.summarize_measures(rows, of_track("gpu")(rows)),
     ("reached", "gpu_differences"): lambda rows: reached.summarize_gpu_differences(
         of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
     ("reached", "gpu_scales"): lambda rows: reached.compare_scales(

@@ -223,14 +223,12 @@ def summarize_measures(rows: pd.DataFrame,      # of trainings on a processor
                        gpu_rows: pd.DataFrame,  # of those on a GPU
                       ) -> pd.DataFrame:
     "Means of all measures of overlap by network, apart for what trained on a processor and on a GPU"
-    names, reached_rows = ["dataset", "training", "model"], rows[rows.track == "reached"]
-    cost = [f"{images:,.0f} images of {size:g} px, GPU" for size, images in zip(gpu_rows["size"], gpu_rows.images)]
-    by_cost = [reached_rows.assign(training=[f"{s:g} s of one thread" for s in reached_rows.budget_s]),
-               gpu_rows.assign(training=cost)]
-    tables = [summarize_patient_scores(part, [*names, "start"], OVERLAP).drop(columns="cases").assign(
-        budget_s=part.budget_s.iloc[0]) for part in by_cost if len(part)]
-    return pd.concat(tables).sort_values([*names[:2], "dice"], ascending=[True, False, False], kind="stable",
-                                         ignore_index=True)
+    parts = [(rows[rows.track == "reached"].assign(size=np.nan, images=np.nan), [*BUDGET_COLUMNS]),
+             (gpu_rows.assign(budget_s=np.nan), ["start", *SCALE_COLUMNS[1:]])]
+    tables = [summarize_patient_scores(part, ["dataset", "track", "model", *names], OVERLAP).drop(columns="cases")
+              for part, names in parts if len(part)]
+    return pd.concat(tables).sort_values(["dataset", "track", *SCALE_COLUMNS[1:], "dice"], kind="stable",
+                                         ascending=[True, False, True, True, False], ignore_index=True)
 
 # %% ../../nbs/study/06_reached.ipynb #78999b2e
 EXPECTED = dict(  # mean patient Dice that a practitioner would expect: of any network, of one that begins at random
