@@ -218,10 +218,10 @@ TYPED = re.compile(
 
 
 def findings(path: Path) -> list[str]:
-    """The clauses below `## Findings`, without floats that have a line for themselves and without references to floats
-    in parentheses"""
+    """The clauses below `## Findings`, without floats that have a line for themselves, references to floats in
+    parentheses, and statements of the template"""
     text = re.search(r"^## Findings\n(.*?)(?=^## |\Z)", "\n\n".join(cells(path, "markdown")), re.S | re.M)
-    text = re.sub(r"^\{(?:table|figure):\w+\}$", "", text[1], flags=re.M) if text else ""
+    text = re.sub(r"^\{(?:table|figure):\w+\}$|\{%.*?%\}", "", text[1], flags=re.M | re.S) if text else ""
     text = " ".join(re.sub(r"^(###.*)$", r"\1.", text, flags=re.M).split())  # a heading is a clause
     text = re.sub(r"\s*\((?:\{(?:table|figure):\w+\}(?:, )?)+\)", "", text)
     return [c.strip() for c in re.split(r"(?<=[.?!])\s+(?=[A-Z*{#])|[:;]\s+", text) if c.strip()]

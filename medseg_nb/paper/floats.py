@@ -24,8 +24,8 @@ from ..kit.report import Estimate
 from .prose import (PaperSection, check_name, escape_markdown, find_placeholders, find_section,
                                    format_number_span, is_own_float, lacks_result, render, replace_placeholders,
                                    template_names)
-from .words import (choose_digits, clip_estimate, display_name, find_range, format_as, format_estimate, format_number,
-                                   format_p)
+from .words import (choose_digits, clip_estimate, display_name, find_range, format_as, format_estimate,
+                                   format_number, format_p)
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #5acc43fa
 class Label(NamedTuple):

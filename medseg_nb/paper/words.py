@@ -109,8 +109,8 @@ def format_as(estimate: Estimate, how: str = "") -> str:
     return FORMATS[choose(name, FORMATS, "format")](estimate, rest) if name else format_estimate(estimate)
 
 # %% ../../nbs/library/8_paper/00_words.ipynb #cd168663
-_RANGES = {(0., 1.): "dice iou sensitivity specificity accuracy precision recall auc pq sq rq ap50 ap risk share hit mass "
-                     "large sent rate plausibility deletion found stated known missing",
+_RANGES = {(0., 1.): "dice iou sensitivity specificity accuracy precision recall auc pq sq rq ap50 ap risk share hit "
+                     "mass large sent rate plausibility deletion found stated known missing",
            (0., np.inf): "hd95 assd fid", (-1., 1.): "spearman correlation stability"}
 RANGES = {word: ends for ends, words in _RANGES.items() for word in words.split()}
 UNBOUNDED = set("difference gain effect gap change loss".split())
