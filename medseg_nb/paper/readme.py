@@ -140,15 +140,15 @@ def compare_with_tools(profile: str | None) -> str:
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #cb072397
 def describe_longer(profile: str) -> str:  # nothing where no network was trained on a GPU
-    "The network with the highest Dice of each data set after training on a GPU, all planned trainings of which are there"
+    "The network with the highest Dice of each data set on a GPU, of those whose trainings are all there"
     path = folder("reports") / profile / "reached" / "gpu.csv"
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["trainings", "planned", "scale", "dice"])
     table = table[(table.trainings == table.planned) & (table.scale == "usual")].sort_values("dice")
     best = table.drop_duplicates("dataset", keep="last") if len(table) else table
     parts = [f"`{r.model}` {Estimate(r.dice, r.dice_low, r.dice_high)} on `{r.dataset}` ({r.images:,} images, "
              f"n = {r.n}, start: {r.start})" for r in best.itertuples()]
-    return ("The table is of short trainings. After longer ones on a GPU, by as many training images for each network of "
-            f"a set, the highest mean was {'; '.join(parts)}.") if parts else ""
+    return ("The table is of short trainings. After longer ones on a GPU, by as many training images for each network "
+            f"of a set, the highest mean was {'; '.join(parts)}.") if parts else ""
 
 def show_results(profile: str | None, states: dict[str, str]) -> str:
     "The block of results: which profile, what is not current, the table"
@@ -164,7 +164,8 @@ def show_results(profile: str | None, states: dict[str, str]) -> str:
              "mean, and of each such group U-Net and the network with the highest mean; being chosen flatters it. "
              f"The [article](reports/{profile}/article.pdf) says what follows; its supplement, which "
              f"`medseg paper --profile {profile}` sets beside it, has all models.")
-    blocks = [warning if outdated_sections else "", intro, tabulate_scores(choose_rows(frame)), describe_longer(profile)]
+    table = tabulate_scores(choose_rows(frame))
+    blocks = [warning if outdated_sections else "", intro, table, describe_longer(profile)]
     return "\n\n".join(filter(None, blocks))
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #67537618
