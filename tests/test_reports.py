@@ -28,8 +28,7 @@ from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
 from medseg_nb.study.benchmark import summarize_scores
-from medseg_nb.paper.floats import SUPPLEMENT_DIGITS, format_cells
-from medseg_nb.paper.words import display_name
+from medseg_nb.paper.floats import SUPPLEMENT_DIGITS, format_cells, format_head
 from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
@@ -772,14 +771,27 @@ def test_each_float_is_marked(reports, name):
     assert len(captions) == floats > 5 and all(c.startswith(f"[{reports.name} profile] ") for c in captions)
 
 
+def is_rounded(cell: str, value: float) -> bool:
+    "Whether the first number of a printed cell is a value to the digits that it shows, three or more below ten"
+    number = re.match(r"[\d.]+", cell.replace(",", "").lstrip("−"))
+    if number is None: return not np.isfinite(value)
+    digits = len(number[0].partition(".")[2])
+    shown = float(number[0]) * (-1 if cell.startswith("−") else 1)
+    is_large = max(map(float, re.findall(r"\d[\d.]*", cell.replace(",", "")))) >= 10  # one of the limits
+    return abs(shown - value) <= .50001 * 10**-digits and (digits >= 3 or is_large or shown == value)
+
+
 def test_each_number_of_the_tables_stands_in_the_paper(reports):
     "As it is printed: value and interval, whose limits lie within the bounds of a bounded mean"
     page = (reports / "supplement.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for place in sections(reports):
         for name, facts in load(place / "results.json")["tables"].items():
-            printed = format_cells(pd.read_csv(place / f"{name}.csv"), facts["estimates"], SUPPLEMENT_DIGITS)
-            columns = {display_name(e) for e in facts["estimates"]} & set(printed)
-            assert [v for c in columns for v in printed[c] if v not in page] == [], name
+            stored = pd.read_csv(place / f"{name}.csv")
+            printed = format_cells(stored, facts["estimates"], place.name, SUPPLEMENT_DIGITS)
+            for e in facts["estimates"] if len(stored) else ():
+                cells = printed[format_head(e, place.name)]
+                assert [v for v in cells if v not in page] == [], name
+                assert [c for c, v in zip(cells, stored[e]) if not is_rounded(c, v)] == [], (name, e)
 
 
 def test_real_sets_are_in_the_cpu_table():

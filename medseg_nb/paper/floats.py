@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'CAPTION_LINE', 'MAX_LINES', 'PAGE_WIDTH', 'MAIN_PACKAGES', 'LONG_TABLE', 'SUPPLEMENT_DIGITS', 'COLUMN_LINE',
            'COLUMN_WIDTH', 'Label', 'anchor', 'list_floats', 'number_floats', 'number_supplement', 'strip_spans',
            'format_caption', 'check_width', 'markdown_cell', 'markdown_table', 'describe_data', 'provenance_line',
-           'clip_columns', 'format_cells', 'print_float', 'select_cells', 'svg_width', 'is_wide', 'print_article_float',
-           'number_text', 'fill_placeholders']
+           'clip_columns', 'format_head', 'format_cells', 'print_float', 'select_cells', 'svg_width', 'is_wide',
+           'print_article_float', 'number_text', 'fill_placeholders']
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a96de150
 import re
@@ -24,7 +24,7 @@ from ..kit.report import Estimate
 from .prose import (PaperSection, check_name, escape_markdown, find_placeholders, find_section,
                                    format_number_span, is_own_float, lacks_result, render, replace_placeholders,
                                    template_names)
-from .words import (choose_digits, clip_estimate, display_name, find_range, format_as, format_estimate,
+from .words import (clip_estimate, display_name, find_range, format_as, format_decimal, format_estimate,
                                    format_number, format_p)
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #5acc43fa
@@ -150,23 +150,24 @@ def clip_columns(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.DataFrame:
     return frame.assign(**{f"{e}_{end}": frame[f"{e}_{end}"].clip(*ends) for e, ends in bounded.items()
                            for end in ("low", "high")})
 
-def _format_cell(column: str, value: object, least: int) -> str:
+def _format_cell(column: str, value: object, least: int, section: str) -> str:
     if value is None or pd.isna(value): return ""
     if hasattr(value, "item"): value = value.item()
     # a table's own numbers for what has no name in it, such as 2 for a sex, are no measurements
-    if isinstance(value, str): return display_name(re.sub(r"^(\w+)[ =](\d+)\.0$", r"\1: code \2", value))
+    if isinstance(value, str): return display_name(re.sub(r"^(\w+)[ =](\d+)\.0$", r"\1: code \2", value), section)
     if isinstance(value, bool): return "yes" if value else "no"
     if column in ("p", "p_holm"): return format_p(value).removeprefix("p ").removeprefix("= ")
     if 0 < abs(value) < .01: return np.format_float_positional(value, 2, fractional=False, trim="-").replace("-", "−")
-    is_small = isinstance(value, float) and not value.is_integer() and abs(value) < 10
-    return format_number(value, max(least, choose_digits(value)) if is_small else None)
+    return format_decimal(value, least)
 
-def _format_head(column: str) -> str:  # `dice_skin_ph2` is of a data set
+def format_head(column: str, section: str) -> str:
+    "A column's head as a page prints it; `dice_skin_ph2` is of a data set"
     first, _, rest = column.partition("_")
-    name, head = display_name(rest), display_name(column)
+    name, head = display_name(rest), display_name(column, section)
     return f"{display_name(first)}, {name}" if rest and name != rest and head == column else head
 
 def format_cells(frame: pd.DataFrame, estimates: Iterable[str],
+                 section: str,    # whose table it is
                  least: int = 0,  # digits behind the point of numbers below ten
                 ) -> pd.DataFrame:
     "A table's cells and heads as a page prints them, without columns in which nothing stands"
@@ -177,8 +178,9 @@ def format_cells(frame: pd.DataFrame, estimates: Iterable[str],
         values = frame[column]
         is_whole = values.dtype.kind == "f" and (values.dropna() % 1 == 0).all() and not ends
         if is_whole: values = values.astype("Int64")
-        shown[_format_head(column)] = ([format_estimate(Estimate(*v), least) for v in zip(values, *ends)] if ends
-                                       else [_format_cell(column, v, least) for v in values])
+        head = format_head(column, section)
+        shown[head] = ([format_estimate(Estimate(*v), least) for v in zip(values, *ends)] if ends
+                       else [_format_cell(column, v, least, section) for v in values])
     return pd.DataFrame({c: cells for c, cells in shown.items() if any(cells) or not cells}, index=frame.index)
 
 def print_float(section: PaperSection, kind: str, name: str, label: Label, profile: str) -> str:
@@ -189,8 +191,8 @@ def print_float(section: PaperSection, kind: str, name: str, label: Label, profi
     if kind == "figure": body = f"![{title}](/{section.name}/{name}.svg){{#{place}}}"
     else:
         frame = section.tables[name]
-        numeric = map(_format_head, [*frame.select_dtypes("number").columns, *facts["estimates"]])
-        cells = format_cells(frame, facts["estimates"], SUPPLEMENT_DIGITS)
+        numeric = [format_head(c, section.name) for c in (*frame.select_dtypes("number"), *facts["estimates"])]
+        cells = format_cells(frame, facts["estimates"], section.name, SUPPLEMENT_DIGITS)
         check_width(cells, f"{section.name}/{name}.csv")
         body = markdown_table(cells, numeric, place, title)
         if len(frame) > LONG_TABLE:
@@ -236,9 +238,9 @@ def print_article_float(section: PaperSection, kind: str, name: str, label: Labe
     else:
         frame = select_cells(section.tables[name], how, name)
         estimates = [e for e in facts["estimates"] if e in frame]
-        cells = format_cells(frame, estimates)
+        cells = format_cells(frame, estimates, section.name)
         check_width(cells, f"{section.name}/{name}.csv")
-        numeric = {_format_head(c) for c in (*frame.select_dtypes("number"), *estimates)}
+        numeric = {format_head(c, section.name) for c in (*frame.select_dtypes("number"), *estimates)}
         body = markdown_table(cells, numeric, place, title)
     drawing = folder("reports") / profile / section.name / f"{name}.svg"
     wide = " .wide" if is_wide(strip_spans(title), cells, drawing) else ""

@@ -424,8 +424,8 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
         f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
         "difference with its 95 % interval over patients and training runs, and n patients; its sign is turned where "
         "less is claimed. Right of zero: it supports the claim. Filled: remains at the five percent level after Holm's "
-        f"correction in its section; hollow: does not, or has no such test. {count_noun(others, 'other decided row')},"
-        " of gains, times and sizes, stand in the ledger alone.")
+        "correction in its section; hollow: does not, or has no such test."
+        + f" Not shown: {count_noun(others, 'decided row')} on real time or on a named number." * (others > 0))
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Hybrids against their opponents"
