@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BASELINE_MODELS', 'ROW_KEYS', 'QUARTER_NAMES', 'INTERVAL_SUFFIXES', 'DIFFERENCE_COLUMNS', 'UNIFORM_ERRORS',
            'BANDS_BY_SIDE', 'DROP_NAMES', 'DROP_COLUMNS', 'ARTIFACT_COLUMNS', 'FAILURE_SHARE', 'SIMPLE_NETWORK',
-           'RIVAL_NETWORKS', 'LEADER_COLORS', 'list_analyzed_networks', 'list_runs', 'first_runs', 'load_score_rows',
-           'leaders', 'assemble_error_rows', 'join_lesion_quarters', 'summarize_sizes', 'summarize_small',
-           'summarize_imbalance', 'summarize_shapes', 'list_leader_models', 'summarize_leads', 'summarize_boundary',
-           'summarize_bands', 'summarize_artefacts', 'summarize_strength', 'summarize_subgroups', 'cross_validate_risk',
-           'summarize_failures', 'list_error_claims', 'plot_dice_by_lesion_size', 'plot_error_bands',
+           'RIVAL_NETWORKS', 'list_analyzed_networks', 'list_runs', 'first_runs', 'load_score_rows', 'leaders',
+           'assemble_error_rows', 'join_lesion_quarters', 'summarize_sizes', 'summarize_small', 'summarize_imbalance',
+           'summarize_shapes', 'list_leader_models', 'summarize_leads', 'summarize_boundary', 'summarize_bands',
+           'summarize_artefacts', 'summarize_strength', 'summarize_subgroups', 'cross_validate_risk',
+           'summarize_failures', 'list_error_claims', 'color_models', 'plot_dice_by_lesion_size', 'plot_error_bands',
            'plot_artifact_levels', 'plot_failure_auc', 'picture_cases']
 
 # %% ../../nbs/study/10_errors.ipynb #cc7484c8
@@ -423,20 +423,33 @@ def list_error_claims(small: pd.DataFrame, shapes: pd.DataFrame,
 SIMPLE_NETWORK, RIVAL_NETWORKS = "cnn", ("segnet", "mask_rcnn")  # that the source names
 
 # %% ../../nbs/study/10_errors.ipynb #dbbb19ef
-LEADER_COLORS = ("C0", "C1")  # U-Net, the best other network
+def color_models(best: dict[str, list[str]]) -> dict[str, str]:  # best: networks by data set
+    "A color for each network, the same in all panels: U-Net has the first"
+    names = sorted({m for models in best.values() for m in models}, key=lambda m: (m != "unet", m))
+    return {m: f"C{k}" for k, m in enumerate(names)}
 
 def _plot_intervals(ax, x: Sequence[float], row: dict, columns: Sequence[str], color: str, label: str = "") -> None:
     y, low, high = (np.array([row[f"{c}{end}"] for c in columns], float) for end in ("", "_low", "_high"))
     ax.errorbar(x, y, np.nan_to_num([y - low, high - y]), fmt="o-", ms=3, lw=1, capsize=2, color=color, label=label)
 
+def _legend_below(fig) -> None:
+    "One legend below all panels, each name once"
+    entries = {}
+    for ax in fig.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()): entries.setdefault(label, handle)
+    fig.legend(entries.values(), entries, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
+
 def _select_row(table: pd.DataFrame, **where) -> dict:
     for column, value in where.items(): table = table[table[column] == value]
     return table.iloc[0].to_dict()
 
+# %% ../../nbs/study/10_errors.ipynb #3ca20bfe
 def plot_dice_by_lesion_size(sizes: pd.DataFrame, imbalance: pd.DataFrame, best: dict[str, list[str]]):
     "Above Dice by quarter of size, with chance; below balance of volume by quarter of the share of the image, with 0"
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, len(best), figsize=(.6 + 1.8 * max(2, len(best)), 4.), sharey="row", squeeze=False)
+    fig, axes = plt.subplots(2, len(best), figsize=(.6 + 1.8 * max(2, len(best)), 4.), sharey="row",
+                             squeeze=False, layout="constrained")
+    colors = color_models(best)
     for (dice_ax, balance_ax), (dataset, models) in zip(axes.T, best.items()):
         dice_ax.plot(range(4), [_select_row(sizes, dataset=dataset, model="chance")[name] for name in QUARTER_NAMES],
                      ":", color="0.4", label="chance")
@@ -444,38 +457,39 @@ def plot_dice_by_lesion_size(sizes: pd.DataFrame, imbalance: pd.DataFrame, best:
         for k, model in enumerate(models):
             for ax, table in ((dice_ax, sizes), (balance_ax, imbalance)):
                 _plot_intervals(ax, np.arange(4) + .1 * k, _select_row(table, dataset=dataset, model=model),
-                                QUARTER_NAMES, LEADER_COLORS[k], model)
+                                QUARTER_NAMES, colors[model], model)
         dice_ax.set(title=dataset, ylim=(0, 1), xticks=range(4), xticklabels=[])
-        balance_ax.legend(*dice_ax.get_legend_handles_labels(), frameon=False,
-                          fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.4))
         balance_ax.set(xticks=range(4)); balance_ax.set_xticklabels(QUARTER_NAMES, rotation=30, ha="right")
     axes[0][0].set_ylabel("mean patient Dice"); axes[1][0].set_ylabel("balance of volume")
-    fig.align_ylabels(); fig.tight_layout()
+    fig.align_ylabels(); _legend_below(fig)
     return fig
 
+# %% ../../nbs/study/10_errors.ipynb #e8b8e374
 def plot_error_bands(table: pd.DataFrame, best: dict[str, list[str]],
                      steps: dict[str, str]):  # steps: what one is, by data set
     """Share of wrong pixels by distance from the contour; dotted is the share over the whole image, as if errors were
     spread evenly"""
     import matplotlib.pyplot as plt
     names = [*(f"to_{e}" for e in BAND_EDGES), "beyond"]
-    fig, axes = plt.subplots(1, len(best), figsize=(.6 + 1.9 * max(2, len(best)), 2.3), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(best), figsize=(.6 + 1.9 * max(2, len(best)), 2.5), sharey=True,
+                             squeeze=False, layout="constrained")
+    colors = color_models(best)
     places = dict(zip(BANDS_BY_SIDE, (-.5 - np.arange(len(names)), .5 + np.arange(len(names)))))
     for ax, (dataset, models) in zip(axes[0], best.items()):
         for k, model in enumerate(models):
             rows_by_side = {side: _select_row(table, dataset=dataset, model=model, side=side) for side in BANDS_BY_SIDE}
             for side in BANDS_BY_SIDE:
-                _plot_intervals(ax, places[side] + .12 * k, rows_by_side[side], names, LEADER_COLORS[k], model if side
-                                == "in" else "")
-            ax.axhline(rows_by_side["in"]["whole"], ls=":", color=LEADER_COLORS[k])
+                _plot_intervals(ax, places[side] + .12 * k, rows_by_side[side], names, colors[model], model)
+            ax.axhline(rows_by_side["in"]["whole"], ls=":", color=colors[model])
         ax.axvline(0, color="0.4", lw=.8)
         ax.set(title=dataset, ylim=(0, None), xticks=[*places["in"], *places["out"]])
         ax.set_xlabel(f"inside | outside, steps of {steps[dataset]}", fontsize=7)
-        ax.set_xticklabels([*BAND_EDGES, ">"] * 2, fontsize=6); ax.legend(frameon=False, fontsize=6)
+        ax.set_xticklabels([*BAND_EDGES, ">"] * 2, fontsize=6)
     axes[0][0].set_ylabel("share that is wrong")
-    fig.tight_layout()
+    _legend_below(fig)
     return fig
 
+# %% ../../nbs/study/10_errors.ipynb #8ef19399
 def plot_artifact_levels(rows: pd.DataFrame, best: dict[str, list[str]]):
     "Dice by level of each artefact, with its strength below; chance on the same images is dotted"
     import matplotlib.pyplot as plt
@@ -483,8 +497,9 @@ def plot_artifact_levels(rows: pd.DataFrame, best: dict[str, list[str]]):
     panels = list(perturbed_rows[perturbed_rows.level > 0].groupby(["dataset", "artefact"], sort=False).groups)
     n_columns = min(4, max(1, len(panels)))
     n_rows = -(-max(1, len(panels)) // n_columns)
-    fig, axes = plt.subplots(n_rows, n_columns, squeeze=False, sharey=True,
-                             figsize=(.6 + 1.6 * n_columns, 1.75 * n_rows))
+    fig, axes = plt.subplots(n_rows, n_columns, squeeze=False, sharey=True, layout="constrained",
+                             figsize=(.6 + 1.6 * n_columns, .3 + 1.75 * n_rows))
+    colors = color_models(best)
     for ax in axes.flat[len(panels):]: ax.axis("off")
     for ax, (dataset, artefact) in zip(axes.flat, panels):
         panel_rows = perturbed_rows[(perturbed_rows.dataset == dataset)
@@ -497,32 +512,33 @@ def plot_artifact_levels(rows: pd.DataFrame, best: dict[str, list[str]]):
             for level, g in panel_rows[panel_rows.model == model].groupby("level"):
                 level_cells |= _mean_cells(g, "dice", str(int(level)))
             _plot_intervals(ax, np.array([0, *ARTIFACT_LEVELS]) + .1 * k, level_cells,
-                            [str(k) for k in (0, *ARTIFACT_LEVELS)], LEADER_COLORS[k], model)
+                            [str(k) for k in (0, *ARTIFACT_LEVELS)], colors[model], model)
         ax.set(ylim=(0, 1), xticks=[0, *ARTIFACT_LEVELS])
         ax.set_title(f"{dataset}\n{artefact.replace('_', ' ')}", fontsize=7)
         ax.set_xlabel(level_table.unit[artefact], fontsize=7); ax.set_xticklabels(
             ["none", *(f"{level_table.loc[artefact, f'level_{k}']:g}" for k in ARTIFACT_LEVELS)], fontsize=6)
-    if panels: axes.flat[0].legend(frameon=False, fontsize=6, loc="lower left")
     for ax in axes[:, 0]: ax.set_ylabel("mean patient Dice")
-    fig.tight_layout()
+    _legend_below(fig)
     return fig
 
+# %% ../../nbs/study/10_errors.ipynb #272f15ca
 def plot_failure_auc(table: pd.DataFrame, best: dict[str, list[str]]):
     "AUC of each feature with its interval; chance is 0.5"
     import matplotlib.pyplot as plt
     features = list(dict.fromkeys(table.feature))
-    fig, axes = plt.subplots(1, len(best), figsize=(1.2 + 1.5 * max(2, len(best)), 2.6), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(best), figsize=(1.2 + 1.5 * max(2, len(best)), 2.6), sharey=True,
+                             squeeze=False, layout="constrained")
+    colors = color_models(best)
     for ax, (dataset, models) in zip(axes[0], best.items()):
         for k, model in enumerate(models):
             panel_rows = table[(table.dataset == dataset) & (table.model == model)]
             interval = [panel_rows.auc - panel_rows.auc_low, panel_rows.auc_high - panel_rows.auc]
             ax.errorbar(panel_rows.auc, [features.index(f) + .2 * k for f in panel_rows.feature],
-                        xerr=interval, fmt="o", ms=3, capsize=2, color=LEADER_COLORS[k], label=model)
+                        xerr=interval, fmt="o", ms=3, capsize=2, color=colors[model], label=model)
         ax.axvline(.5, ls=":", color="0.4")
         ax.set(title=dataset, xlim=(0, 1), xlabel="AUC", yticks=range(len(features)),
                yticklabels=features, ylim=(len(features) - .3, -.7))
-        ax.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.25))
-    fig.tight_layout()
+    _legend_below(fig)
     return fig
 
 # %% ../../nbs/study/10_errors.ipynb #ca96d4f9
