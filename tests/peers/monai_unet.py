@@ -70,7 +70,10 @@ def main() -> None:
     torch.set_num_threads(SETTINGS["threads"])
     given = {k: v for k, v in np.load(PLACE / "given.npz", allow_pickle=False).items()}
     for level in SETTINGS["levels"]:
-        steps = max(1, round(level * SETTINGS["seconds"] * SETTINGS["throughput"] / BATCH))
+        steps = max(1, round(level * SETTINGS["throughput"] / BATCH))
+        path = PLACE / "levels.json"  # how many seconds so many steps are
+        known = json.loads(path.read_text()) if path.exists() else []
+        path.write_text(json.dumps([v for v in known if v[1] != steps] + [[level, steps]]))
         done = PLACE / f"steps{steps}.npz"
         if done.exists(): continue
         net, seconds = trained(given, steps)

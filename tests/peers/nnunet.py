@@ -78,6 +78,13 @@ class Shortened(nnUNetTrainer):
         write_json(Path(self.output_folder_base) / "spent.json", self.spent)
 
 
+def note_level(level: float, steps: int) -> None:
+    "How many seconds so many steps are"
+    path = PLACE / "levels.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    write_json(path, [v for v in known if v[1] != steps] + [[level, steps]])
+
+
 def write_json(path: Path, what: object) -> None:
     path.with_suffix(".part").write_text(json.dumps(what))
     path.with_suffix(".part").replace(path)
@@ -122,8 +129,9 @@ def main() -> None:
     torch.set_num_threads(SETTINGS["threads"])
     for level in SETTINGS["levels"]:
         iterations = max(
-            1, round(level * SETTINGS["seconds"] * SETTINGS["throughput"] / plan["batch_size"] / SETTINGS["epochs"]))
+            1, round(level * SETTINGS["throughput"] / plan["batch_size"] / SETTINGS["epochs"]))
         steps = iterations * SETTINGS["epochs"]
+        note_level(level, steps)
         done = PLACE / f"steps{steps}.npz"
         if done.exists(): continue
         trainer = trained(plans, facts, iterations, PLACE / f"steps{steps}")

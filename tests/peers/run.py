@@ -21,12 +21,12 @@ from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json
 from medseg_nb.data.manifest import load_cases, load_frozen_split, load_manifest
 from medseg_nb.training.inference import argmax_label_map
 from medseg_nb.preparation.preprocess import load_prepared_cases
-from medseg_nb.kit.report import write_rows
+from medseg_nb.kit.report import read_rows, write_rows
 from medseg_nb.data.splits import fold_indices
 from medseg_nb.evaluation.intervals import summarize_patient_scores
 from medseg_nb.training.training import Config, score_predictions, train
 
-SIZE, FOLD = 128, 0
+SIZE = 128
 # memory is kept between steps instead of being asked for anew
 KEPT = dict(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="100000000000", MALLOC_TOP_PAD_="268435456")
 
@@ -41,10 +41,17 @@ def environment(place: Path, packages: list[str]) -> Path:
     return python
 
 
-def export(place: Path, dataset: str, settings: dict) -> Path:
+def trainings(dataset: str, settings: dict) -> dict[tuple[int, int], list[float]]:  # levels by fold and seed
+    "The first runs of the benchmark on a data set, and the levels at which a peer has so many trainings"
+    runs = load_plan("cpu").runs[dataset]
+    pairs = [(fold, seed) for fold in runs.folds for seed in runs.seeds][:max(count for _, count in settings["levels"])]
+    return {pair: [v for v, count in settings["levels"] if count > k] for k, pair in enumerate(pairs)}
+
+
+def export(place: Path, dataset: str, settings: dict, fold: int = 0) -> Path:
     "What a peer is given: images and masks of the training patients, and images alone of the test patients"
     images, masks = load_prepared_cases(dataset, (SIZE, SIZE), settings["normalise"])
-    chosen, test = fold_indices(dataset, FOLD)
+    chosen, test = fold_indices(dataset, fold)
     place.mkdir(parents=True, exist_ok=True)
     (place / "settings.json").write_text(json.dumps(settings | dict(labels=load_manifest(dataset).labels)))
     if not (place / "given.npz").exists():
@@ -71,7 +78,7 @@ def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -
     measured, each by the difference of a long and a short run"""
     def theirs(images):
         place = export(work / f"measured{images}", dataset,
-                       settings | dict(seconds=images, throughput=1, epochs=1, levels=[1]))
+                       settings | dict(throughput=1, epochs=1, levels=[images], seed=0))
         ask(python, peer, place, settings["threads"])
         [(steps, (_, seconds))] = done(place).items()
         return np.array([steps * about(place)["batch"], seconds])
@@ -85,25 +92,48 @@ def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -
     return images / seconds * known.throughput["unet"] / (own / time_of_own)
 
 
-def publish(peer: str, dataset: str, settings: dict, place: Path) -> None:
-    "Score a peer's finished runs by the kit's rule and code, and write rows and costs"
-    told, test, found, levels = about(place), [load_cases(dataset)[i] for i in fold_indices(dataset, FOLD)[1]], [], []
-    config = Config(dataset, peer, FOLD, settings["seed"],
-                    size=SIZE, batch=told["batch"], normalise=settings["normalise"])
-    for share, (steps, (answers, seconds)) in zip(settings["levels"], done(place).items()):
+def scored(peer: str, dataset: str, settings: dict, place: Path, training: tuple[int, int]) -> tuple[list, list]:
+    "Rows and costs of a peer's finished runs of one training, by the kit's rule and code"
+    (fold, seed), found, levels = training, [], []
+    test = [load_cases(dataset)[i] for i in fold_indices(dataset, fold)[1]]
+    planned = {steps: seconds for seconds, steps in json.loads((place / "levels.json").read_text())}
+    config = Config(dataset, peer, fold, seed, size=SIZE, batch=about(place)["batch"], normalise=settings["normalise"])
+    for steps, (answers, seconds) in done(place).items():
         predicted = [(case, argmax_label_map(torch.from_numpy(p).float(), case.semantic_mask().shape))
                      for case, p in zip(test, answers, strict=True)]
         found.append(score_predictions(config, predicted).assign(steps=steps))
-        levels.append(dict(steps=steps, share=share, seconds=share * settings["seconds"],
-                           measured_cpu_seconds=round(seconds, 1)))
-    reached = folder("reports") / "peers" / peer / dataset
-    table = write_rows(reached, pd.concat(found))
-    facts = dict(peer=peer, dataset=dataset, fold=FOLD,
-                 size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels, about=told,
-                 machine=machine_class(), content=load_frozen_split(dataset)["content"],
+        levels.append(dict(fold=fold, seed=seed, steps=steps, seconds=planned[steps],
+                           measured_cpu_seconds=round(seconds, 1), machine=machine_class()))
+    return found, levels
+
+
+def published(peer: str, dataset: str) -> list[dict]:
+    "Levels whose rows are committed"
+    path = folder("reports") / "peers" / peer / dataset / "peer.json"
+    return json.loads(path.read_text())["levels"] if path.exists() else []
+
+
+def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
+    "Write rows and costs of a peer's finished runs beside those that were published before"
+    reached, places = folder("reports") / "peers" / peer / dataset, {}
+    for pair in trainings(dataset, settings):
+        place = work / dataset / "fold{}seed{}".format(*pair)
+        if (place / "levels.json").exists() and done(place): places[pair] = place
+    results = [scored(peer, dataset, settings, place, pair) for pair, place in places.items()]
+    new, levels = sum((r[0] for r in results), []), sum((r[1] for r in results), [])
+    rows, keys = pd.concat(new), {(v["fold"], v["seed"], v["steps"]) for v in levels}
+    if before := published(peer, dataset):
+        levels += [v for v in before if (v["fold"], v["seed"], v["steps"]) not in keys]
+        known = read_rows(reached)
+        rows = pd.concat([known[[k not in keys for k in zip(known.fold, known.seed, known.steps)]], rows])
+    levels = sorted(levels, key=lambda v: (v["fold"], v["seed"], v["steps"]))
+    table = write_rows(reached, rows.sort_values(["fold", "seed", "steps"], kind="stable"))
+    facts = dict(peer=peer, dataset=dataset,
+                 size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels,
+                 about=about(next(iter(places.values()))), content=load_frozen_split(dataset)["content"],
                  cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
     write(reached / "peer.json", to_json(facts))
-    means = summarize_patient_scores(pd.concat(found), ["dataset", "model", "steps"], ["dice"])
+    means = summarize_patient_scores(rows, ["dataset", "model", "steps"], ["dice"])
     print(means.to_string(index=False))
 
 
@@ -113,19 +143,24 @@ def main() -> None:
     asked.add_argument("peer", choices=known); asked.add_argument("--data", nargs="+", required=True, metavar="ID")
     asked.add_argument("--work", type=Path, required=True,
                        help="folder for environments and weights, outside the project")
-    asked.add_argument("--upto", type=float, default=1.,
-                       metavar="SHARE", help="train no level above this share of the cost")
+    asked.add_argument("--levels", type=float, nargs="+", metavar="SECONDS", help="train these levels alone")
     asked.add_argument("--score", action="store_true", help="score the runs that are finished, and train none")
     asked.add_argument("--measure", action="store_true", help="measure the throughput, and nothing else")
     asked = asked.parse_args()
     settings, work = known[asked.peer], asked.work.resolve() / asked.peer
-    now = settings | dict(levels=[v for v in settings["levels"] if v <= asked.upto])
     for dataset in asked.data:
         if not asked.score:
             python = environment(work / "environment", settings["packages"])
             if asked.measure: print(f"throughput: {measure(python, asked.peer, dataset, settings, work):.3g}"); continue
-            ask(python, asked.peer, export(work / dataset, dataset, now), settings["threads"])
-        publish(asked.peer, dataset, settings, work / dataset)
+            finished = {(v["fold"], v["seed"], v["seconds"]) for v in published(asked.peer, dataset)}
+            for (fold, seed), levels in trainings(dataset, settings).items():
+                missing = [v for v in levels if v in (asked.levels or levels) and (fold, seed, v) not in finished]
+                if not missing: continue
+                now = settings | dict(seed=seed, levels=missing)
+                place = export(work / dataset / f"fold{fold}seed{seed}", dataset, now, fold)
+                ask(python, asked.peer, place, settings["threads"])
+                publish(asked.peer, dataset, settings, work)
+        else: publish(asked.peer, dataset, settings, work)
 
 
 if __name__ == "__main__": main()
