@@ -23,9 +23,9 @@ def facts(place: Path) -> dict: return json.loads((place / "peer.json").read_tex
 def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
 
 
-def ours(dataset: str) -> pd.DataFrame:
+def ours(dataset: str, fold: int) -> pd.DataFrame:
     "Rows of the benchmark's U-Net on the same fold; a peer is not asked how sure it was"
-    [config] = [c for c in default_runs.default_seed_runs("cpu", [dataset]) if c.fold == 0 and c.seed == 0]
+    [config] = [c for c in default_runs.default_seed_runs("cpu", [dataset]) if c.fold == fold and c.seed == 0]
     rows = read_table(stored_runs(REPO / "reports" / "cpu")[config.key] / "cases.csv.xz", dtype=TEXT)
     return rows.drop(columns=["calibration_error", "brier"])
 
@@ -36,12 +36,12 @@ def test_each_folder_is_whole():
 
 
 def test_rows_have_the_columns_and_the_test_cases_of_the_kits_runs(place):
-    own = ours(place.name)
-    assert list(rows(place)) == [*own, "steps"]
     frozen = json.loads((REPO / "data_manifests" / place.name / "splits.json").read_text(encoding="utf-8"))
-    for steps, level in rows(place).groupby("steps"):
-        assert list(zip(level.case, level.patient, level.region)) == list(zip(own.case, own.patient, own.region)), steps
-        assert set(level.patient) == set(frozen["folds"][0]["test"])
+    for (fold, *training), level in rows(place).groupby(["fold", "seed", "steps"]):
+        own = ours(place.name, fold)
+        assert list(level) == [*own, "steps"]
+        assert [*zip(level.case, level.patient, level.region)] == [*zip(own.case, own.patient, own.region)], training
+        assert set(level.patient) == set(frozen["folds"][fold]["test"])
     assert facts(place)["content"] == frozen["content"]
 
 
@@ -49,19 +49,23 @@ def test_scores_belong_together_and_levels_are_other_networks(place):
     found = rows(place)
     dice, iou = found.dice, found.iou
     assert ((dice.isna() & iou.isna()) | (iou - dice / (2 - dice)).abs().lt(1e-5) & dice.between(0, 1)).all()
-    assert not found.pivot(index=["case", "region"], columns="steps", values="dice").T.duplicated().any()
+    for _, fold in found.groupby("fold"):
+        answered = fold[fold.dice > 0].pivot(index=["case", "region"], columns=["seed", "steps"], values="dice").T
+        assert not answered.duplicated().any()
 
 
 def test_cost_follows_from_the_settings(place):
     f, asked = facts(place), SETTINGS[place.parent.name]
     assert (f["settings"] == {k: v for k, v in asked.items() if k != "packages"}
-            and [v["share"] for v in f["levels"]] == asked["levels"][:len(f["levels"])] != [])
-    assert [v["steps"] for v in f["levels"]] == sorted(set(rows(place).steps))
+            and {v["seconds"] for v in f["levels"]} <= {seconds for seconds, _ in asked["levels"]})
+    trainings = [(v["fold"], v["seed"], v["steps"]) for v in f["levels"]]
+    assert trainings == sorted(set(map(tuple, rows(place)[["fold", "seed", "steps"]].to_numpy()))) != []
+    planned = dict(asked["levels"])
+    assert all(sum(v["seconds"] == s for v in f["levels"]) <= n for s, n in planned.items())
     for v in f["levels"]:
         wanted = v["seconds"] * asked["throughput"] / f["about"]["batch"]
         # whole steps in each epoch
-        assert (v["seconds"] == v["share"] * asked["seconds"]
-                and abs(v["steps"] - wanted) <= max(.5 * asked.get("epochs", 1), .05 * wanted))
+        assert abs(v["steps"] - wanted) <= max(.5 * asked.get("epochs", 1), .05 * wanted)
         assert v["seconds"] / 2 < v["measured_cpu_seconds"] < 4 * v["seconds"]  # of a busy processor
 
 
@@ -71,5 +75,5 @@ def test_versions_hash_and_no_place(place):
             and (f["peer"], f["dataset"]) == (place.parent.name, place.name))
     for name, version in (p.split("==") for p in SETTINGS[f["peer"]]["packages"]):
         assert f["about"]["versions"][name].split("+")[0] == version
-    assert f["machine"] and not re.search(r"(^|[^\w])/(home|root|tmp|work|Users|mnt)\b|[A-Z]:\\\\",
+    assert all(v["machine"] for v in f["levels"]) and not re.search(r"(^|[^\w])/(home|root|tmp|work|Users|mnt)\b|[A-Z]:\\\\",
                                           (place / "peer.json").read_text(encoding="utf-8"))

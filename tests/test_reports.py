@@ -33,7 +33,7 @@ from medseg_nb.study.claims import count_verdicts, summarize_judged
 from medseg_nb.kit.core import InputError, digest, rng, sha256
 from medseg_nb.study.data import summarize_agreement, summarize_copies, summarize_prevalence, summarize_sizes
 from medseg_nb.training.plan import training_track
-from medseg_nb.training.convergence_runs import TASK
+from medseg_nb.training.convergence_runs import TASK, list_complete_runs
 from medseg_nb.training.packing import TASK as PACKED_TASK
 from medseg_nb.kit.report import (SOURCE_KINDS, SUBJECT_COLUMNS, BUDGET_COLUMNS, check_claim,
                                   check_table, number_key, name_budgets, collect_budgets)
@@ -237,6 +237,12 @@ def rising_runs(rows: pd.DataFrame) -> dict[str, bool]:
     return rising
 
 
+def equal_cost(rows: pd.DataFrame) -> pd.DataFrame:
+    datasets = [*rows.dataset.unique()]
+    chosen = peers.select_by_validation(list_complete_runs(peers.LONGER_PROFILE, datasets))
+    return peers.summarize_equal_cost(rows, peers.list_complete_levels(datasets), chosen)
+
+
 def on_gpu(rows: pd.DataFrame) -> pd.DataFrame: return reached.summarize_gpu(rows, reached.describe_gpu_runs())
 
 
@@ -260,7 +266,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
         of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
     **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes", prepare=of_parts("volume", within=False)),
     **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
-    **summaries(peers, "scores", "differences", "rising"),
+    **summaries(peers, "scores", "differences", "rising", prepare=peers.select_curve_rows),
+    ("peers", "equal"): equal_cost,
     ("claims", "verdicts"): count_verdicts,
     ("claims", "judged"): summarize_judged,
     **summaries(combinations, "gains", "choices", "scores"),
