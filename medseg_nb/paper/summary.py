@@ -36,12 +36,12 @@ from ..training.training import Config
 # blue and vermilion of the color-blind palette
 SUPPORTED, REFUTED, INK, PAPER, SET_COLOR = "#0072b2", "#d55e00", "#222222", "#eef3f8", "#666666"
 STEPS = [("data", "data preparation"),
-         ("networks", "search benchmark reached ablations peers leakage"),
+         ("networks", "benchmark reached ablations peers leakage"),
          ("ideas", "hybrid instances augmentation synthesis fusion combinations"),
          ("trust", "metrics statistics errors quality xai"),
          ("people", "readers outcomes"), ("use", "fewer_labels generalization realtime hospital")]
 STEP_SIGNS, GAP = 16, 3  # a line of a step, and what is free between two, in signs
-VERDICTS = "Verdicts"
+VERDICTS = "Verdicts: each claim of the ledger is judged by one rule"
 STEP_TITLES = dict(data="Data", networks="Networks", ideas="Extensions", trust="Measurement", people="People",
                    use="Use")
 
@@ -52,24 +52,29 @@ def list_steps(sections: list[PaperSection]) -> list[tuple[str, list[str]]]:  # 
     return [(title, names) for title, names in steps if names]
 
 def draw_overview(sections: list[PaperSection]):
-    "The steps from data to verdicts, each with its sections"
+    "The steps of the study, each with its sections; all of them lead to the verdicts below"
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
-    steps = [*list_steps(sections), (VERDICTS, ["each claim is judged by one rule"])]
-    texts = [[line for name in names for line in textwrap.wrap(name, STEP_SIGNS)] for _, names in steps]
-    widths = [max(map(len, [title, *lines])) + 4 for (title, _), lines in zip(steps, texts)]
-    fig, ax = plt.subplots(figsize=(7.2, .42 + .135 * max(map(len, texts))), layout="constrained")
-    left = 0
-    for (title, _), lines, width in zip(steps, texts, widths):
-        ax.add_patch(FancyBboxPatch((left, .02), width, .96, boxstyle="round,pad=0,rounding_size=.5",
+    steps = list_steps(sections)
+    texts = [[line for name in names for line in textwrap.wrap(f"• {name}", STEP_SIGNS, subsequent_indent="   ")]
+             for _, names in steps]
+    widths = [max(map(len, [title, *lines])) + 2 for (title, _), lines in zip(steps, texts)]
+    fig, ax = plt.subplots(figsize=(7.2, .8 + .135 * max(map(len, texts))), layout="constrained")
+    def box(left, bottom, width, height):
+        ax.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0,rounding_size=.5",
                                     mutation_aspect=.03, fc=PAPER, ec=SUPPORTED, lw=.8))
+    left, floor = 0, .24
+    for (title, _), lines, width in zip(steps, texts, widths):
+        box(left, floor, width, .98 - floor)
         ax.annotate(title, (left + width / 2, .98), (0, -4), textcoords="offset points", ha="center", va="top",
                     fontsize=7.4, weight="bold", color=SUPPORTED)
-        ax.annotate("\n".join(lines), (left + width / 2, .98), (0, -16), textcoords="offset points", ha="center",
+        ax.annotate("\n".join(lines), (left + 1, .98), (0, -16), textcoords="offset points", ha="left",
                     va="top", fontsize=7, color=INK, linespacing=1.25)
-        if title == VERDICTS: ax.annotate("", (left, .5), (left - GAP, .5),
-                                          arrowprops=dict(arrowstyle="-|>", color=INK, lw=.8, shrinkA=0, shrinkB=0))
+        ax.annotate("", (left + width / 2, .15), (left + width / 2, floor),
+                    arrowprops=dict(arrowstyle="-|>", color=INK, lw=.8, shrinkA=0, shrinkB=0))
         left += width + GAP
+    box(0, .02, left - GAP, .13)
+    ax.text((left - GAP) / 2, .085, VERDICTS, ha="center", va="center", fontsize=7.4, weight="bold", color=SUPPORTED)
     ax.set(xlim=(-.3, left - GAP + .3), ylim=(0, 1)); ax.axis("off")
     return fig
 
@@ -379,7 +384,7 @@ def describe_gpu_design(sections: list[PaperSection]) -> list[dict]:  # as rows 
     return [dict(dataset=dataset, part="training on a GPU", networks=r.model.nunique(),
                  folds=len(planned[dataset].folds), seeds=f"{len(planned[dataset].seeds)}", patients=int(r.n.max()),
                  pixels=int(r["size"].max()), **describe_recipe(settings[dataset]),
-                 budget=f"{format_number(int(r.images.max()))} images")
+                 budget=f"{format_number(int(r.images.max()) // settings[dataset]['batch'])} steps")
             for dataset, r in rows.groupby("dataset", sort=False)]
 
 def longer_settings(plan: TrainingPlan, part: str) -> dict:  # instead of the plan's; none for the benchmark
@@ -409,8 +414,7 @@ def compose_overview(sections: dict[str, PaperSection], reports: Path) -> tuple[
     "The steps of the study"
     if not list_steps([*sections.values()]): return None
     return (draw_overview([*sections.values()]),
-            "The parts of the study, each with its sections that have results here. Measurements of all of them go "
-            "into the verdicts.")
+            "The parts of the study, each with its sections that have results here, and what they lead to.")
 
 def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Claims that an interval decided"
