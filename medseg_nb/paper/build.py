@@ -25,12 +25,15 @@ from .typeset import embed_sources, link_figures, run_pandoc, shorten_cells, typ
 
 # %% ../../nbs/library/8_paper/07_build.ipynb #e6408c5e
 def list_sources(sections: list[PaperSection]) -> dict[str, dict]:
-    "Notebook, code, data and seed of each section with results"
-    return {s.name: dict(title=s.title, notebook=s.notebook, code=s.provenance["parts"]["code"][:8],
-                         key=s.provenance["key"][:8],
-                         data=describe_data(s)[0], seed=str(s.provenance["seed"]),
-                         precision=s.provenance["parts"]["precision"],
-                         device=s.provenance["parts"]["device"]) for s in sections if s.results}
+    "Notebook, code, data and seed of each section with results, and what the article composes of several"
+    composed = dict(title="Article", notebook="nbs/library/8_paper/05_summary.ipynb",
+                    data="of the sections that the caption and the text name")
+    def facts(s: PaperSection) -> dict:
+        parts = s.provenance["parts"]
+        return dict(title=s.title, notebook=s.notebook, code=parts["code"][:8], key=s.provenance["key"][:8],
+                    data=describe_data(s)[0], seed=str(s.provenance["seed"]), precision=parts["precision"],
+                    device=parts["device"])
+    return dict(article=composed) | {s.name: facts(s) for s in sections if s.results}
 
 def write_ledger(reports: Path) -> Path | None:
     "The ledger of claims as one plain table, where its section has results"
@@ -49,7 +52,8 @@ def set_pdf(name: str, text: str, profile: str) -> bytes:
 
 def set_page(name: str, text: str, profile: str, sources: dict) -> bytes:
     "A document as web page; faults of language in an article are named"
-    page = embed_sources(shorten_cells(link_figures(run_pandoc(text, "html", "page.html", profile))), sources)
+    page = link_figures(run_pandoc(text, "html", "page.html", profile), folder("reports") / profile)
+    page = embed_sources(shorten_cells(page), sources)
     for fault in list_word_faults(page) if name == "article" else ():
         print(f"warning: {profile}/article.html: {fault}", file=sys.stderr)
     return page.encode()

@@ -7,7 +7,7 @@ __all__ = ['MARKS', 'CAPTION_LINE', 'MAX_LINES', 'PAGE_WIDTH', 'MANY_SETS', 'MAI
            'NO_NUMBER', 'LEAST_ROWS', 'COLUMN_LINE', 'COLUMN_WIDTH', 'Label', 'anchor', 'list_floats', 'number_floats',
            'number_supplement', 'strip_spans', 'format_caption', 'check_width', 'markdown_cell', 'markdown_table',
            'describe_data', 'provenance_line', 'clip_columns', 'format_head', 'format_cells', 'part_constant',
-           'name_columns', 'print_float', 'select_cells', 'svg_width', 'is_wide', 'print_article_float', 'number_text',
+           'name_columns', 'print_float', 'select_cells', 'svg_size', 'is_wide', 'print_article_float', 'number_text',
            'fill_placeholders']
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #a96de150
@@ -161,7 +161,8 @@ def _format_cell(column: str, value: object, least: int, section: str) -> str:
     # a table's own numbers for what has no name in it, such as 2 for a sex, are no measurements
     if isinstance(value, str): return display_name(re.sub(r"^(\w+)[ =](\d+)\.0$", r"\1: code \2", value), section)
     if isinstance(value, bool): return "yes" if value else "no"
-    if column in ("p", "p_holm"): return format_p(value).removeprefix("p ").removeprefix("= ")
+    if column in ("p", "p_holm"):
+        return format_p(value).removeprefix("p ").removeprefix("= ").replace(" ", "\N{NO-BREAK SPACE}")
     if 0 < abs(value) < .01: return np.format_float_positional(value, 2, fractional=False, trim="-").replace("-", "−")
     return format_decimal(value, least)
 
@@ -241,15 +242,15 @@ def select_cells(frame: pd.DataFrame, how: str, name: str) -> pd.DataFrame:
 
 COLUMN_LINE, COLUMN_WIDTH = 62, 290  # signs of a line of a column's caption; points of a drawing that a column holds
 
-def svg_width(path: Path) -> float:
-    "Width of a drawing in points; zero where it does not say"
+def svg_size(path: Path) -> tuple[float, float]:  # width, height
+    "Size of a drawing in points; zero where it does not say"
     head = path.read_text(encoding="utf-8")[:2000] if path.is_file() else ""
-    width = re.search(r'<svg[^>]*\swidth="([\d.]+)pt"', head)
-    return float(width[1]) if width else 0.
+    found = [re.search(rf'<svg[^>]*\s{side}="([\d.]+)pt"', head) for side in ("width", "height")]
+    return tuple(float(m[1]) if m else 0. for m in found)
 
 def is_wide(title: str, cells: pd.DataFrame | None, drawing: Path) -> bool:
     "Whether a float needs both columns of a page"
-    if cells is None: return svg_width(drawing) > COLUMN_WIDTH or len(title) > MAX_LINES * COLUMN_LINE
+    if cells is None: return svg_size(drawing)[0] > COLUMN_WIDTH or len(title) > MAX_LINES * COLUMN_LINE
     signs = sum(3 + max([len(c), *map(len, cells[c])]) for c in cells)
     return signs > 1.15 * COLUMN_LINE or len(title) > MAX_LINES * COLUMN_LINE
 

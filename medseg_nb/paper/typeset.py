@@ -12,10 +12,11 @@ import json
 import re
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 from ..kit.core import InputError, folder
 from ..kit.storage import shrink_pdf
-from .floats import MARKS
+from .floats import MARKS, svg_size
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #a2b9262a
 DIALECT = "markdown-raw_html-raw_tex+lists_without_preceding_blankline-blank_before_header-blank_before_blockquote"
@@ -36,13 +37,19 @@ def run_pandoc(text: str,     # Markdown
     "Convert a document's Markdown"
     return pandoc([f"--from={DIALECT}", f"--to={to}", f"--template={template}", f"--variable=mark:{MARKS[profile]}",
                    "--standalone", "--citeproc", "--bibliography=references.bib", "--lua-filter=boxes.lua", "--mathml",
+                   f"--metadata=link-citations:{str(to == 'html').lower()}",
                    "--number-sections", "--toc", "--toc-depth=2"], text)
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #dae097df
-def link_figures(page: str  # HTML with <img src="/section/name.svg">
+def link_figures(page: str,    # HTML with <img src="/section/name.svg">
+                 reports: Path,  # folder of the profile
                 ) -> str:
-    "The page with drawings that lie beside it"
-    return re.sub(r'<img\s+src="/([^"]+\.svg)"\s+alt="([^"]*)"\s*/>', r'<img src="\1" alt="\2" loading="lazy" />', page)
+    "The page with drawings that lie beside it, and their sizes, so that nothing moves when one is loaded"
+    def link(m: re.Match) -> str:
+        width, height = (points * 4 / 3 for points in svg_size(reports / m[1]))  # a point is 4/3 pixels
+        sizes = f' width="{width:.0f}" height="{height:.0f}"' if width and height else ""
+        return f'<img src="{m[1]}" alt="{m[2]}"{sizes} loading="lazy" />'
+    return re.sub(r'<img\s+src="/([^"]+\.svg)"\s+alt="([^"]*)"\s*/>', link, page)
 
 def shorten_cells(page: str) -> str:
     "The page whose cells are aligned by `style.css`: left, or right where the class `r` says so"
