@@ -39,7 +39,7 @@ local function measure(table)
     end
   end
   look(table.head.rows, 1.08)  -- bold
-  for _, body in ipairs(table.bodies) do look(body.body, 1.03) end
+  for _, body in ipairs(table.bodies) do look(body.body, 1.06) end
   return natural, least
 end
 
