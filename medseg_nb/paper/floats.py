@@ -199,7 +199,7 @@ def part_constant(cells: pd.DataFrame,  # as `format_cells` returns them
     "A table without the columns in which all rows say the same, and a sentence that says it"
     constant = [c for c in cells if c not in set(kept) and cells[c].nunique() == 1 and cells[c].iloc[0]]
     if len(cells) < LEAST_ROWS or len(constant) in (0, cells.shape[1]): return cells, ""
-    said = "; ".join(f"{c}: {cells[c].iloc[0]}" for c in constant)
+    said = "; ".join(f"{c.replace('_', ' ')}: {cells[c].iloc[0]}" for c in constant)
     return cells.drop(columns=constant), f" In all rows: {escape_markdown(said)}."
 
 def name_columns(caption: str, columns: Iterable[str], section: str) -> str:
