@@ -259,7 +259,7 @@ def draw_curves(budgets: pd.DataFrame):
         ax.set_title(display_name(dataset), fontsize=8)
         ax.set(xscale="log"); ax.set_xticks(ticks, [f"{s:g}" for s in ticks]); ax.minorticks_off()
         ax.tick_params(labelsize=7)
-    axes[0][0].set_ylim(lowest_shown(budgets), None)
+    axes[0][0].set_ylim(lowest_shown(budgets), min(1, budgets.dice.max() + .08))
     axes[0][0].set_ylabel("mean patient Dice", fontsize=7.5)
     axes[0][len(datasets) // 2].set_xlabel("planned training budget (seconds of one thread)", fontsize=7.5)
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
@@ -458,7 +458,8 @@ def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[ob
         f"Mean Dice on held-out patients or images ({_count_cases(curves)}), with its 95 % interval, by the planned "
         "seconds of one thread that a network was trained: copies of the same training runs, which go on at a constant "
         "rate, with averaged weights and a short cooling. Broken lines: weights that began on ImageNet."
-        + f" Means below {lowest_shown(curves):g} are not shown." * bool((curves.dice < lowest_shown(curves)).any()))
+        + f" Means below {lowest_shown(curves):g} and the ends of long intervals are not shown."
+        * bool((curves.dice < lowest_shown(curves)).any()))
 
 # each gives a drawing with its caption, or nothing where its section has no results in this folder of reports
 ARTICLE_FIGURES = dict(overview=compose_overview, decided=compose_decided, opponents=compose_opponents,
