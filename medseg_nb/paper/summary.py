@@ -310,10 +310,10 @@ def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
 # %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
 DESIGN_CAPTION = ("What the benchmark and longer training compared. Folds are by patient; seeds are those of each "
                   "network, and in parentheses those of U-Net where it was repeated as a control. Patients or other "
-                  "units: tested over all folds that were run. Budget: planned seconds of one processor thread, or how "
-                  "many training images each network was shown, repetitions counted.")
-READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect, with the share of series "
-                   "where outcomes differ. *Wrong*: a volume other than the one that was written. The last row has a "
+                  "units: tested over all folds that were run. Budget: planned seconds of one processor thread, or "
+                  "steps of the optimizer on a GPU.")
+READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect; where the outcome "
+                   "differs between series, their shares. *Wrong*: a volume other than the one that was written. The last row has a "
                    "defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
                "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
