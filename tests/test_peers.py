@@ -40,7 +40,8 @@ def test_rows_have_the_columns_and_the_test_cases_of_the_kits_runs(place):
     for (fold, *training), level in rows(place).groupby(["fold", "seed", "steps"]):
         own = ours(place.name, fold)
         assert list(level) == [*own, "steps"]
-        assert [*zip(level.case, level.patient, level.region)] == [*zip(own.case, own.patient, own.region)], training
+        names = ["case", "patient", "region"]
+        assert level[names].to_numpy().tolist() == own[names].to_numpy().tolist(), training
         assert set(level.patient) == set(frozen["folds"][fold]["test"])
     assert facts(place)["content"] == frozen["content"]
 
