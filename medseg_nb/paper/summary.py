@@ -313,8 +313,8 @@ DESIGN_CAPTION = ("What the benchmark and longer training compared. Folds are by
                   "units: tested over all folds that were run. Budget: planned seconds of one processor thread, or "
                   "steps of the optimizer on a GPU.")
 READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect; where the outcome "
-                   "differs between series, their shares. *Wrong*: a volume other than the one that was written. The last "
-                   "row has a defect that no header tells.")
+                   "differs between series, their shares. *Wrong*: a volume other than the one that was written. The "
+                   "last row has a defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
                "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
                "the usual scale; only networks with all planned training runs, whose number stands in the head. "

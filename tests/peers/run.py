@@ -144,6 +144,7 @@ def main() -> None:
     asked.add_argument("--work", type=Path, required=True,
                        help="folder for environments and weights, outside the project")
     asked.add_argument("--levels", type=float, nargs="+", metavar="SECONDS", help="train these levels alone")
+    asked.add_argument("--trainings", type=int, metavar="N", help="train no more than the first N of each level")
     asked.add_argument("--score", action="store_true", help="score the runs that are finished, and train none")
     asked.add_argument("--measure", action="store_true", help="measure the throughput, and nothing else")
     asked = asked.parse_args()
@@ -153,7 +154,7 @@ def main() -> None:
             python = environment(work / "environment", settings["packages"])
             if asked.measure: print(f"throughput: {measure(python, asked.peer, dataset, settings, work):.3g}"); continue
             finished = {(v["fold"], v["seed"], v["seconds"]) for v in published(asked.peer, dataset)}
-            for (fold, seed), levels in trainings(dataset, settings).items():
+            for (fold, seed), levels in [*trainings(dataset, settings).items()][:asked.trainings]:
                 missing = [v for v in levels if v in (asked.levels or levels) and (fold, seed, v) not in finished]
                 if not missing: continue
                 now = settings | dict(seed=seed, levels=missing)
