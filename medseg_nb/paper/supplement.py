@@ -12,7 +12,7 @@ from dataclasses import replace
 import pandas as pd
 
 from ..kit.core import folder
-from .floats import (LONG_TABLE, Label, describe_data, fill_placeholders, format_caption, list_floats,
+from .floats import (Label, describe_data, fill_placeholders, format_caption, list_floats,
                                     markdown_table,
                                     number_supplement, print_float)
 from .prose import (PaperSection, find_placeholders, is_block_float, is_own_float,
@@ -39,9 +39,7 @@ def refer_to_others(reader: PaperSection, labels: dict[tuple[str, str, str], Lab
     named, parts = {(m["kind"], m["float"]) for m in find_placeholders(reader.text)
                     if m["kind"] and not is_block_float(m) and m["section"] in (None, reader.name)}, []
     for kind in ("table", "figure"):
-        floats = [(k, name) for k, name in list_floats(reader) if k == kind and len(reader.tables.get(name, ()))
-                  <= LONG_TABLE]  # a longer one is in the web edition alone
-        others = [labels[reader.name, *f] for f in floats if f not in named]
+        others = [labels[reader.name, *f] for f in list_floats(reader) if f[0] == kind and f not in named]
         links = [f"[{label.text.split()[-1]}]({label.target})" for label in others]
         if links: parts.append(f"{kind.capitalize()}{'s' if len(links) > 1 else ''} {', '.join(links)}")
     return f"Not named above: {'; '.join(parts)}." if parts else ""
