@@ -224,8 +224,8 @@ def print_float(section: PaperSection, kind: str, name: str, label: Label, profi
         body = markdown_table(cells, numeric, place, title + constant)
         if len(frame) > LONG_TABLE:
             classes += " .web"
-            note = (f"\n::: {{#{place} .print}}\n{title} Its {format_number(len(frame))} rows are in the web edition and in "
-                    f"`{section.name}/{name}.csv`.\n:::\n")
+            rows = f"Its {format_number(len(frame))} rows are in the web edition and in `{section.name}/{name}.csv`."
+            note = f"\n::: {{#{place} .print}}\n{title} {rows}\n:::\n"
     origin = f"::: provenance\n{provenance_line(section, facts.get('data'))}\n:::"
     return f"{note}\n::: {{{classes}}}\n{body}\n\n{origin}\n:::\n"
 
