@@ -25,7 +25,7 @@ from ..evaluation.claims import judge_claim
 from ..kit.core import InputError, folder, sha256
 from ..data.manifest import load_frozen_split
 from ..training.convergence import CEILINGS
-from ..training.convergence_runs import list_complete_runs, load_curve, load_patient_rows
+from ..training.convergence_runs import ROW_NAMES, list_complete_runs, load_curve, load_patient_rows
 from ..training.plan import PRETRAINED, RANDOM_START
 from ..kit.report import (BUDGET_AXIS_LABEL, BUDGET_COLUMNS, ROWS_FILE, Report, name_budgets, name_with_budget,
                                   read_rows)
@@ -188,9 +188,9 @@ def summarize_rising(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/08_peers.ipynb #0df5e999
 def load_longer_rows(datasets: Sequence[str]) -> pd.DataFrame:
-    "Patient means of this study's longer trainings, of networks whose trainings are all there"
+    "Mean Dice of each patient in this study's longer trainings, of networks whose trainings are all there"
     rows = load_patient_rows(list_complete_runs(LONGER_PROFILE, list(datasets)))
-    return rows[rows.track == "reached"].drop(columns="track").assign(tool="longer")
+    return rows.loc[rows.track == "reached", [*ROW_NAMES, "dice"]].drop(columns="track").assign(tool="longer")
 
 def select_by_validation(configs: Sequence[Config],  # longer trainings
                         ) -> set[tuple[str, str]]:   # data set, network
