@@ -122,11 +122,12 @@ def claimed_bar_ends(claimed: str) -> tuple[float, float]:
     return (values[0], values[1]) if len(values) == 2 else (values[0] - .008, values[0] + .008)
 
 SCORE_NAMES = dict(dice="Dice", iou="IoU")
-LABEL_SIGNS = 96  # of a claim in front of its row
+LABEL_SIGNS = 72  # of a claim in front of its row
 
 def label_claim(statement: str, dataset: str, claimant: str) -> str:
     "What a claimed score is called beside its row: network and score, or what the kit claims and of which set"
-    if claimant == "kit": return textwrap.shorten(f"{dataset}: {statement}", LABEL_SIGNS, placeholder=" …")
+    claim = f"{dataset}: {shorten_statement(statement)}"
+    if claimant == "kit": return textwrap.shorten(claim, LABEL_SIGNS, placeholder=" …")
     model, score = re.match(r"(\w+) reaches (\w+) ", statement).groups()
     return f"{model}, {SCORE_NAMES.get(score, score)}"
 
