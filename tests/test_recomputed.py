@@ -292,8 +292,9 @@ def test_differences_are_within_patients_and_trainings(reports, section, name):
 
 
 def test_peers_at_equal_cost_are_compared_on_the_trainings_that_both_have(reports):
-    rows, faults = rows_of(reports, "peers"), []
-    for row in table(reports, "peers", "equal").to_dict("records"):
+    stored, faults = table(reports, "peers", "equal"), []
+    rows = rows_of(reports, "peers")
+    for row in stored.to_dict("records"):
         here = rows[rows.dataset == row["dataset"]]
         own = here[(here.tool == "longer") & (here.model == row["model"])]
         peer = here[(here.tool == "peer") & (here.model == row["against"]) & (here.budget_s == row["against_budget_s"])]

@@ -36,7 +36,7 @@ from ..training.training import Config
 # blue and vermilion of the color-blind palette
 SUPPORTED, REFUTED, INK, PAPER, SET_COLOR = "#0072b2", "#d55e00", "#222222", "#eef3f8", "#666666"
 STEPS = [("data", "data preparation"),
-         ("networks", "benchmark reached ablations peers leakage"),
+         ("networks", "search benchmark reached ablations peers leakage"),
          ("ideas", "hybrid instances augmentation synthesis fusion combinations"),
          ("trust", "metrics statistics errors quality xai"),
          ("people", "readers outcomes"), ("use", "fewer_labels generalization realtime hospital")]
