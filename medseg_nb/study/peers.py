@@ -314,14 +314,15 @@ def plot_equal_cost(table: pd.DataFrame):
             for r in table[(table.dataset == dataset) & (table.against == peer)].itertuples():
                 y = places[r.model] + .3 * (k / max(1, len(peers) - 1) - .5)
                 ax.plot([r.difference_low, r.difference_high], [y, y], color=f"C{k}", lw=1)
-                ax.plot(r.difference, y, "o", ms=4, color=f"C{k}", mfc=f"C{k}" if r.chosen else "white",
-                        label=name_with_budget(peer, r.against_budget_s, r.against_start))
+                ax.plot(r.difference, y, "o", ms=4, color=f"C{k}", mfc=f"C{k}" if r.chosen else "white")
         ax.axvline(0, color="0.4", lw=.8)
         ax.set(title=dataset, yticks=range(len(places)), ylim=(-.6, len(places) - .4))
         ax.set_yticklabels([name_with_budget(m, table.budget_s[table.model == m].iloc[0], s) for s, m in order])
     axes[0][len(datasets) // 2].set_xlabel("difference of mean patient Dice from")
-    entries = dict(zip(*axes[0][0].get_legend_handles_labels()[::-1]))
-    fig.legend(entries.values(), entries, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+    budgets = table.groupby("against").against_budget_s.first()
+    marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color=f"C{k}") for k in range(len(peers))]
+    names = [name_with_budget(peer, budgets[peer], RANDOM_START) for peer in peers]
+    fig.legend(marks, names, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     return fig
 
 def plot_dice_by_budget(scores: pd.DataFrame):

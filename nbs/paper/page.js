@@ -150,7 +150,7 @@
     var list = make("dl"), place = make("dd"), link = make("a", file), line = name.match(/^(\d+):(.*)$$/);
     link.href = file; place.append(link);
     if (line) name = "line " + line[1] + ", column " + line[2];
-    [["Number", text], ["Section", s.title], ["Notebook", s.notebook], ["File", place], ["Key", name], ["Hash of code", s.code],
+    [["Number", text], ["Section", s.title], ["Notebook", s.notebook], ["File", s.code ? place : ""], ["Key", name], ["Hash of code", s.code],
      ["Hash of result", s.key], ["Data of the section", s.data], ["Seed", s.seed], ["Precision", s.precision],
      ["Section executed on", s.device]].forEach(function (pair) {
       if (pair[1]) list.append(make("dt", pair[0]), pair[1] === place ? place : make("dd", pair[1]));
