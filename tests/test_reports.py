@@ -268,6 +268,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
     **summaries(peers, "scores", "differences", "rising", prepare=peers.select_curve_rows),
     ("peers", "equal"): equal_cost,
+    ("peers", "recipes"): lambda rows: peers.summarize_recipes(rows, "monai_unet"),
     ("claims", "verdicts"): count_verdicts,
     ("claims", "judged"): summarize_judged,
     **summaries(combinations, "gains", "choices", "scores"),

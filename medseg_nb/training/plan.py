@@ -6,11 +6,11 @@
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'SequencesPlan', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan',
-           'AugmentationPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan',
-           'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch',
-           'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan',
-           'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput',
-           'planned_seconds', 'training_track']
+           'AugmentationPlan', 'PeersPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan',
+           'InstancesPlan', 'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound',
+           'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans',
+           'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts',
+           'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -115,6 +115,14 @@ class AugmentationPlan(Entry):
     shares_of: dict[str, list[float]] = {}  # those of them of sets whose trainings are long
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
+class PeersPlan(Entry):
+    "Parts of another tool's training recipe in the place of the benchmark's"
+    tool: str
+    network: str                    # this study's nearest to the tool's
+    seconds: float = Field(gt=0)    # of one thread, for each training
+    parts: dict[str, dict[str, int | float | str | None]]  # fields of `Config`
+    trainings: dict[str, Repeats]   # by data set
+
 class OutcomesPlan(Entry):
     "Networks whose masks the images of patients are described by"
     settings: Settings  # of U-Net, instead of the benchmark's
@@ -192,6 +200,7 @@ class SectionPlans(Entry):
     instances: InstancesPlan | None = None
     leakage: Seeds | None = None
     outcomes: OutcomesPlan | None = None
+    peers: PeersPlan | None = None
     reached: GpuPlan | None = None
     readers: Networks | None = None
     realtime: RealtimePlan | None = None
