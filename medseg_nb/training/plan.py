@@ -116,12 +116,13 @@ class AugmentationPlan(Entry):
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
 class PeersPlan(Entry):
-    "Parts of another tool's training recipe in the place of the benchmark's"
+    "A network that is trained by the benchmark's recipe and by another tool's, on as many images as that one"
     tool: str
-    network: str                    # this study's nearest to the tool's
-    seconds: float = Field(gt=0)    # of one thread, for each training
-    parts: dict[str, dict[str, int | float | str | None]]  # fields of `Config`
-    trainings: dict[str, Repeats]   # by data set
+    network: str                   # this study's nearest to the tool's
+    images: int = Field(gt=0)      # that each training learns from, counted as often as they come
+    settings: Settings = {}        # beside or instead of the benchmark's
+    recipes: dict[str, dict[str, int | float | str | None]]  # by name: what replaces the benchmark's settings
+    trainings: dict[str, Repeats]  # by data set
 
 class OutcomesPlan(Entry):
     "Networks whose masks the images of patients are described by"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALE', 'Ranges', 'MODEL_FILES', 'CARD_FILE', 'MODEL_REMEDY', 'PlannedModel', 'ShippedPlan', 'load_shipped_plan',
-           'plan_entry', 'shipped_config', 'quantize_weights', 'restore_weights', 'measure_appearance',
-           'describe_mismatch', 'PatientScore', 'ModelCard', 'list_shipped_models', 'suggest_name', 'read_model_card',
-           'read_model_file', 'load_shipped_model', 'load_model']
+           'plan_entry', 'shipped_config', 'quantize_weights', 'restore_weights', 'divide_scores', 'measure_appearance',
+           'describe_mismatch', 'PatientScore', 'CalibrationBin', 'ModelCard', 'list_shipped_models', 'suggest_name',
+           'read_model_card', 'read_model_file', 'load_shipped_model', 'load_model']
 
 # %% ../../nbs/library/6_training/11_shipped_models.ipynb #969e5954
 import hashlib
@@ -81,6 +81,17 @@ def restore_weights(stored: Mapping) -> dict:  # name to tensor, as a network ta
     return {name: value * stored[name + SCALE].view(-1, *[1] * (value.ndim - 1)) if name + SCALE in stored else value
             for name, value in stored.items() if not name.endswith(SCALE)}
 
+# %% ../../nbs/library/6_training/11_shipped_models.ipynb #a3afb71f
+def divide_scores(net,
+                  temperature: float,  # above 0
+                 ) -> None:
+    "Divide a network's scores of classes by a temperature, in the weights of its last convolution"
+    import torch
+    last = [m for m in net.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)][-1]
+    with torch.no_grad():
+        last.weight.div_(temperature)
+        if last.bias is not None: last.bias.div_(temperature)
+
 # %% ../../nbs/library/6_training/11_shipped_models.ipynb #6dc6318c
 def measure_appearance(image: Image,
                        shape: Sequence[int],  # of the network's grid
@@ -122,6 +133,17 @@ class PatientScore(BaseModel, extra="forbid", frozen=True):
     high: float
     n: int  # patients, or what counts as one
 
+class CalibrationBin(BaseModel, extra="forbid", frozen=True):
+    "Pixels of held-out cases whose predicted probability of any foreground lies in a range"
+    low: float         # ends of the range
+    high: float
+    share: float       # of all pixels
+    predicted: float   # mean over patients, as is what follows
+    observed: float    # share that is foreground, with its 95 % interval
+    observed_low: float
+    observed_high: float
+    n: int             # patients with such pixels
+
 class ModelCard(BaseModel, extra="forbid", frozen=True):
     "All that is known of a shipped model"
     format: Literal[1] = 1
@@ -154,6 +176,8 @@ class ModelCard(BaseModel, extra="forbid", frozen=True):
     run: str                                     # key of the run
     scores: list[PatientScore]
     strata: list[PatientScore]                   # of the shipped file, the lowest first
+    temperature: float                           # that the scores of the trained network were divided by
+    calibration: list[CalibrationBin]            # of the shipped file, on patients who did not choose the temperature
     missed: int                                  # held-out regions of which nothing was found
     examples: dict[str, float]                   # number of the lessons' pictures, and mean Dice on them
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
