@@ -93,7 +93,7 @@ def test_a_card_says_what_its_probabilities_are_worth(name):
     assert all(b.low <= b.predicted <= b.high and b.observed_low <= b.observed <= b.observed_high for b in bins)
     assert all(0 < b.n <= patients for b in bins)
     error = sum(b.share * abs(b.predicted - b.observed) for b in bins)
-    assert error < (.08 if name == "phantom" else .01), "the phantom model has learnt for ten seconds"
+    assert error < (.08 if name == "phantom" else .02), "the phantom model has learnt for ten seconds"
 
 
 def test_probabilities_of_the_phantom_model_are_those_of_its_card():
