@@ -124,16 +124,16 @@ def plot_hybrid_scores(scores: pd.DataFrame):
     "Mean Dice with interval by model, one panel a data set; the best constant mask is a dotted line"
     import matplotlib.pyplot as plt
     datasets = list(dict.fromkeys(scores.dataset))
-    fig, axes = plt.subplots(1, len(datasets), figsize=(max(4, 2 * len(datasets)), 2.7), sharey=True, squeeze=False)
+    names = [m for m in dict.fromkeys(scores.model) if m not in baselines.BASELINES]
+    fig, axes = plt.subplots(1, len(datasets), figsize=(1.8 + 1.5 * len(datasets), .8 + .24 * len(names)), sharey=True,
+                             squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         dataset_scores = scores[scores.dataset == dataset].set_index("model")
-        network_scores = dataset_scores[~dataset_scores.index.isin(baselines.BASELINES)]
-        ax.errorbar(range(len(network_scores)), network_scores.dice,
-                    [network_scores.dice - network_scores.dice_low, network_scores.dice_high - network_scores.dice],
-                    fmt="o", capsize=3)
-        ax.axhline(dataset_scores.dice["chance"], ls=":", color="0.4", label="chance")
-        ax.set_title(dataset, fontsize=8)
-        ax.set(xticks=range(len(network_scores)), ylim=(0, 1), xlim=(-.5, len(network_scores) - .5))
-        ax.set_xticklabels(network_scores.index, rotation=30, ha="right")
-    axes[0][0].set_ylabel("mean patient Dice"); axes[0][0].legend(frameon=False, loc="lower right")
+        s = dataset_scores[dataset_scores.index.isin(names)]
+        ax.errorbar(s.dice, [*map(names.index, s.index)], xerr=[s.dice - s.dice_low, s.dice_high - s.dice], fmt="o",
+                    ms=4, capsize=2)
+        ax.axvline(dataset_scores.dice["chance"], ls=":", color="0.4")
+        ax.set(title=dataset, xlim=(0, 1), ylim=(len(names) - .5, -.5), yticks=range(len(names)))
+        ax.set_yticklabels(names)
+    fig.supxlabel("mean patient Dice", fontsize=8)
     return fig
