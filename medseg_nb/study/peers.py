@@ -34,7 +34,7 @@ from ..kit.report import (BUDGET_AXIS_LABEL, BUDGET_COLUMNS, ROWS_FILE, Report, 
 from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, compare_models, holm, is_above_zero,
                                               is_below_zero, load_benchmark_rows, seed_control_pair)
-from ..training.training import Config, fit_runs
+from ..training.training import Config, fit_runs, keep_measures
 
 # %% ../../nbs/study/08_peers.ipynb #c10802cf
 def load_peer_records(datasets: Sequence[str]) -> list[dict]:  # what stands in `peer.json`
