@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Grouping', 'MIN_STRATUM', 'PROBABILITY_EDGES', 'MAX_UNUSUAL_IMAGES', 'DICE_TOLERANCE', 'choose_grouping',
            'score_objects', 'score_variant', 'region_size', 'score_variants', 'summarize_scores', 'split_by_size',
-           'summarize_strata', 'count_probabilities', 'summarize_calibration', 'measure_calibration',
-           'predict_held_out', 'appearance_ranges', 'warned_share', 'unusual_shares', 'score_examples',
-           'write_examples', 'license_notice', 'license_name', 'describe_model', 'write_model', 'build_model',
-           'build_models', 'mean_dice', 'verify_model', 'format_verdict', 'format_score', 'describe_input',
-           'format_card', 'describe_failures', 'describe_calibration', 'format_table', 'models_page',
+           'summarize_strata', 'CalibrationBin', 'Calibration', 'read_calibration', 'count_probabilities',
+           'summarize_calibration', 'measure_calibration', 'predict_held_out', 'appearance_ranges', 'warned_share',
+           'unusual_shares', 'score_examples', 'write_examples', 'license_notice', 'license_name', 'describe_model',
+           'write_model', 'build_model', 'build_models', 'mean_dice', 'verify_model', 'format_verdict', 'format_score',
+           'describe_input', 'format_card', 'describe_failures', 'describe_calibration', 'format_table', 'models_page',
            'write_models_page']
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #7cad6273
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
 from ..data.manifest import (Case, Manifest, ensure_dataset, load_cases, load_manifest, locate_dataset)
 from ..data.splits import fold_indices
@@ -40,10 +41,11 @@ from ..paper.readme import write_blocks
 from ..preparation.preprocess import load_prepared_cases
 from ..training.plan import RANDOM_START
 from ..training.inference import probabilities
-from ..training.shipped_models import (CARD_FILE, MODEL_FILES, CalibrationBin, ModelCard, PatientScore,
-                                               describe_mismatch, divide_scores, list_shipped_models, load_shipped_model, load_shipped_plan,
-                                               measure_appearance, plan_entry, quantize_weights, read_model_card,
-                                               read_model_file, restore_weights, shipped_config)
+from ..training.shipped_models import (CALIBRATION_FILE, CARD_FILE, MODEL_FILES, ModelCard, PatientScore,
+                                               describe_mismatch, divide_scores, list_shipped_models,
+                                               load_shipped_model, load_shipped_plan, measure_appearance, plan_entry,
+                                               quantize_weights, read_model_card, read_model_file, restore_weights,
+                                               shipped_config)
 from ..training.training import Config, evaluate, load_run, network, run_training, training_cases
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #9e0069c9
@@ -108,6 +110,26 @@ def summarize_strata(rows: pd.DataFrame) -> list[PatientScore]:
     return sorted(found, key=lambda s: s.mean)
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #9d73c57c
+class CalibrationBin(BaseModel, extra="forbid", frozen=True):
+    "Pixels of held-out cases whose predicted probability of any foreground lies in a range"
+    low: float         # ends of the range
+    high: float
+    share: float       # of all pixels
+    predicted: float   # mean over patients, as is what follows
+    observed: float    # share that is foreground, with its 95 % interval
+    observed_low: float
+    observed_high: float
+    n: int             # patients with such pixels
+
+class Calibration(BaseModel, extra="forbid", frozen=True):
+    "What a shipped model's probabilities are worth"
+    temperature: float          # that the scores of the trained network were divided by
+    bins: list[CalibrationBin]  # of each half of the held-out patients with the temperature of the other half
+
+def read_calibration(name: str) -> Calibration:
+    "Calibration of a shipped model, from the file whose hash is on its card"
+    return Calibration.model_validate_json(read_model_file(name, CALIBRATION_FILE))
+
 PROBABILITY_EDGES = (0, .05, .2, .4, .6, .8, .95, 1)  # of the ranges; most pixels lie in the outer two
 
 def count_probabilities(probability: np.ndarray,  # (class, *size), 0 to 1
@@ -134,7 +156,7 @@ def summarize_calibration(rows: pd.DataFrame,  # of all held-out cases, with cas
 def measure_calibration(cases: Sequence[Case],
                         predicted: Sequence[np.ndarray],   # probabilities of each case (class, *size)
                         label_maps: Sequence[np.ndarray],  # of each case, on the same grid
-                       ) -> tuple[float, list[CalibrationBin]]:
+                       ) -> Calibration:
     "The temperature for all cases, and the calibration of each half of the patients by the other half's"
     patients, tables = sorted({c.patient for c in cases}), []
     first_half = set(rng(0, "calibration", *patients).permutation(patients)[:len(patients) // 2])
@@ -143,7 +165,8 @@ def measure_calibration(cases: Sequence[Case],
         t = fit_temperature([predicted[i] for i in np.flatnonzero(~half)], [label_maps[i] for i in np.flatnonzero(~half)])
         tables += [count_probabilities(temper(predicted[i], t), label_maps[i]).assign(
             case=cases[i].id, patient=cases[i].patient) for i in np.flatnonzero(half)]
-    return fit_temperature(predicted, label_maps), summarize_calibration(pd.concat(tables, ignore_index=True))
+    return Calibration(temperature=fit_temperature(predicted, label_maps),
+                       bins=summarize_calibration(pd.concat(tables, ignore_index=True)))
 
 def predict_held_out(config: Config, net) -> tuple[list[Case], list[np.ndarray], list[np.ndarray]]:
     "Held-out cases of a run, a network's probabilities and the references, on the network's grid"
@@ -264,17 +287,16 @@ def build_model(name: str) -> ModelCard:
     config, entry = shipped_config(name), plan_entry(name)
     ensure_dataset(config.dataset)
     _, full_net = load_run(run_training(config, weights=True).name)
-    temperature, calibration = measure_calibration(*predict_held_out(config, full_net))
-    divide_scores(full_net, temperature)
+    calibration = measure_calibration(*predict_held_out(config, full_net))
+    divide_scores(full_net, calibration.temperature)
     stored, net = quantize_weights(full_net.state_dict()), network(config)
     net.load_state_dict(restore_weights(stored))
     grouping = choose_grouping(config, net.eval(), entry.instances)
     rows = score_variants(config, net, full_net, grouping, entry.strata)
-    card = describe_model(name, config, grouping, rows) | dict(parameters=sum(p.numel() for p in net.parameters()),
-                                                               temperature=temperature, calibration=calibration)
+    card = describe_model(name, config, grouping, rows) | dict(parameters=sum(p.numel() for p in net.parameters()))
     files = {"weights.safetensors": safetensors.torch.save(stored),
              "config.json": (folder("runs") / config.key / "config.json").read_bytes(),
-             ROWS_FILE: pack_table(to_csv(rows)),
+             ROWS_FILE: pack_table(to_csv(rows)), CALIBRATION_FILE: to_json(calibration.model_dump()).encode(),
              "LICENSE.md": license_notice(load_manifest(config.dataset), name).encode()}
     stage = Path(tempfile.mkdtemp(dir=_made(folder("models")), prefix=f".{name}-"))
     try:
@@ -333,7 +355,7 @@ def describe_input(card: ModelCard) -> str:
 def format_card(card: ModelCard) -> str:
     "A card as Markdown"
     names, labels = dict(dice="Dice", pq="panoptic quality"), ", ".join(k for k, v in card.labels.items() if v)
-    held_out = f"{card.test_patients} {card.unit}s of fold 0 of `{card.dataset}`"
+    held_out, calibration = f"{card.test_patients} {card.unit}s of fold 0 of `{card.dataset}`", read_calibration(card.name)
     lines = [f"## {card.name}", "", f"**{card.use.capitalize()}.** This model {card.purpose}.", "",
              f"- **Input:** {describe_input(card)}", f"- **Output:** {labels}"
              + (f"; objects apart by {card.grouping['method']}" if card.grouping else ""),
@@ -342,7 +364,7 @@ def format_card(card: ModelCard) -> str:
              f"- **Attribution:** {card.attribution}; {card.home}",
              f"- **Network:** `{card.network}`, {card.parameters:,} weights in eight bits; {card.steps:,} steps, "
              f"{card.seconds:g} s of one thread; start: {card.start}; run `{card.run}`",
-             f"- **Temperature:** {card.temperature:.2f}, by which its scores were divided, fitted on the {held_out}",
+             f"- **Temperature:** {calibration.temperature:.2f}, by which its scores were divided, fitted on the {held_out}",
              f"- **Hash of the weights:** `{card.files['weights.safetensors']}`", "",
              f"| score, mean over {card.test_patients} held-out {card.unit}s | region | file in the package | "
              "unquantized | constant mask |", "| :-- | :-- | --: | --: | --: |"]
@@ -350,7 +372,7 @@ def format_card(card: ModelCard) -> str:
     lines += [f"| {names[score]} | {region} | " + " | ".join(
         cells.get((score, region, v), "–") for v in ("shipped", "full precision", "constant mask")) + " |"
         for score, region in dict.fromkeys((s.score, s.region) for s in card.scores)]
-    return "\n".join([*lines, "", *describe_failures(card), "", *describe_calibration(card)]) + "\n"
+    return "\n".join([*lines, "", *describe_failures(card), "", *describe_calibration(calibration, card.unit)]) + "\n"
 
 def describe_failures(card: ModelCard) -> list[str]:
     "Where a model fails, and which images it warns of"
@@ -364,14 +386,14 @@ def describe_failures(card: ModelCard) -> list[str]:
     return [*lines, "", f"**Training images:** {ranges}. An image outside is segmented with a warning. Share of images "
             f"that were: {shares}."]
 
-def describe_calibration(card: ModelCard) -> list[str]:
+def describe_calibration(calibration: Calibration, unit: str) -> list[str]:
     "What a model's probabilities are worth, as a table"
-    lines = [f"**What its probabilities are worth**, on each half of the held-out {card.unit}s with the temperature "
+    lines = [f"**What its probabilities are worth**, on each half of the held-out {unit}s with the temperature "
              "of the other half:", "",
              "| predicted probability of foreground | share of pixels | mean prediction | share that is foreground |",
              "| :-- | --: | --: | --: |"]
     return lines + [f"| {b.low:.0%} to {b.high:.0%} | {b.share:.1%} | {b.predicted:.1%} | {b.observed:.1%} "
-                    f"[{b.observed_low:.1%}, {b.observed_high:.1%}] |" for b in card.calibration]
+                    f"[{b.observed_low:.1%}, {b.observed_high:.1%}] |" for b in calibration.bins]
 
 def format_table(cards: Sequence[ModelCard]) -> str:
     "The shipped models side by side, as Markdown"
