@@ -10,10 +10,10 @@ __all__ = ['ProfileName', 'NOT_HERE', 'BUDGET_MARGIN', 'CLUSTER_EXECUTORS', 'Sec
            'section_code', 'section_dependencies', 'results_folder', 'load_provenance', 'stamp_path', 'list_changes',
            'is_data_available', 'can_execute', 'reason_section_not_applicable', 'list_section_states',
            'normalize_notebook', 'SectionError', 'convert_kernel_error', 'set_environment', 'measure_resources',
-           'execute_notebook', 'execute_section', 'lineage', 'provenance_record', 'run_section', 'warn_over_budget',
-           'exported_code', 'check_exports', 'write_build_record', 'add_upstream', 'select_sections',
-           'remove_other_results', 'next_section', 'run_in_worker', 'Worker', 'run_sequentially', 'run_in_parallel',
-           'run_all', 'run_on_cluster']
+           'execute_notebook', 'execute_section', 'lineage', 'widest_vectors', 'machine_kind', 'provenance_record',
+           'run_section', 'warn_over_budget', 'exported_code', 'check_exports', 'write_build_record', 'add_upstream',
+           'select_sections', 'remove_other_results', 'next_section', 'run_in_worker', 'Worker', 'run_sequentially',
+           'run_in_parallel', 'run_all', 'run_on_cluster']
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #abd8468c
 import ast
@@ -518,13 +518,23 @@ def lineage(section: str, profile: str, data: str | None = None,
                               synthetic=bool(facts.get("synthetic")))
     return dict(sorted(datasets.items()))
 
+def widest_vectors(cpuinfo: str) -> str:  # text of /proc/cpuinfo; empty where it names none
+    "Widest vectors that a processor adds and multiplies: one family has several, which round in another order"
+    flags = re.search(r"^flags\s*:(.*)", cpuinfo, re.M)
+    return next((name for name in ("avx512f", "avx2") if flags and name in flags[1].split()), "")
+
+def machine_kind() -> str:  # for example `linux-x86_64-authenticamd-25-avx2`
+    "Kind of this machine: on equal kinds equal seeds give equal bytes"
+    path = Path("/proc/cpuinfo")
+    return f"{machine_class()}-{widest_vectors(path.read_text() if path.exists() else '')}".rstrip("-")
+
 def provenance_record(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's results depend on, as it stands in provenance.json"
     dependencies = section_dependencies(section, profile, data)
     seeds = sorted({r.seed for r in list_section_runs(section, dependencies["parameters"])}
                    or {dependencies["parameters"].get("seed", "none")})
     return dict(key=digest(dependencies), parts=dependencies, notebook=notebook_path(section).name,
-                seed=", ".join(map(str, seeds)), machine=machine_class(),
+                seed=", ".join(map(str, seeds)), machine=machine_kind(),
                 data=lineage(section, profile, data))
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #08cafbfd
