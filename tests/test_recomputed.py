@@ -316,10 +316,9 @@ def test_recipes_are_compared_on_the_same_patients_and_trainings(reports):
     def by_patient(of): return of.groupby(["patient", "fold", "seed"]).dice.mean().unstack(["fold", "seed"])
     for row in stored.to_dict("records"):
         here = rows[rows.dataset == row["dataset"]]
-        other = {"longer training": (here.tool == "longer") & (here.model == row["model"]),
-                 "this study's": here.recipe == "this study's"}.get(
-            row["against"], (here.model == row["against"]) & (here.budget_s == row["against_budget_s"]))
-        d = (by_patient(here[here.recipe == row["recipe"]]) - by_patient(here[other])).dropna(how="all")
+        other = (here.training == row["against"]) | (here.model == row["against"]) & (
+            here.budget_s == row["against_budget_s"])
+        d = (by_patient(here[here.training == row["training"]]) - by_patient(here[other])).dropna(how="all")
         expected = dict(difference=mean(d.to_numpy()), n=len(d), trainings=d.shape[1])
         faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
         if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], d.to_numpy()):

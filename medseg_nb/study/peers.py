@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['PEER_FOLD', 'LONGER_PROFILE', 'OWN_RECIPE', 'COLLAPSE_SHARE', 'AREA_TOLERANCE', 'PEER_COLUMNS', 'EQUAL_COLUMNS',
-           'RECIPE_COLUMNS', 'LONGER_TRAINING', 'load_peer_records', 'load_peer_rows', 'list_peer_budgets',
-           'select_best_network', 'run_with_budget', 'list_budget_runs', 'list_peer_controls', 'list_runs',
-           'list_recipe_runs', 'load_recipe_rows', 'predicted_foreground_share', 'describe_collapse',
-           'select_curve_rows', 'summarize_scores', 'summarize_differences', 'summarize_rising', 'load_longer_rows',
-           'select_by_validation', 'list_complete_levels', 'without_collapsed', 'compare_at_equal_cost',
-           'summarize_equal_cost', 'list_recipe_pairs', 'summarize_recipes', 'summarize_measured_cost',
-           'add_start_column', 'list_peer_claims', 'list_equal_cost_claims', 'plot_equal_cost', 'plot_recipes',
-           'plot_dice_by_budget']
+           'RECIPE_COLUMNS', 'load_peer_records', 'load_peer_rows', 'list_peer_budgets', 'select_best_network',
+           'run_with_budget', 'list_budget_runs', 'list_peer_controls', 'list_runs', 'list_recipe_runs',
+           'load_recipe_rows', 'predicted_foreground_share', 'describe_collapse', 'select_curve_rows',
+           'summarize_scores', 'summarize_differences', 'summarize_rising', 'load_longer_rows', 'select_by_validation',
+           'list_complete_levels', 'without_collapsed', 'compare_at_equal_cost', 'summarize_equal_cost',
+           'list_recipe_pairs', 'summarize_recipes', 'summarize_measured_cost', 'add_start_column', 'list_peer_claims',
+           'list_equal_cost_claims', 'plot_equal_cost', 'plot_recipes', 'plot_dice_by_budget']
 
 # %% ../../nbs/study/08_peers.ipynb #8a7076d3
 import json
@@ -105,7 +104,7 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
 LONGER_PROFILE = "cpu"  # whose plan has longer trainings
 
 # %% ../../nbs/study/08_peers.ipynb #2aa248ce
-OWN_RECIPE = "this study's"
+OWN_RECIPE = "this study's recipe"
 
 def list_recipe_runs(profile: str, datasets: Sequence[str]) -> dict[Config, str]:  # recipe
     "The network nearest to a tool's by each recipe, with every training of the tool"
@@ -117,14 +116,14 @@ def list_recipe_runs(profile: str, datasets: Sequence[str]) -> dict[Config, str]
             runs |= {replace(run, fold=f, seed=s): recipe for f, s in plan.trainings[dataset].pairs()}
     return runs
 
-def load_recipe_rows(runs: dict[Config, str], profile: str) -> pd.DataFrame:  # tool, recipe, dice; of each patient
+def load_recipe_rows(runs: dict[Config, str], profile: str) -> pd.DataFrame:  # tool, training, dice; of each patient
     "Mean Dice of each patient by recipe; of these runs no other measure is kept"
     if not runs: return pd.DataFrame()
     rows = fit_runs([*runs], profile)
     for config in runs: keep_measures(config, profile, ["dice"])
     names = ["run", "dataset", "model", *BUDGET_COLUMNS, "fold", "seed", "patient"]
     means = rows.groupby(names, sort=False, dropna=False).dice.mean()  # a budget that was planned in steps is empty
-    return means.reset_index().assign(tool="recipe", recipe=lambda t: t.run.map({c.key: r for c, r in runs.items()}))
+    return means.reset_index().assign(tool="recipe", training=lambda t: t.run.map({c.key: r for c, r in runs.items()}))
 
 # %% ../../nbs/study/08_peers.ipynb #b4a7e002
 # share of the images with a reference; how far a constant answer's size may vary
@@ -147,7 +146,7 @@ def describe_collapse(rows: pd.DataFrame) -> str:  # of one training; empty wher
             > 0 else "")
 
 # %% ../../nbs/study/08_peers.ipynb #3d253791
-PEER_COLUMNS = ["dataset", "tool", "recipe", "model", *BUDGET_COLUMNS, "fold", "seed", "run", "case", "patient",
+PEER_COLUMNS = ["dataset", "tool", "training", "model", *BUDGET_COLUMNS, "fold", "seed", "run", "case", "patient",
                 "region", "outcome", "dice", "accuracy", "sensitivity", "specificity"]
 
 def _rows_by_budget(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
@@ -272,18 +271,17 @@ EQUAL_COLUMNS = ["dataset", "model", "chosen", *BUDGET_COLUMNS, "against", "agai
                  "collapsed", *DIFFERENCE_WITH_LIMITS, "p", "effect", "n", "trainings"]
 
 # %% ../../nbs/study/08_peers.ipynb #e9cba524
-RECIPE_COLUMNS = ["dataset", "recipe", "model", *BUDGET_COLUMNS, "against", "against_budget_s", "against_start",
+RECIPE_COLUMNS = ["dataset", "training", *BUDGET_COLUMNS, "against", "against_budget_s", "against_start",
                   *DIFFERENCE_WITH_LIMITS, "p", "effect", "n", "trainings"]
-LONGER_TRAINING = "longer training"
 
 def list_recipe_pairs(group: pd.DataFrame,  # rows of one data set
                       level: dict,          # of the tool whose recipe it is, as `list_complete_levels` returns it
                      ) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:  # names and rows of both
     "Each recipe against this study's, this study's against the longer training, and all against the tool"
-    by_recipe = dict(iter(group[group.tool == "recipe"].groupby("recipe", sort=False)))
+    by_recipe = dict(iter(group[group.tool == "recipe"].groupby("training", sort=False)))
     if not by_recipe: return
     own, peer = by_recipe[OWN_RECIPE], group[(group.tool == "peer") & (group.model == level["model"])]
-    yield OWN_RECIPE, LONGER_TRAINING, own, group[(group.tool == "longer") & group.model.isin(own.model)]
+    yield OWN_RECIPE, own.model.iloc[0], own, group[(group.tool == "longer") & group.model.isin(own.model)]
     for recipe, rows in by_recipe.items():
         if recipe != OWN_RECIPE: yield recipe, OWN_RECIPE, rows, own
         yield recipe, level["model"], rows, peer[peer.budget_s == level["budget_s"]]
@@ -297,7 +295,7 @@ def summarize_recipes(rows: pd.DataFrame,
     for level in (level for level in levels if level["model"] == tool):
         for recipe, against, a, b in list_recipe_pairs(rows[rows.dataset == level["dataset"]], level):
             if b.empty: continue
-            names = dict(dataset=level["dataset"], recipe=recipe, model=a.model.iloc[0], against=against)
+            names = dict(dataset=level["dataset"], training=recipe, against=against)
             names |= {prefix + c: side[c].iloc[0] for prefix, side in (("", a), ("against_", b)) for c in BUDGET_COLUMNS}
             records.append(names | compare_at_equal_cost(a, b))
     table = pd.DataFrame(records, columns=RECIPE_COLUMNS)
@@ -384,13 +382,13 @@ def plot_equal_cost(table: pd.DataFrame):
 def plot_recipes(table: pd.DataFrame):
     "Differences of Dice between recipes, one panel a data set"
     import matplotlib.pyplot as plt
-    labels = list(dict.fromkeys(f"{r.recipe} minus {r.against}" for r in table.itertuples()))
+    labels = list(dict.fromkeys(f"{r.training} minus {r.against}" for r in table.itertuples()))
     datasets = list(dict.fromkeys(table.dataset))
     fig, axes = plt.subplots(1, len(datasets), figsize=(2.4 + 2 * len(datasets), .8 + .26 * len(labels)), sharey=True,
                              squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         for r in table[table.dataset == dataset].itertuples():
-            y = labels.index(f"{r.recipe} minus {r.against}")
+            y = labels.index(f"{r.training} minus {r.against}")
             ax.plot([r.difference_low, r.difference_high], [y, y], color="C0", lw=1)
             ax.plot(r.difference, y, "o", ms=4, color="C0")
         ax.axvline(0, color="0.4", lw=.8)
