@@ -382,13 +382,15 @@ def plot_equal_cost(table: pd.DataFrame):
 def plot_recipes(table: pd.DataFrame):
     "Differences of Dice between recipes, one panel a data set"
     import matplotlib.pyplot as plt
-    labels = list(dict.fromkeys(f"{r.training} minus {r.against}" for r in table.itertuples()))
+    names = [f"{r.training} minus {name_with_budget(r.against, r.against_budget_s, r.against_start)}"
+             for r in table.itertuples()]
+    table, labels = table.assign(label=names), list(dict.fromkeys(names))
     datasets = list(dict.fromkeys(table.dataset))
     fig, axes = plt.subplots(1, len(datasets), figsize=(2.4 + 2 * len(datasets), .8 + .26 * len(labels)), sharey=True,
                              squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         for r in table[table.dataset == dataset].itertuples():
-            y = labels.index(f"{r.training} minus {r.against}")
+            y = labels.index(r.label)
             ax.plot([r.difference_low, r.difference_high], [y, y], color="C0", lw=1)
             ax.plot(r.difference, y, "o", ms=4, color="C0")
         ax.axvline(0, color="0.4", lw=.8)
