@@ -121,6 +121,7 @@ def load_recipe_rows(runs: dict[Config, str], profile: str) -> pd.DataFrame:  # 
     if not runs: return pd.DataFrame()
     rows = fit_runs([*runs], profile)
     for config in runs: keep_measures(config, profile, ["dice"])
+    rows["model"] = rows.run.map({c.key: c.model for c in runs})  # which kept measures do not name
     names = ["run", "dataset", "model", *BUDGET_COLUMNS, "fold", "seed", "patient"]
     means = rows.groupby(names, sort=False, dropna=False).dice.mean()  # a budget that was planned in steps is empty
     return means.reset_index().assign(tool="recipe", training=lambda t: t.run.map({c.key: r for c, r in runs.items()}))
