@@ -88,7 +88,8 @@ def test_a_quantized_network_scores_like_the_unquantized_one(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_says_what_its_probabilities_are_worth(name):
     bins, patients = read_calibration(name).bins, read_model_card(name).test_patients
-    assert [b.low for b in bins] == [0, .05, .2, .4, .6, .8, .95] and [b.high for b in bins[:-1]] == [b.low for b in bins[1:]]
+    assert [b.low for b in bins] == [0, .05, .2, .4, .6, .8, .95]
+    assert [b.high for b in bins[:-1]] == [b.low for b in bins[1:]]
     assert sum(b.share for b in bins) == pytest.approx(1, abs=1e-5)
     assert all(b.low <= b.predicted <= b.high and b.observed_low <= b.observed <= b.observed_high for b in bins)
     assert all(0 < b.n <= patients for b in bins)

@@ -162,7 +162,8 @@ def measure_calibration(cases: Sequence[Case],
     first_half = set(rng(0, "calibration", *patients).permutation(patients)[:len(patients) // 2])
     is_first = np.array([c.patient in first_half for c in cases])
     for half in (is_first, ~is_first):
-        t = fit_temperature([predicted[i] for i in np.flatnonzero(~half)], [label_maps[i] for i in np.flatnonzero(~half)])
+        others = np.flatnonzero(~half)
+        t = fit_temperature([predicted[i] for i in others], [label_maps[i] for i in others])
         tables += [count_probabilities(temper(predicted[i], t), label_maps[i]).assign(
             case=cases[i].id, patient=cases[i].patient) for i in np.flatnonzero(half)]
     return Calibration(temperature=fit_temperature(predicted, label_maps),
@@ -355,7 +356,8 @@ def describe_input(card: ModelCard) -> str:
 def format_card(card: ModelCard) -> str:
     "A card as Markdown"
     names, labels = dict(dice="Dice", pq="panoptic quality"), ", ".join(k for k, v in card.labels.items() if v)
-    held_out, calibration = f"{card.test_patients} {card.unit}s of fold 0 of `{card.dataset}`", read_calibration(card.name)
+    held_out = f"{card.test_patients} {card.unit}s of fold 0 of `{card.dataset}`"
+    calibration = read_calibration(card.name)
     lines = [f"## {card.name}", "", f"**{card.use.capitalize()}.** This model {card.purpose}.", "",
              f"- **Input:** {describe_input(card)}", f"- **Output:** {labels}"
              + (f"; objects apart by {card.grouping['method']}" if card.grouping else ""),
@@ -364,7 +366,8 @@ def format_card(card: ModelCard) -> str:
              f"- **Attribution:** {card.attribution}; {card.home}",
              f"- **Network:** `{card.network}`, {card.parameters:,} weights in eight bits; {card.steps:,} steps, "
              f"{card.seconds:g} s of one thread; start: {card.start}; run `{card.run}`",
-             f"- **Temperature:** {calibration.temperature:.2f}, by which its scores were divided, fitted on the {held_out}",
+             f"- **Temperature:** {calibration.temperature:.2f}, by which its scores were divided, fitted on the "
+             f"{held_out}",
              f"- **Hash of the weights:** `{card.files['weights.safetensors']}`", "",
              f"| score, mean over {card.test_patients} held-out {card.unit}s | region | file in the package | "
              "unquantized | constant mask |", "| :-- | :-- | --: | --: | --: |"]
