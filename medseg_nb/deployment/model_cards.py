@@ -6,11 +6,11 @@
 __all__ = ['Grouping', 'MIN_STRATUM', 'PROBABILITY_EDGES', 'MAX_UNUSUAL_IMAGES', 'DICE_TOLERANCE', 'choose_grouping',
            'score_objects', 'score_variant', 'region_size', 'score_variants', 'summarize_scores', 'split_by_size',
            'summarize_strata', 'CalibrationBin', 'Calibration', 'read_calibration', 'count_probabilities',
-           'summarize_calibration', 'measure_calibration', 'predict_held_out', 'appearance_ranges', 'warned_share',
-           'unusual_shares', 'score_examples', 'write_examples', 'license_notice', 'license_name', 'describe_model',
-           'write_model', 'build_model', 'build_models', 'mean_dice', 'verify_model', 'format_verdict', 'format_score',
-           'describe_input', 'format_card', 'describe_failures', 'describe_calibration', 'format_table', 'models_page',
-           'write_models_page']
+           'summarize_calibration', 'choose_temperature', 'measure_calibration', 'predict_held_out',
+           'appearance_ranges', 'warned_share', 'unusual_shares', 'score_examples', 'write_examples', 'license_notice',
+           'license_name', 'describe_model', 'write_model', 'build_model', 'build_models', 'mean_dice', 'verify_model',
+           'format_verdict', 'format_score', 'describe_input', 'format_card', 'describe_failures',
+           'describe_calibration', 'format_table', 'models_page', 'write_models_page']
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #7cad6273
 import hashlib
@@ -40,7 +40,6 @@ from ..paper.lessons import READ_BY_SEVERAL, lesson_images, load_pictures
 from ..paper.readme import write_blocks
 from ..preparation.preprocess import load_prepared_cases
 from ..training.plan import RANDOM_START
-from ..training.inference import probabilities
 from ..training.shipped_models import (CALIBRATION_FILE, CARD_FILE, MODEL_FILES, ModelCard, PatientScore,
                                                describe_mismatch, divide_scores, list_shipped_models,
                                                load_shipped_model, load_shipped_plan, measure_appearance, plan_entry,
@@ -153,6 +152,10 @@ def summarize_calibration(rows: pd.DataFrame,  # of all held-out cases, with cas
                            **{k: round(getattr(r, k), 4) for k in ("predicted", "observed", "observed_low",
                                                                    "observed_high")}) for r in table.itertuples()]
 
+def choose_temperature(predicted: Sequence[np.ndarray], label_maps: Sequence[np.ndarray]) -> float:  # at least 1
+    "The temperature that suits some cases; a model is never made surer than it is"
+    return max(1., fit_temperature(predicted, label_maps))
+
 def measure_calibration(cases: Sequence[Case],
                         predicted: Sequence[np.ndarray],   # probabilities of each case (class, *size)
                         label_maps: Sequence[np.ndarray],  # of each case, on the same grid
@@ -163,14 +166,15 @@ def measure_calibration(cases: Sequence[Case],
     is_first = np.array([c.patient in first_half for c in cases])
     for half in (is_first, ~is_first):
         others = np.flatnonzero(~half)
-        t = fit_temperature([predicted[i] for i in others], [label_maps[i] for i in others])
+        t = choose_temperature([predicted[i] for i in others], [label_maps[i] for i in others])
         tables += [count_probabilities(temper(predicted[i], t), label_maps[i]).assign(
             case=cases[i].id, patient=cases[i].patient) for i in np.flatnonzero(half)]
-    return Calibration(temperature=fit_temperature(predicted, label_maps),
+    return Calibration(temperature=choose_temperature(predicted, label_maps),
                        bins=summarize_calibration(pd.concat(tables, ignore_index=True)))
 
 def predict_held_out(config: Config, net) -> tuple[list[Case], list[np.ndarray], list[np.ndarray]]:
     "Held-out cases of a run, a network's probabilities and the references, on the network's grid"
+    from medseg_nb.training.inference import probabilities
     images, masks = load_prepared_cases(config.dataset, config.shape, config.normalise)
     positions, cases = fold_indices(config.dataset, config.fold)[1], load_cases(config.dataset)
     predicted = [p.numpy() for p in probabilities(net, images[positions])]
