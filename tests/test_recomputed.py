@@ -311,6 +311,21 @@ def test_peers_at_equal_cost_are_compared_on_the_trainings_that_both_have(report
     none(faults)
 
 
+def test_recipes_are_compared_on_the_same_patients_and_trainings(reports):
+    stored, rows, faults = table(reports, "peers", "recipes"), rows_of(reports, "peers"), []
+    def by_patient(of): return of.groupby(["patient", "fold", "seed"]).dice.mean().unstack(["fold", "seed"])
+    for row in stored.to_dict("records"):
+        here = rows[rows.dataset == row["dataset"]]
+        other = (here.training == row["against"]) | (here.model == row["against"]) & (
+            here.budget_s == row["against_budget_s"])
+        d = (by_patient(here[here.training == row["training"]]) - by_patient(here[other])).dropna(how="all")
+        expected = dict(difference=mean(d.to_numpy()), n=len(d), trainings=d.shape[1])
+        faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
+        if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], d.to_numpy()):
+            faults.append((row, "interval"))
+    none(faults)
+
+
 def test_fewer_labels_are_compared_on_the_same_labels(reports):
     gains, rows, faults = table(reports, "fewer_labels", "gains"), rows_of(reports, "fewer_labels"), []
     def by_patient(of): return of.groupby(["patient", "fold", "draw"]).dice.mean()

@@ -268,6 +268,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(ablations, "volume_scores", "volume_differences", prepare=of_parts("volume")),
     **summaries(peers, "scores", "differences", "rising", prepare=peers.select_curve_rows),
     ("peers", "equal"): equal_cost,
+    ("peers", "recipes"): lambda rows: peers.summarize_recipes(
+        rows, peers.list_complete_levels([*rows.dataset.unique()]), "monai_unet"),
     ("claims", "verdicts"): count_verdicts,
     ("claims", "judged"): summarize_judged,
     **summaries(combinations, "gains", "choices", "scores"),

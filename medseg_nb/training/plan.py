@@ -6,11 +6,11 @@
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'SequencesPlan', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan',
-           'AugmentationPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan', 'InstancesPlan',
-           'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch',
-           'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan',
-           'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput',
-           'planned_seconds', 'training_track']
+           'AugmentationPlan', 'PeersPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan',
+           'InstancesPlan', 'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound',
+           'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans',
+           'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts',
+           'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -115,6 +115,15 @@ class AugmentationPlan(Entry):
     shares_of: dict[str, list[float]] = {}  # those of them of sets whose trainings are long
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
+class PeersPlan(Entry):
+    "A network that is trained by the benchmark's recipe and by another tool's, on as many images as that one"
+    tool: str
+    network: str                   # this study's nearest to the tool's
+    images: int = Field(gt=0)      # that each training learns from, counted as often as they come
+    settings: Settings = {}        # beside or instead of the benchmark's
+    recipes: dict[str, dict[str, int | float | str | None]]  # by name: what replaces the benchmark's settings
+    trainings: dict[str, Repeats]  # by data set
+
 class OutcomesPlan(Entry):
     "Networks whose masks the images of patients are described by"
     settings: Settings  # of U-Net, instead of the benchmark's
@@ -192,6 +201,7 @@ class SectionPlans(Entry):
     instances: InstancesPlan | None = None
     leakage: Seeds | None = None
     outcomes: OutcomesPlan | None = None
+    peers: PeersPlan | None = None
     reached: GpuPlan | None = None
     readers: Networks | None = None
     realtime: RealtimePlan | None = None
