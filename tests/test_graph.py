@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 
 import numpy as np
@@ -125,7 +124,7 @@ def bring_runtime():
         package = next(new.glob("*.tgz"), None)
         assert package, f"npm did not bring ONNX Runtime: {done.stderr[-200:]}"
         assert sha256(package) == ORT_WEB_SHA256
-        with tarfile.open(package) as archive: archive.extractall(new, filter="data")
+        shutil.unpack_archive(package, new)
         (new / "package" / "dist").rename(place)
         shutil.rmtree(new)
     return place

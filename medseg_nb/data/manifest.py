@@ -484,8 +484,7 @@ def _tar_members(archive: Path) -> Iterator[tuple]:
     with tarfile.open(archive) as t:
         for m in t:
             kind = "file" if m.isreg() else "folder" if m.isdir() else "link" if m.issym() or m.islnk() else "device"
-            # Python's own rules on top of ours
-            yield m.name, kind, m.size, lambda m=m: t.extractfile(tarfile.data_filter(m, str(archive.parent)))
+            yield m.name, kind, m.size, functools.partial(t.extractfile, m)
 
 def _iterate_members(archive: Path) -> Iterator[tuple]:
     "The members of an archive, each judged before the next is looked at"

@@ -297,7 +297,8 @@ def summarize_recipes(rows: pd.DataFrame,
         for recipe, against, a, b in list_recipe_pairs(rows[rows.dataset == level["dataset"]], level):
             if b.empty: continue
             names = dict(dataset=level["dataset"], training=recipe, against=against)
-            for prefix, side in (("", a), ("against_", b)): names |= {**side[[*BUDGET_COLUMNS]].iloc[0].add_prefix(prefix)}
+            for prefix, side in (("", a), ("against_", b)):
+                names |= {**side[[*BUDGET_COLUMNS]].iloc[0].add_prefix(prefix)}
             records.append(names | compare_at_equal_cost(a, b))
     table = pd.DataFrame(records, columns=RECIPE_COLUMNS)
     return table.assign(p_holm=holm(table.p))
