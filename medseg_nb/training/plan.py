@@ -6,11 +6,11 @@
 __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED_NETWORKS', 'PRETRAINED', 'RANDOM_START',
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'SequencesPlan', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan',
-           'AugmentationPlan', 'PeersPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan', 'HeadsPlan',
-           'InstancesPlan', 'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound',
-           'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans',
-           'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start', 'planned_starts',
-           'planned_throughput', 'planned_seconds', 'training_track']
+           'AugmentationPlan', 'PlannedStudy', 'PeersPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan',
+           'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage',
+           'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file',
+           'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
+           'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -115,14 +115,25 @@ class AugmentationPlan(Entry):
     shares_of: dict[str, list[float]] = {}  # those of them of sets whose trainings are long
     trainings: dict[str, Repeats] = {}  # by data set; fold 0 and seed 0 where it is not named
 
+class PlannedStudy(Entry):
+    "What `medseg study` planned for a data set that its rules were not made with"
+    minutes: float = Field(gt=0)   # of two cores, that were given
+    seconds: float = Field(gt=0)   # of one thread, for each network
+    models: list[str] = Field(min_length=1)
+    folds: list[int] = Field(min_length=2)
+    settings: Settings
+    throughput: dict[str, float]   # training images a second that it measured
+
 class PeersPlan(Entry):
-    "A network that is trained by the benchmark's recipe and by another tool's, on as many images as that one"
+    """A network that is trained by the benchmark's recipe and by another tool's, on as many images as that one, and
+    networks that are trained as a study planned"""
     tool: str
     network: str                   # this study's nearest to the tool's
     images: int = Field(gt=0)      # that each training learns from, counted as often as they come
     settings: Settings = {}        # beside or instead of the benchmark's
     recipes: dict[str, dict[str, int | float | str | None]]  # by name: what replaces the benchmark's settings
     trainings: dict[str, Repeats]  # by data set
+    studies: dict[str, PlannedStudy] = {}  # by data set
 
 class OutcomesPlan(Entry):
     "Networks whose masks the images of patients are described by"

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medseg_nb.training.plan import load_plan
+from medseg_nb.training.plan import Runs, load_plan
 from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json, write
 from medseg_nb.data.manifest import load_cases, load_frozen_split, load_manifest
 from medseg_nb.training.inference import argmax_label_map
@@ -26,7 +26,8 @@ from medseg_nb.data.splits import fold_indices
 from medseg_nb.evaluation.intervals import summarize_patient_scores
 from medseg_nb.training.training import Config, score_predictions, train
 
-SIZE = 128
+SIZE = 128  # rows and columns of what a peer is given, except where a study has chosen a finer grid
+STUDIES = load_plan("cpu").sections.peers.studies
 # memory is kept between steps instead of being asked for anew
 KEPT = dict(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="100000000000", MALLOC_TOP_PAD_="268435456")
 
@@ -42,15 +43,25 @@ def environment(place: Path, packages: list[str]) -> Path:
 
 
 def trainings(dataset: str, settings: dict) -> dict[tuple[int, int], list[float]]:  # levels by fold and seed
-    "The first runs of the benchmark on a data set, and the levels at which a peer has so many trainings"
-    runs = load_plan("cpu").runs[dataset]
+    "The first runs of the benchmark or of a study on a data set, and the levels at which a peer has so many trainings"
+    runs = Runs(folds=STUDIES[dataset].folds) if dataset in STUDIES else load_plan("cpu").runs[dataset]
     pairs = [(fold, seed) for fold in runs.folds for seed in runs.seeds][:max(count for _, count in settings["levels"])]
     return {pair: [v for v, count in settings["levels"] if count > k] for k, pair in enumerate(pairs)}
 
 
+def grid_size(dataset: str) -> int: return max(SIZE, STUDIES[dataset].settings["size"]) if dataset in STUDIES else SIZE
+
+
+def settings_for(dataset: str, known: dict) -> dict:
+    "What a peer is given on a data set: on that of a study its own levels, and steps that follow from a finer grid"
+    levels = {False: known["levels"], True: known.get("study_levels", [])}[dataset in STUDIES]
+    throughput = known["throughput"] * (SIZE / grid_size(dataset)) ** 2
+    return {k: v for k, v in known.items() if k != "study_levels"} | dict(levels=levels, throughput=throughput)
+
+
 def export(place: Path, dataset: str, settings: dict, fold: int = 0) -> Path:
     "What a peer is given: images and masks of the training patients, and images alone of the test patients"
-    images, masks = load_prepared_cases(dataset, (SIZE, SIZE), settings["normalise"])
+    images, masks = load_prepared_cases(dataset, (grid_size(dataset),) * 2, settings["normalise"])
     chosen, test = fold_indices(dataset, fold)
     place.mkdir(parents=True, exist_ok=True)
     (place / "settings.json").write_text(json.dumps(settings | dict(labels=load_manifest(dataset).labels)))
@@ -97,7 +108,7 @@ def scored(peer: str, dataset: str, settings: dict, place: Path, training: tuple
     (fold, seed), found, levels = training, [], []
     test = [load_cases(dataset)[i] for i in fold_indices(dataset, fold)[1]]
     planned = {steps: seconds for seconds, steps in json.loads((place / "levels.json").read_text())}
-    config = Config(dataset, peer, fold, seed, size=SIZE, batch=about(place)["batch"], normalise=settings["normalise"])
+    config = Config(dataset, peer, fold, seed, size=grid_size(dataset), batch=about(place)["batch"], normalise=settings["normalise"])
     for steps, (answers, seconds) in done(place).items():
         predicted = [(case, argmax_label_map(torch.from_numpy(p).float(), case.semantic_mask().shape))
                      for case, p in zip(test, answers, strict=True)]
@@ -129,7 +140,7 @@ def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
     levels = sorted(levels, key=lambda v: (v["fold"], v["seed"], v["steps"]))
     table = write_rows(reached, rows.sort_values(["fold", "seed", "steps"], kind="stable"))
     facts = dict(peer=peer, dataset=dataset,
-                 size=SIZE, settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels,
+                 size=grid_size(dataset), settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels,
                  about=about(next(iter(places.values()))), content=load_frozen_split(dataset)["content"],
                  cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
     write(reached / "peer.json", to_json(facts))
@@ -148,8 +159,9 @@ def main() -> None:
     asked.add_argument("--score", action="store_true", help="score the runs that are finished, and train none")
     asked.add_argument("--measure", action="store_true", help="measure the throughput, and nothing else")
     asked = asked.parse_args()
-    settings, work = known[asked.peer], asked.work.resolve() / asked.peer
+    work = asked.work.resolve() / asked.peer
     for dataset in asked.data:
+        settings = settings_for(dataset, known[asked.peer])
         if not asked.score:
             python = environment(work / "environment", settings["packages"])
             if asked.measure: print(f"throughput: {measure(python, asked.peer, dataset, settings, work):.3g}"); continue
