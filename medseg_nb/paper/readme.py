@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BLOCKS', 'NO_RESULTS', 'BASELINE', 'MAX_ROWS', 'CHECKLISTS', 'replace_block', 'relink', 'find_profile',
            'describe_profile', 'show_figure', 'choose_rows', 'format_heading', 'format_row', 'tabulate_scores',
-           'compare_with_tools', 'describe_longer', 'show_results', 'format_notebook', 'format_cells', 'tabulate',
-           'list_notebooks', 'list_folder', 'list_data_sets', 'list_conversions', 'profiles_with', 'describe_place',
-           'grade_item', 'fill_checklists', 'cited_parts', 'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
+           'describe_repeated', 'compare_with_tools', 'describe_longer', 'load_scores', 'describe_rows', 'show_results',
+           'format_notebook', 'format_cells', 'tabulate', 'list_notebooks', 'list_folder', 'list_data_sets',
+           'list_conversions', 'profiles_with', 'describe_place', 'grade_item', 'fill_checklists', 'cited_parts',
+           'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #352f01f4
 import json
@@ -24,7 +25,7 @@ from ..data.convert import describe_conversion, list_recipes
 from ..data.manifest import load_manifest
 from .floats import MARKS
 from .prose import read_prose
-from ..kit.report import BUDGET_COLUMNS, Estimate
+from ..kit.report import BUDGET_COLUMNS, Estimate, display_text
 from ..kit.execution import notebook_path, sections
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #88848e2b
@@ -76,7 +77,8 @@ MAX_ROWS = 8             # rows of the front page's table
 def choose_rows(frame: pd.DataFrame,  # one row a data set and model, with dice, budget_s and start
                 most: int = MAX_ROWS,
                ) -> pd.DataFrame:
-    "The constant mask, the best classical method, and of each group of one budget and start U-Net and the best network"
+    """The constant mask, the best classical method, and the networks; where these are too many, of each group of one
+    budget and start U-Net and the best"""
     frame = frame.assign(network=frame.groupby(["model", *BUDGET_COLUMNS], dropna=False).ngroup())
     parts = {name: (name, "first") for name in ("model", *BUDGET_COLUMNS)}
     means = frame.groupby("network").agg(**parts, dice=("dice", "mean"))
@@ -86,8 +88,9 @@ def choose_rows(frame: pd.DataFrame,  # one row a data set and model, with dice,
     best = networks.index.isin(networks.groupby(list(BUDGET_COLUMNS), dropna=False).dice.idxmax())
     chosen_networks = [*classical_methods.index[classical_methods.model == BASELINE],
                        *classical_methods.index[classical_methods.model != BASELINE][-1:]]
-    chosen_networks += [*networks.index[best | (networks.model == "unet")]][len(chosen_networks) - most:]
-    return pd.concat([frame[frame.network == k] for k in chosen_networks])
+    n_free = most - len(chosen_networks)
+    if len(networks) > n_free: networks = networks[best | (networks.model == "unet")]
+    return pd.concat([frame[frame.network == k] for k in [*chosen_networks, *networks.index[-n_free:]]])
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #9e8df336
 def format_heading(dataset: str, rows: pd.DataFrame) -> str:
@@ -95,11 +98,11 @@ def format_heading(dataset: str, rows: pd.DataFrame) -> str:
     m, counts = load_manifest(dataset), sorted(set(rows.n))
     count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     units = " or ".join(f"{word}s" for word in m.unit.split(" or "))
-    return f"`{dataset}`{' (synthetic)' if m.synthetic else ''}, {count} {units}"
+    return f"{display_text(dataset)}{' (synthetic)' if m.synthetic else ''}, {count} {units}"
 
 def format_row(model: str, budget_s: float, start: str | None) -> list[str]:
     "The first three cells: model, training budget, start of the weights"
-    name = "constant-mask baseline" if model == BASELINE else f"`{model}`"
+    name = "constant-mask baseline" if model == BASELINE else display_text(model)
     if not isinstance(start, str): return [name, "–", "–"]
     return [name, f"{budget_s:g} s" if pd.notna(budget_s) else "in steps", start]
 
@@ -116,6 +119,18 @@ def tabulate_scores(frame: pd.DataFrame,  # one row a data set and model: n, dic
     return "\n".join("| " + " | ".join(r) + " |" for r in head + body)
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #c8d2f3b5
+def describe_repeated(profile: str) -> str:  # nothing where no tool has more than one training
+    "How the network of random start that validation patients chose compares with tools over several trainings"
+    path = folder("reports") / profile / "peers" / "equal.csv"
+    if not path.is_file(): return ""
+    table = pd.read_csv(path).query("chosen == 'yes' and start == 'random'").dropna(subset="difference")
+    if table.empty: return ""
+    n_above, n_below = int((table.difference_low > 0).sum()), int((table.difference_high < 0).sum())
+    trainings = sorted({int(n) for n in table.trainings})
+    return (f" Over {' to '.join(map(str, {trainings[0]: 0, trainings[-1]: 0}))} trainings a side, at "
+            f"{table.against_budget_s.iloc[0]:g} s of each tool, the network of random start that validation patients "
+            f"chose is above a tool by its interval in {n_above} of {len(table)} comparisons and below in {n_below}.")
+
 def compare_with_tools(profile: str | None) -> str:
     "The kit's best network minus other tools at the largest budget at which each has not collapsed"
     if not profile: return NO_RESULTS
@@ -126,14 +141,14 @@ def compare_with_tools(profile: str | None) -> str:
     n_above, n_below = int((compared_rows.difference_low > 0).sum()), int((compared_rows.difference_high < 0).sum())
     values = {f"dice{end}": compared_rows[f"difference{end}"] for end in ("", "_low", "_high")}
     kit = " or ".join(dict.fromkeys(compared_rows.start))
-    intro = (f"Dice of `{compared_rows.model.iloc[0]}` (start: {kit}) minus that of each tool, on the same held-out "
-             f"patients of "
-             "the first fold and at the same training budget. The 95 % interval over patients lies above zero in "
-             f"{n_above} of {len(compared_rows)} comparisons and below it in {n_below}; with one training a side none "
-             f"of them is " "decided.")
-    exclusions = [f"{r.against} at {r.against_budget_s:g} s on `{r.dataset}` ({r.collapsed})"
+    intro = (f"Dice of {display_text(compared_rows.model.iloc[0])} (start: {kit}) minus that of each tool, on the same "
+             "held-out patients of the first fold and at the same training budget. The 95 % interval over patients "
+             f"lies above zero in {n_above} of {len(compared_rows)} comparisons and below it in {n_below}; with one "
+             "training a side none of them is decided.")
+    exclusions = [f"{display_text(r.against)} at {r.against_budget_s:g} s on {display_text(r.dataset)} ({r.collapsed})"
                   for r in collapsed_rows.itertuples()]
     if exclusions: intro += f" Not compared: {'; '.join(exclusions)}."
+    intro += describe_repeated(profile)
     renamed_rows = compared_rows.assign(model=compared_rows.against, budget_s=compared_rows.against_budget_s,
                                         start=compared_rows.against_start, **values)
     return f"{intro}\n\n{tabulate_scores(renamed_rows, 'other tool')}"
@@ -145,26 +160,40 @@ def describe_longer(profile: str) -> str:  # nothing where no network was traine
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["trainings", "planned", "scale", "dice"])
     table = table[(table.trainings == table.planned) & (table.scale == "usual")].sort_values("dice")
     best = table.drop_duplicates("dataset", keep="last") if len(table) else table
-    parts = [f"`{r.model}` {Estimate(r.dice, r.dice_low, r.dice_high)} on `{r.dataset}` ({r.images:,} images, "
+    parts = [f"{display_text(r.model)} {Estimate(r.dice, r.dice_low, r.dice_high)} on {display_text(r.dataset)} "
+             f"({r.images:,} images, "
              f"n = {r.n}, start: {r.start})" for r in best.itertuples()]
-    return ("The table is of short trainings. After longer ones on a GPU, by as many training images for each network "
-            f"of a set, the highest mean was {'; '.join(parts)}.") if parts else ""
+    return ("The table is of trainings on a processor. After as many training images for each network of a set, on a "
+            f"GPU, the highest mean was {'; '.join(parts)}.") if parts else ""
+
+def load_scores(profile: str) -> pd.DataFrame:  # one row a data set and model
+    "Dice of methods without a network, and of the networks of the longer trainings, or else of the benchmark"
+    scores, longer = (folder("reports") / profile / place for place in ("benchmark/scores.csv", "reached/reached.csv"))
+    table = pd.read_csv(scores)
+    return pd.concat([table[table.start.isna()], pd.read_csv(longer)]) if longer.is_file() else table
+
+def describe_rows(scores: pd.DataFrame, rows: pd.DataFrame) -> str:  # of all methods, and of those that are shown
+    "Which rows the table shows"
+    def networks(table): return {*zip(*(table.dropna(subset="start")[name] for name in ("model", "budget_s")))}
+    shown = "Shown are the constant mask, the classical method with the highest mean, and "
+    if networks(scores) == networks(rows): return f"{shown}all networks."
+    return f"{shown}of each such group U-Net and the network with the highest mean; being chosen flatters it."
 
 def show_results(profile: str | None, states: dict[str, str]) -> str:
     "The block of results: which profile, what is not current, the table"
     if not profile: return NO_RESULTS
-    frame = pd.read_csv(folder("reports") / profile / "benchmark" / "scores.csv")
+    scores = load_scores(profile)
+    rows = choose_rows(scores)
     # the same list with the data and without
     outdated_sections = [name for name, state in states.items() if state != "current"]
     warning = (f"**Not current:** {', '.join(outdated_sections)}. Code or data have changed since; "
                f"`medseg paper --profile {profile}` computes the numbers anew.")
     intro = (f"Mean patient Dice on held-out patients with its 95 % interval, profile `{profile}`: "
              f"{describe_profile(profile)}. The training budget counts single-thread CPU seconds. Only rows of one "
-             "budget and start rank each other. Shown are the constant mask, the classical method with the highest "
-             "mean, and of each such group U-Net and the network with the highest mean; being chosen flatters it. "
-             f"The [article](reports/{profile}/article.pdf) says what follows; its supplement, which "
+             f"budget and start rank each other. {describe_rows(scores, rows)} The "
+             f"[article](reports/{profile}/article.pdf) says what follows; its supplement, which "
              f"`medseg paper --profile {profile}` sets beside it, has all models.")
-    table = tabulate_scores(choose_rows(frame))
+    table = tabulate_scores(rows)
     blocks = [warning if outdated_sections else "", intro, table, describe_longer(profile)]
     return "\n\n".join(filter(None, blocks))
 
