@@ -127,7 +127,8 @@ def describe_repeated(profile: str) -> str:  # nothing where no tool has more th
     if table.empty: return ""
     n_above, n_below = int((table.difference_low > 0).sum()), int((table.difference_high < 0).sum())
     trainings = sorted({int(n) for n in table.trainings})
-    return (f" Over {' to '.join(map(str, {trainings[0]: 0, trainings[-1]: 0}))} trainings a side, at "
+    count = " to ".join(map(str, dict.fromkeys((trainings[0], trainings[-1]))))
+    return (f" Over {count} trainings a side, at "
             f"{table.against_budget_s.iloc[0]:g} s of each tool, the network of random start that validation patients "
             f"chose is above a tool by its interval in {n_above} of {len(table)} comparisons and below in {n_below}.")
 
