@@ -9,10 +9,13 @@ import pytest
 import yaml
 
 from conftest import REPO, read_table, stored_runs
-from medseg_nb.training import default_runs
 from medseg_nb.kit.core import sha256
+from medseg_nb.study.peers import list_planned_runs
+from medseg_nb.training import default_runs
+from medseg_nb.training.plan import load_plan
 
 SETTINGS = yaml.safe_load((REPO / "tests" / "peers" / "peers.yaml").read_text(encoding="utf-8"))
+STUDIES = load_plan("cpu").sections.peers.studies  # data sets on which a study planned itself, and a tool had its time
 TEXT = dict(case=str, patient=str, site=str)
 PLACES = [p.parent for name in SETTINGS for p in sorted((REPO / "reports" / "peers" / name).glob("*/peer.json"))]
 
@@ -24,10 +27,23 @@ def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv.xz"
 
 
 def ours(dataset: str, fold: int) -> pd.DataFrame:
-    "Rows of the benchmark's U-Net on the same fold; a peer is not asked how sure it was"
-    [config] = [c for c in default_runs.default_seed_runs("cpu", [dataset]) if c.fold == fold and c.seed == 0]
-    rows = read_table(stored_runs(REPO / "reports" / "cpu")[config.key] / "cases.csv.xz", dtype=TEXT)
-    return rows.drop(columns=["calibration_error", "brier"])
+    "Rows of this study's U-Net on the same fold"
+    known = list_planned_runs("cpu", [dataset]) or default_runs.default_seed_runs("cpu", [dataset])
+    config = next(c for c in known if (c.model, c.fold, c.seed) == ("unet", fold, 0))
+    return read_table(stored_runs(REPO / "reports" / "cpu")[config.key] / "cases.csv.xz", dtype=TEXT)
+
+
+# a peer is not asked how sure it was
+COLUMNS = [*ours("skin_isic2017", 0).drop(columns=["calibration_error", "brier"])]
+
+
+def planned_settings(place: Path) -> dict:
+    "What peers.yaml plans for a tool on a data set"
+    asked = SETTINGS[place.parent.name]
+    scale = (128 / facts(place)["size"]) ** 2
+    levels = asked["study_levels"] if place.name in STUDIES else asked["levels"]
+    return {k: v for k, v in asked.items() if k not in ("packages", "study_levels")} | dict(
+        levels=levels, throughput=asked["throughput"] * scale)
 
 
 def test_each_folder_is_whole():
@@ -39,7 +55,7 @@ def test_rows_have_the_columns_and_the_test_cases_of_the_kits_runs(place):
     frozen = json.loads((REPO / "data_manifests" / place.name / "splits.json").read_text(encoding="utf-8"))
     for (fold, *training), level in rows(place).groupby(["fold", "seed", "steps"]):
         own = ours(place.name, fold)
-        assert list(level) == [*own, "steps"]
+        assert list(level) == [*COLUMNS, "steps"]
         names = ["case", "patient", "region"]
         assert level[names].to_numpy().tolist() == own[names].to_numpy().tolist(), training
         assert set(level.patient) == set(frozen["folds"][fold]["test"])
@@ -56,9 +72,10 @@ def test_scores_belong_together_and_levels_are_other_networks(place):
 
 
 def test_cost_follows_from_the_settings(place):
-    f, asked = facts(place), SETTINGS[place.parent.name]
-    assert (f["settings"] == {k: v for k, v in asked.items() if k != "packages"}
-            and {v["seconds"] for v in f["levels"]} <= {seconds for seconds, _ in asked["levels"]})
+    f, asked = facts(place), planned_settings(place)
+    grid = STUDIES[place.name].settings["size"] if place.name in STUDIES else 128
+    assert f["settings"] == asked and f["size"] == max(128, grid)
+    assert {v["seconds"] for v in f["levels"]} <= {seconds for seconds, _ in asked["levels"]}
     trainings = [(v["fold"], v["seed"], v["steps"]) for v in f["levels"]]
     assert trainings == sorted(set(map(tuple, rows(place)[["fold", "seed", "steps"]].to_numpy()))) != []
     planned = dict(asked["levels"])
