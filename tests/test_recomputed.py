@@ -326,6 +326,24 @@ def test_recipes_are_compared_on_the_same_patients_and_trainings(reports):
     none(faults)
 
 
+def test_planned_studies_are_compared_on_the_same_patients_and_folds(reports):
+    stored, rows, faults = table(reports, "peers", "studies"), rows_of(reports, "peers"), []
+    def by_patient(of): return of.groupby(["patient", "fold"]).dice.mean().unstack("fold")
+    for row in stored.to_dict("records"):
+        here = rows[rows.dataset == row["dataset"]]
+        own = here[(here.tool == "study") & (here.model == row["model"])]
+        other = here[(here.training == row["against"]) & (here.model == row["model"])]
+        if other.empty: other = here[(here.model == row["against"]) & (here.budget_s == row["against_budget_s"])]
+        for _, training in other.groupby("fold"):
+            if (training.outcome == "missed").mean() > .9: other = other.drop(training.index)
+        d = (by_patient(own) - by_patient(other)).dropna(how="all").dropna(how="all", axis=1)
+        expected = dict(difference=mean(d.to_numpy()), n=len(d), trainings=d.shape[1])
+        faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
+        if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], d.to_numpy()):
+            faults.append((row, "interval"))
+    none(faults)
+
+
 def test_fewer_labels_are_compared_on_the_same_labels(reports):
     gains, rows, faults = table(reports, "fewer_labels", "gains"), rows_of(reports, "fewer_labels"), []
     def by_patient(of): return of.groupby(["patient", "fold", "draw"]).dice.mean()

@@ -270,6 +270,9 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("peers", "equal"): equal_cost,
     ("peers", "recipes"): lambda rows: peers.summarize_recipes(
         rows, peers.list_complete_levels([*rows.dataset.unique()]), "monai_unet"),
+    ("peers", "studies"): lambda rows: peers.summarize_studies(
+        rows, peers.list_complete_levels([*rows.dataset.unique()])),
+    ("peers", "study_scores"): peers.summarize_study_scores,
     ("claims", "verdicts"): count_verdicts,
     ("claims", "judged"): summarize_judged,
     **summaries(combinations, "gains", "choices", "scores"),

@@ -7,7 +7,7 @@ __all__ = ['PEER_FOLD', 'LONGER_PROFILE', 'OWN_RECIPE', 'BY_RULES', 'BY_HAND', '
            'EQUAL_COLUMNS', 'RECIPE_COLUMNS', 'STUDY_COLUMNS', 'load_peer_records', 'load_peer_rows',
            'list_peer_budgets', 'select_best_network', 'split_datasets', 'run_with_budget', 'list_budget_runs',
            'list_peer_controls', 'list_runs', 'list_recipe_runs', 'load_patient_means', 'list_planned_runs',
-           'load_planned_rows', 'predicted_foreground_share', 'describe_collapse', 'select_curve_rows',
+           'load_planned_rows', 'predicted_foreground_share', 'describe_collapse', 'is_of_study', 'select_curve_rows',
            'summarize_scores', 'summarize_differences', 'summarize_rising', 'load_longer_rows', 'select_by_validation',
            'list_complete_levels', 'without_collapsed', 'compare_at_equal_cost', 'summarize_equal_cost',
            'list_recipe_pairs', 'summarize_recipes', 'list_study_pairs', 'summarize_studies', 'summarize_study_scores',
@@ -190,11 +190,14 @@ PEER_COLUMNS = ["dataset", "tool", "training", "model", *BUDGET_COLUMNS, "fold",
 def _rows_by_budget(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {int(s): g for s, g in rows.groupby("budget_s")}
 
+def is_of_study(rows: pd.DataFrame) -> pd.Series:
+    "Rows of data sets on which a study planned itself"
+    return rows.dataset.isin(rows.dataset[rows.tool == "study"])
+
 def select_curve_rows(rows: pd.DataFrame) -> pd.DataFrame:
     "What was trained at every budget: the first training of the peers and of the kit's network, with its controls"
     is_repeated = (rows.tool == "peer") & ((rows.fold != PEER_FOLD) | (rows.seed > 0))
-    is_alone = rows.tool.isin(["longer", "recipe"]) | rows.dataset.isin(rows.dataset[rows.tool == "study"])
-    return rows[~is_repeated & ~is_alone]
+    return rows[~is_repeated & ~rows.tool.isin(["longer", "recipe"]) & ~is_of_study(rows)]
 
 def summarize_scores(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice by budget; a collapsed training is named"
@@ -359,7 +362,7 @@ def summarize_studies(rows: pd.DataFrame,
                      ) -> pd.DataFrame:
     "Differences of Dice of networks that a study planned; p by Holm over the table"
     records = []
-    for dataset, group in rows[rows.dataset.isin(rows.dataset[rows.tool == "study"])].groupby("dataset", sort=False):
+    for dataset, group in rows[is_of_study(rows)].groupby("dataset", sort=False):
         for against, a, b in list_study_pairs(group, [level for level in levels if level["dataset"] == dataset]):
             names = dict(dataset=dataset, training=BY_RULES, model=a.model.iloc[0], against=against)
             for prefix, side in (("", a), ("against_", b)):
@@ -368,9 +371,9 @@ def summarize_studies(rows: pd.DataFrame,
     table = pd.DataFrame(records, columns=STUDY_COLUMNS)
     return table.assign(p_holm=holm(table.p))
 
-def summarize_study_scores(rows: pd.DataFrame) -> pd.DataFrame:  # of runs of studies and of tools on their data sets
-    "Mean patient Dice by how a network was planned"
-    rows = rows.assign(training=rows.training.fillna("its own plan"))
+def summarize_study_scores(rows: pd.DataFrame) -> pd.DataFrame:
+    "Mean patient Dice on the data sets of studies, by how a network was planned"
+    rows = rows[is_of_study(rows)].assign(training=lambda t: t.training.fillna("its own plan"))
     return summarize_patient_scores(rows, ["dataset", "training", "model", *BUDGET_COLUMNS], ["dice"])
 
 # %% ../../nbs/study/08_peers.ipynb #2ca1ba14
