@@ -56,7 +56,7 @@ site: env  ## set the site from the repository, offline, and check its links; it
 stress: env  ## fuzz readers, scores and every command, and kill sections of the smoke paper; at most 40 minutes
 	@$(BIN)/python -m pytest -m stress
 
-lock: env  ## resolve the requirements of settings.ini anew, for all systems
+lock: env  ## resolve the requirements of settings.ini anew, to the same versions for all systems and Pythons
 	@touch setup.py  # uv caches what setup.py says until its time changes, and settings.ini is what changes
-	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 		--extra study --extra paper --extra deploy --extra hospital --extra stream --extra app --extra site --extra cluster --extra dev setup.py -o requirements.lock
