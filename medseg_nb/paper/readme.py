@@ -177,7 +177,7 @@ def describe_rows(scores: pd.DataFrame, rows: pd.DataFrame) -> str:  # of all me
     "Which rows the table shows"
     def networks(table): return {*zip(*(table.dropna(subset="start")[name] for name in ("model", "budget_s")))}
     shown = "Shown are the constant mask, the classical method with the highest mean, and "
-    if networks(scores) == networks(rows): return f"{shown}all networks."
+    if networks(scores) == networks(rows): return f"{shown}all networks of the longest trainings."
     return f"{shown}of each such group U-Net and the network with the highest mean; being chosen flatters it."
 
 def show_results(profile: str | None, states: dict[str, str]) -> str:
