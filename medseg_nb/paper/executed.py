@@ -63,12 +63,15 @@ def shrink_preview(png: str) -> str:  # both in base64, as a notebook holds them
     white.quantize(PREVIEW_COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
+_STYLE = re.compile(r"<style scoped>.*?</style>\n", re.S)  # that pandas writes into each table, and no viewer needs
+
 def shrink_previews(executed: dict) -> dict:
-    "A notebook whose outputs hold small pictures; the figures themselves lie beside it"
+    "A notebook whose outputs hold small pictures and plain tables; the figures themselves lie beside it"
     for cell in executed["cells"]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data: data["image/png"] = shrink_preview("".join(data["image/png"]))
+            if "text/html" in data: data["text/html"] = _STYLE.sub("", "".join(data["text/html"]))
     return executed
 
 def load_readable_sections(profile: str, states: dict[str, str]) -> dict[str, PaperSection]:
