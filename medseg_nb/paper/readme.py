@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BLOCKS', 'NO_RESULTS', 'BASELINE', 'MAX_ROWS', 'CHECKLISTS', 'replace_block', 'relink', 'find_profile',
            'describe_profile', 'show_figure', 'choose_rows', 'format_heading', 'format_row', 'tabulate_scores',
-           'describe_repeated', 'compare_with_tools', 'describe_longer', 'load_scores', 'describe_rows', 'show_results',
-           'format_notebook', 'format_cells', 'tabulate', 'list_notebooks', 'list_folder', 'list_data_sets',
-           'list_conversions', 'profiles_with', 'describe_place', 'grade_item', 'fill_checklists', 'cited_parts',
-           'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
+           'describe_repeated', 'describe_studies', 'compare_with_tools', 'describe_longer', 'load_scores',
+           'describe_rows', 'show_results', 'format_notebook', 'format_cells', 'tabulate', 'list_notebooks',
+           'list_folder', 'list_data_sets', 'list_conversions', 'profiles_with', 'describe_place', 'grade_item',
+           'fill_checklists', 'cited_parts', 'count_verdicts', 'map_sources', 'write_blocks', 'refresh']
 
 # %% ../../nbs/library/8_paper/09_readme.ipynb #352f01f4
 import json
@@ -132,6 +132,17 @@ def describe_repeated(profile: str) -> str:  # nothing where no tool has more th
             f"{table.against_budget_s.iloc[0]:g} s of each tool, the network of random start that validation patients "
             f"chose is above a tool by its interval in {n_above} of {len(table)} comparisons and below in {n_below}.")
 
+def describe_studies(profile: str) -> str:  # nothing where no study was planned beside a tool
+    "U-Net as a study planned it minus a tool with more time, on data that the rules were not made with"
+    path = folder("reports") / profile / "peers" / "studies.csv"
+    if not path.is_file(): return ""
+    table = pd.read_csv(path).query("model == 'unet' and against_budget_s > budget_s").dropna(subset="difference")
+    return "".join(
+        f" On {display_text(r.dataset)}, which the rules of `medseg study` were not made with, U-Net as it planned "
+        f"({r.budget_s:g} s) minus {display_text(r.against)} ({r.against_budget_s:g} s) was "
+        f"{Estimate(r.difference, r.difference_low, r.difference_high)} (n = {r.n}, {r.trainings} trainings)."
+        for r in table.itertuples())
+
 def compare_with_tools(profile: str | None) -> str:
     "The kit's best network minus other tools at the largest budget at which each has not collapsed"
     if not profile: return NO_RESULTS
@@ -149,7 +160,7 @@ def compare_with_tools(profile: str | None) -> str:
     exclusions = [f"{display_text(r.against)} at {r.against_budget_s:g} s on {display_text(r.dataset)} ({r.collapsed})"
                   for r in collapsed_rows.itertuples()]
     if exclusions: intro += f" Not compared: {'; '.join(exclusions)}."
-    intro += describe_repeated(profile)
+    intro += describe_repeated(profile) + describe_studies(profile)
     renamed_rows = compared_rows.assign(model=compared_rows.against, budget_s=compared_rows.against_budget_s,
                                         start=compared_rows.against_start, **values)
     return f"{intro}\n\n{tabulate_scores(renamed_rows, 'other tool')}"
