@@ -50,13 +50,13 @@ def fill_cell(text: str, reader: PaperSection, sections: dict[str, PaperSection]
     return filled
 
 # %% ../../nbs/library/8_paper/08_executed.ipynb #1223fcb1
-PREVIEW_COLORS = 32
+PREVIEW_COLORS = 64
 
 def shrink_preview(png: str) -> str:  # both in base64, as a notebook holds them
     "A picture with few colors, for less than half of the bytes; one that has few already stays as it is"
     from PIL import Image
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
-    if picture.mode == "P" and len(picture.palette.colors) <= PREVIEW_COLORS: return png
+    if picture.mode == "P": return png
     file = io.BytesIO()
     white = Image.new("RGB", picture.size, "white")
     white.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
