@@ -108,7 +108,8 @@ def scored(peer: str, dataset: str, settings: dict, place: Path, training: tuple
     (fold, seed), found, levels = training, [], []
     test = [load_cases(dataset)[i] for i in fold_indices(dataset, fold)[1]]
     planned = {steps: seconds for seconds, steps in json.loads((place / "levels.json").read_text())}
-    config = Config(dataset, peer, fold, seed, size=grid_size(dataset), batch=about(place)["batch"], normalise=settings["normalise"])
+    config = Config(dataset, peer, fold, seed, size=grid_size(dataset), batch=about(place)["batch"],
+                    normalise=settings["normalise"])
     for steps, (answers, seconds) in done(place).items():
         predicted = [(case, argmax_label_map(torch.from_numpy(p).float(), case.semantic_mask().shape))
                      for case, p in zip(test, answers, strict=True)]
@@ -140,7 +141,8 @@ def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
     levels = sorted(levels, key=lambda v: (v["fold"], v["seed"], v["steps"]))
     table = write_rows(reached, rows.sort_values(["fold", "seed", "steps"], kind="stable"))
     facts = dict(peer=peer, dataset=dataset,
-                 size=grid_size(dataset), settings={k: v for k, v in settings.items() if k != "packages"}, levels=levels,
+                 size=grid_size(dataset), levels=levels,
+                 settings={k: v for k, v in settings.items() if k != "packages"},
                  about=about(next(iter(places.values()))), content=load_frozen_split(dataset)["content"],
                  cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
     write(reached / "peer.json", to_json(facts))
