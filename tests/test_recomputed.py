@@ -311,6 +311,15 @@ def test_peers_at_equal_cost_are_compared_on_the_trainings_that_both_have(report
     none(faults)
 
 
+def list_difference_faults(row: dict, differences: pd.DataFrame) -> list:  # patients × trainings
+    "What a row of a table says in another way than the differences"
+    d = differences.to_numpy()
+    expected = dict(difference=mean(d), n=len(d), trainings=d.shape[1])
+    faults = [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
+    limits = row["difference_low"], row["difference"], row["difference_high"]
+    return faults + [(row, "interval")] * (not has_plain_width(*limits, d))
+
+
 def test_recipes_are_compared_on_the_same_patients_and_trainings(reports):
     stored, rows, faults = table(reports, "peers", "recipes"), rows_of(reports, "peers"), []
     def by_patient(of): return of.groupby(["patient", "fold", "seed"]).dice.mean().unstack(["fold", "seed"])
@@ -319,10 +328,7 @@ def test_recipes_are_compared_on_the_same_patients_and_trainings(reports):
         other = (here.training == row["against"]) | (here.model == row["against"]) & (
             here.budget_s == row["against_budget_s"])
         d = (by_patient(here[here.training == row["training"]]) - by_patient(here[other])).dropna(how="all")
-        expected = dict(difference=mean(d.to_numpy()), n=len(d), trainings=d.shape[1])
-        faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
-        if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], d.to_numpy()):
-            faults.append((row, "interval"))
+        faults += list_difference_faults(row, d)
     none(faults)
 
 
@@ -337,10 +343,7 @@ def test_planned_studies_are_compared_on_the_same_patients_and_folds(reports):
         for _, training in other.groupby("fold"):
             if (training.outcome == "missed").mean() > .9: other = other.drop(training.index)
         d = (by_patient(own) - by_patient(other)).dropna(how="all").dropna(how="all", axis=1)
-        expected = dict(difference=mean(d.to_numpy()), n=len(d), trainings=d.shape[1])
-        faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
-        if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], d.to_numpy()):
-            faults.append((row, "interval"))
+        faults += list_difference_faults(row, d)
     none(faults)
 
 

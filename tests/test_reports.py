@@ -689,18 +689,16 @@ def test_another_budget_is_seen():
     assert any("fcn" in f and "for each planned one" in f for f in costs_against_plan(configs, spent, BUDGETS))
 
 
-STUDIES = training_plan.load_plan("cpu").sections.peers.studies
-
-
 def test_rows_name_the_budget_of_their_run(reports):
     "Every row of a trained run that a section stores says what the run's steps stand for"
-    planned = peers.list_planned_runs("cpu", [*STUDIES]).items()
+    studies = training_plan.load_plan("cpu").sections.peers.studies
+    planned = peers.list_planned_runs("cpu", [*studies]).items()
     configs, faults, studied = {}, [], {c.key for c, how in planned if how == peers.BY_RULES}
     for key, place in stored_runs(reports).items():
         config = Config(**load(place / "config.json"))  # a training to convergence has copies of several budgets
         if config.task != TASK: configs[key] = training_track(config)
         if key in studied:  # a study measured its own throughput
-            study = STUDIES[config.dataset]
+            study = studies[config.dataset]
             configs[key] |= dict(budget_s=round(config.steps * config.batch / study.throughput[config.model]))
     for place in sections(reports):
         rows = (pd.read_csv(place / "cases.csv.xz", dtype=TEXT)

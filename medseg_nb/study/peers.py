@@ -10,9 +10,9 @@ __all__ = ['PEER_FOLD', 'LONGER_PROFILE', 'OWN_RECIPE', 'BY_RULES', 'BY_HAND', '
            'load_planned_rows', 'predicted_foreground_share', 'describe_collapse', 'is_of_study', 'select_curve_rows',
            'summarize_scores', 'summarize_differences', 'summarize_rising', 'load_longer_rows', 'select_by_validation',
            'list_complete_levels', 'without_collapsed', 'compare_at_equal_cost', 'summarize_equal_cost',
-           'list_recipe_pairs', 'summarize_recipes', 'list_study_pairs', 'summarize_studies', 'summarize_study_scores',
-           'summarize_measured_cost', 'add_start_column', 'list_peer_claims', 'list_equal_cost_claims',
-           'plot_equal_cost', 'plot_dice_by_budget']
+           'compare_with_budgets', 'list_recipe_pairs', 'summarize_recipes', 'list_study_pairs', 'summarize_studies',
+           'summarize_study_scores', 'summarize_measured_cost', 'add_start_column', 'list_peer_claims',
+           'list_equal_cost_claims', 'plot_equal_cost', 'plot_dice_by_budget']
 
 # %% ../../nbs/study/08_peers.ipynb #8a7076d3
 import json
@@ -78,7 +78,7 @@ def select_best_network(rows: pd.DataFrame) -> str:  # of the benchmark
     return patient_means.groupby(["model", "dataset"], sort=False).mean().groupby("model", sort=False).mean().idxmax()
 
 def split_datasets(profile: str, datasets: Sequence[str]) -> tuple[list[str], list[str]]:
-    "Data sets on which a study planned itself stand apart"
+    "Data sets of the benchmark, and those on which a study planned itself"
     studies = section_plan("peers", profile).studies
     return [d for d in datasets if d not in studies], [d for d in datasets if d in studies]
 
@@ -316,6 +316,11 @@ EQUAL_COLUMNS = ["dataset", "model", "chosen", *BUDGET_COLUMNS, "against", "agai
 RECIPE_COLUMNS = ["dataset", "training", *BUDGET_COLUMNS, "against", "against_budget_s", "against_start",
                   *DIFFERENCE_WITH_LIMITS, "p", "effect", "n", "trainings"]
 
+def compare_with_budgets(names: dict, a: pd.DataFrame, b: pd.DataFrame) -> dict:  # rows of one network a side
+    "A row of a table: names, budgets and starts of both sides, and their difference"
+    for prefix, side in (("", a), ("against_", b)): names |= {**side[[*BUDGET_COLUMNS]].iloc[0].add_prefix(prefix)}
+    return names | compare_at_equal_cost(a, b)
+
 def list_recipe_pairs(group: pd.DataFrame,  # rows of one data set
                       level: dict,          # of the tool whose recipe it is, as `list_complete_levels` returns it
                      ) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:  # names and rows of both
@@ -338,9 +343,7 @@ def summarize_recipes(rows: pd.DataFrame,
         for recipe, against, a, b in list_recipe_pairs(rows[rows.dataset == level["dataset"]], level):
             if b.empty: continue
             names = dict(dataset=level["dataset"], training=recipe, against=against)
-            for prefix, side in (("", a), ("against_", b)):
-                names |= {**side[[*BUDGET_COLUMNS]].iloc[0].add_prefix(prefix)}
-            records.append(names | compare_at_equal_cost(a, b))
+            records.append(compare_with_budgets(names, a, b))
     table = pd.DataFrame(records, columns=RECIPE_COLUMNS)
     return table.assign(p_holm=holm(table.p))
 
@@ -365,9 +368,7 @@ def summarize_studies(rows: pd.DataFrame,
     for dataset, group in rows[is_of_study(rows)].groupby("dataset", sort=False):
         for against, a, b in list_study_pairs(group, [level for level in levels if level["dataset"] == dataset]):
             names = dict(dataset=dataset, training=BY_RULES, model=a.model.iloc[0], against=against)
-            for prefix, side in (("", a), ("against_", b)):
-                names |= {**side[[*BUDGET_COLUMNS]].iloc[0].add_prefix(prefix)}
-            records.append(names | compare_at_equal_cost(a, b))
+            records.append(compare_with_budgets(names, a, b))
     table = pd.DataFrame(records, columns=STUDY_COLUMNS)
     return table.assign(p_holm=holm(table.p))
 
