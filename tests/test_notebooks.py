@@ -177,6 +177,14 @@ def short_lines(path: Path) -> list[str]:
             if len(x) > 120 and k not in within_strings(s)]
 
 
+def code_runs(path: Path) -> list[str]:
+    "No text cell holds code, which would never run"
+    def is_code(text):
+        try: return any(not isinstance(n, ast.Expr) or isinstance(n.value, ast.Call) for n in ast.parse(text).body)
+        except SyntaxError: return False
+    return [f"a text cell that is code: {text[:60]}" for text in cells(path, "markdown") if is_code(text)]
+
+
 def few_cells(path: Path) -> list[str]:
     count = len(json.loads(path.read_text(encoding="utf-8"))["cells"])
     if count > 80: warnings.warn(f"{path.name} has {count} cells; aim for 80")
@@ -280,8 +288,8 @@ def none(faults: list[str]) -> None: assert not faults, "\n" + "\n".join(faults)
 
 
 RULES = [normal_form, no_output, valid, stem, section_form, title, no_star,
-         apart_from_tests, imports_alone, skips_have_reasons, short_lines, few_cells, no_machine_path, nothing_unsafe,
-         bound_prose, unit_of_prose, prose_of_the_method]
+         apart_from_tests, imports_alone, skips_have_reasons, short_lines, code_runs, few_cells, no_machine_path,
+         nothing_unsafe, bound_prose, unit_of_prose, prose_of_the_method]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -334,6 +342,7 @@ SPOILT = {
     "long line": (short_lines, added(f"x = '{'x' * 120}'")),
     "long line of a docstring": (short_lines, added(f'def f():\n    """Says\n    {"x " * 60}\n    more"""')),
     "long line where a string begins": (short_lines, added(f'x = """{"x " * 60}\n"""')),
+    "test in a text cell": (code_runs, lambda: [*GOOD, dict(cell("assert 1"), cell_type="markdown")]),
     "many cells": (few_cells, lambda: GOOD * 20), "machine path": (no_machine_path, added("p = '/" + "root/data'")),
     "outside": (no_machine_path, added("p = '.." + "/shared/data'")),
     "pickle": (nothing_unsafe, added("import pickle")),

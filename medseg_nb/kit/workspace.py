@@ -32,11 +32,16 @@ def find_workspace(place: Path) -> Path | None:
 
 # %% ../../nbs/library/0_kit/07_workspace.ipynb #865d46c1
 def enter_workspace(shipped: Path | None = None) -> None:
-    "Let an installed package find its tables in itself and its results in the workspace around; a checkout has both"
-    shipped = shipped or shipped_folder()
-    if not shipped.is_dir() or is_checkout(root()): return
-    for name in SHIPPED_FOLDERS: os.environ.setdefault(f"MEDSEG_{name.upper()}", str(shipped / name))
-    if workspace := find_workspace(Path.cwd()): os.environ.setdefault("MEDSEG_ROOT", str(workspace))
+    """Let the package find its tables in itself, or in the checkout that it belongs to, and its results in the
+    workspace around; a checkout is a workspace where no other is around"""
+    tables, workspace = shipped or shipped_folder(), find_workspace(Path.cwd())
+    if tables.is_dir():
+        if is_checkout(root()): return
+    else:
+        tables = Path(medseg_nb.__file__).resolve().parents[1]
+        if not workspace or "MEDSEG_ROOT" in os.environ or not is_checkout(tables): return
+    for name in SHIPPED_FOLDERS: os.environ.setdefault(f"MEDSEG_{name.upper()}", str(tables / name))
+    if workspace: os.environ.setdefault("MEDSEG_ROOT", str(workspace))
 
 def require_workspace() -> None:
     "Refuse to write data, runs or reports where nobody would look for them"

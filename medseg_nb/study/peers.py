@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['PEER_FOLD', 'LONGER_PROFILE', 'OWN_RECIPE', 'BY_RULES', 'BY_HAND', 'COLLAPSE_SHARE', 'AREA_TOLERANCE', 'PEER_COLUMNS',
-           'EQUAL_COLUMNS', 'RECIPE_COLUMNS', 'STUDY_COLUMNS', 'load_peer_records', 'load_peer_rows',
-           'list_peer_budgets', 'select_best_network', 'split_datasets', 'run_with_budget', 'list_budget_runs',
-           'list_peer_controls', 'list_runs', 'list_recipe_runs', 'load_patient_means', 'list_planned_runs',
-           'load_planned_rows', 'predicted_foreground_share', 'describe_collapse', 'is_of_study', 'select_curve_rows',
-           'summarize_scores', 'summarize_differences', 'summarize_rising', 'load_longer_rows', 'select_by_validation',
-           'list_complete_levels', 'without_collapsed', 'compare_at_equal_cost', 'summarize_equal_cost',
-           'compare_with_budgets', 'list_recipe_pairs', 'summarize_recipes', 'list_study_pairs', 'summarize_studies',
-           'summarize_study_scores', 'summarize_measured_cost', 'add_start_column', 'list_peer_claims',
-           'list_equal_cost_claims', 'plot_equal_cost', 'plot_dice_by_budget']
+           'EQUAL_COLUMNS', 'RECIPE_COLUMNS', 'STUDY_COLUMNS', 'select_best_network', 'split_datasets',
+           'run_with_budget', 'list_budget_runs', 'list_peer_controls', 'list_runs', 'list_recipe_runs',
+           'load_patient_means', 'list_planned_runs', 'load_planned_rows', 'predicted_foreground_share',
+           'describe_collapse', 'is_of_study', 'select_curve_rows', 'summarize_scores', 'summarize_differences',
+           'summarize_rising', 'load_longer_rows', 'select_by_validation', 'list_complete_levels', 'without_collapsed',
+           'compare_at_equal_cost', 'summarize_equal_cost', 'compare_with_budgets', 'list_recipe_pairs',
+           'summarize_recipes', 'list_study_pairs', 'summarize_studies', 'summarize_study_scores',
+           'summarize_measured_cost', 'add_start_column', 'list_peer_claims', 'list_equal_cost_claims',
+           'plot_equal_cost', 'plot_dice_by_budget']
 
 # %% ../../nbs/study/08_peers.ipynb #8a7076d3
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -24,48 +23,18 @@ import numpy as np
 import pandas as pd
 
 from ..methods import baselines
+from ..methods.peer_results import list_peer_budgets, load_peer_records, load_peer_rows
 from ..training import default_runs, plan as training_plan
 from ..evaluation.claims import judge_claim
-from ..kit.core import InputError, folder, sha256
-from ..data.manifest import load_frozen_split
+from ..kit.core import InputError
 from ..training.convergence import CEILINGS
 from ..training.convergence_runs import ROW_NAMES, list_complete_runs, load_curve, load_patient_rows
 from ..training.plan import PRETRAINED, RANDOM_START, section_plan
-from ..kit.report import (BUDGET_AXIS_LABEL, BUDGET_COLUMNS, ROWS_FILE, Report, name_budgets, name_with_budget,
-                                  read_rows)
+from ..kit.report import BUDGET_AXIS_LABEL, BUDGET_COLUMNS, Report, name_budgets, name_with_budget
 from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, compare_models, holm, is_above_zero,
                                               is_below_zero, load_benchmark_rows, seed_control_pair)
 from ..training.training import Config, fit_runs, keep_measures
-
-# %% ../../nbs/study/08_peers.ipynb #c10802cf
-def load_peer_records(datasets: Sequence[str]) -> list[dict]:  # what stands in `peer.json`
-    "Settings, costs and levels of every peer on these data sets"
-    peer_records = []
-    for path in sorted((folder("reports") / "peers").glob("*/*/peer.json")):
-        facts, table = json.loads(path.read_text(encoding="utf-8")), path.with_name(ROWS_FILE)
-        if facts["dataset"] not in datasets: continue
-        remedy = f"write it again: python tests/peers/run.py {facts['peer']} --data {facts['dataset']} --score"
-        if sha256(table) != facts["cases_sha256"]:
-            raise InputError(str(table), "was changed after it was scored", remedy)
-        if facts["content"] != load_frozen_split(facts["dataset"])["content"]:
-            raise InputError(str(table), "was scored on other files of the data set", remedy)
-        peer_records.append(facts)
-    return peer_records
-
-def load_peer_rows(datasets: Sequence[str]) -> pd.DataFrame:
-    "Per-case rows of the peers at each of their budgets; their weights begin at random"
-    tables = []
-    for facts in load_peer_records(datasets):
-        rows = read_rows(folder("reports") / "peers" / facts["peer"] / facts["dataset"])
-        tables.append(rows.assign(budget_s=rows.steps.map({v["steps"]: float(v["seconds"]) for v in facts["levels"]}),
-                                  start=RANDOM_START, run=facts["peer"]))
-    return pd.concat(tables, ignore_index=True)
-
-def list_peer_budgets(dataset: str) -> list[float]:  # seconds of one thread
-    "What the peers were given on a data set"
-    levels = sum((facts["levels"] for facts in load_peer_records([dataset])), [])
-    return sorted({float(v["seconds"]) for v in levels})
 
 # %% ../../nbs/study/08_peers.ipynb #6bb9aba7
 PEER_FOLD = 0  # on which the peers were trained at every budget

@@ -12,9 +12,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import torch
+from skimage.segmentation import relabel_sequential
 
 from medseg_nb.training.plan import Runs, load_plan
 from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json, write
@@ -24,8 +27,12 @@ from medseg_nb.preparation.preprocess import load_prepared_cases
 from medseg_nb.kit.report import read_rows, write_rows
 from medseg_nb.data.splits import fold_indices
 from medseg_nb.evaluation.intervals import summarize_patient_scores
+from medseg_nb.methods.instance_heads import (list_head_runs, load_pictures, score_label_maps, split_of,
+                                              training_and_tuning)
 from medseg_nb.training.training import Config, score_predictions, train
 
+HEADS_THROUGHPUT = 16  # training images a second that define a second of those peers that find objects
+SHORTEST = 240         # images of the shorter run by which their throughput is measured
 SIZE = 128  # rows and columns of what a peer is given, except where a study has chosen a finer grid
 STUDIES = load_plan("cpu").sections.peers.studies
 # memory is kept between steps instead of being asked for anew
@@ -44,9 +51,16 @@ def environment(place: Path, packages: list[str]) -> Path:
 
 def trainings(dataset: str, settings: dict) -> dict[tuple[int, int], list[float]]:  # levels by fold and seed
     "The first runs of the benchmark or of a study on a data set, and the levels at which a peer has so many trainings"
-    runs = Runs(folds=STUDIES[dataset].folds) if dataset in STUDIES else load_plan("cpu").runs[dataset]
+    if settings.get("instances"): runs = Runs(folds=[c.fold for c in head_runs(dataset) if c.model == "unet"])
+    else: runs = Runs(folds=STUDIES[dataset].folds) if dataset in STUDIES else load_plan("cpu").runs[dataset]
     pairs = [(fold, seed) for fold in runs.folds for seed in runs.seeds][:max(count for _, count in settings["levels"])]
     return {pair: [v for v, count in settings["levels"] if count > k] for k, pair in enumerate(pairs)}
+
+
+def head_runs(dataset: str) -> list[Config]:
+    "The kit's networks that objects are read from"
+    heads = load_plan("cpu").sections.instances.heads
+    return list_head_runs(dataset, heads.steps, heads.splits, heads.settings)
 
 
 def grid_size(dataset: str) -> int: return max(SIZE, STUDIES[dataset].settings["size"]) if dataset in STUDIES else SIZE
@@ -70,8 +84,22 @@ def export(place: Path, dataset: str, settings: dict, fold: int = 0) -> Path:
     return place
 
 
+def export_instances(place: Path, dataset: str, settings: dict, fold: int = 0) -> Path:
+    """What a peer is given: images and label maps that the kit's networks learn from and are tuned on, and images alone
+    of the test cases, at their own resolution"""
+    pictures, maps = load_pictures(dataset)
+    run = next(c for c in head_runs(dataset) if (c.model, c.fold) == ("unet", fold))
+    parts = dict(zip(("train", "tuning"), training_and_tuning(run))) | dict(test=split_of(run).test)
+    given = {f"{part}_image{k}": pictures[i] for part, chosen in parts.items() for k, i in enumerate(chosen)}
+    given |= {f"{part}_label{k}": maps[i] for part in ("train", "tuning") for k, i in enumerate(parts[part])}
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "settings.json").write_text(json.dumps(settings))
+    if not (place / "given.npz").exists(): np.savez(place / "given.npz", **given)
+    return place
+
+
 def ask(python: Path, peer: str, place: Path, threads: int) -> None:
-    subprocess.run([python, HERE / f"{peer}.py", place],
+    subprocess.run([python, "-P", HERE / f"{peer}.py", place],
                    check=True, env=os.environ | KEPT | dict(OMP_NUM_THREADS=str(threads)))
 
 
@@ -82,6 +110,24 @@ def done(place: Path) -> dict[int, tuple[np.ndarray, float]]:  # probabilities (
 
 
 def about(place: Path) -> dict: return json.loads((place / "about.json").read_text())
+
+
+def measure_instances(python: Path, peer: str, dataset: str, settings: dict, work: Path) -> float:
+    "As `measure`, for a thread on which the kit's U-Net with maps of instances trains on HEADS_THROUGHPUT images"
+    def theirs(images):
+        now = settings | dict(throughput=1, levels=[images], seed=0)
+        place = export_instances(work / f"measured{images}", dataset, now)
+        ask(python, peer, place, settings["threads"])
+        batch, [steps] = about(place)["batch"], [int(p.stem[5:]) for p in place.glob("steps*.npz")]
+        return np.array([steps * batch, float(np.load(next(place.glob("steps*.npz")))["seconds"])])
+    def ours(steps):
+        run = replace(head_runs(dataset)[0], steps=steps)
+        start = time.process_time(); train(run)
+        return np.array([steps * run.batch, time.process_time() - start])
+    ours(1)
+    (images, seconds), (own, time_of_own) = theirs(2 * SHORTEST) - theirs(SHORTEST), ours(43) - ours(3)
+    print(f"{peer} {images / seconds:.2f}, U-Net with maps {own / time_of_own:.2f} images a second")
+    return images / seconds * HEADS_THROUGHPUT / (own / time_of_own)
 
 
 def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -> float:  # images a second
@@ -101,6 +147,23 @@ def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -
     (images, seconds), (own, time_of_own) = theirs(240) - theirs(60), ours(43) - ours(3)
     print(f"{peer} {images / seconds:.2f}, unet {own / time_of_own:.2f} images a second")
     return images / seconds * known.throughput["unet"] / (own / time_of_own)
+
+
+def scored_instances(peer: str, dataset: str, place: Path, training: tuple[int, int]) -> tuple[list, list]:
+    "As `scored`, of label maps"
+    (fold, seed), found, levels = training, [], []
+    planned = {steps: seconds for seconds, steps in json.loads((place / "levels.json").read_text())}
+    for path in sorted(place.glob("steps*.npz")):
+        if not path.stem[5:].isdigit(): continue
+        kept, steps = np.load(path, allow_pickle=False), int(path.stem[5:])
+        run = next(c for c in head_runs(dataset) if (c.model, c.fold) == ("unet", fold))
+        cases = [load_cases(dataset)[i] for i in split_of(run).test]
+        maps = [relabel_sequential(kept[f"answer{k}"])[0] for k in range(len(cases))]
+        rows = score_label_maps(replace(run, model=peer, seed=seed), peer, cases, maps)
+        found.append(rows.assign(steps=steps))
+        levels.append(dict(fold=fold, seed=seed, steps=steps, seconds=planned[steps],
+                           measured_cpu_seconds=round(float(kept["seconds"]), 1), machine=machine_class()))
+    return found, levels
 
 
 def scored(peer: str, dataset: str, settings: dict, place: Path, training: tuple[int, int]) -> tuple[list, list]:
@@ -130,8 +193,9 @@ def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
     reached, places = folder("reports") / "peers" / peer / dataset, {}
     for pair in trainings(dataset, settings):
         place = work / dataset / "fold{}seed{}".format(*pair)
-        if (place / "levels.json").exists() and done(place): places[pair] = place
-    results = [scored(peer, dataset, settings, place, pair) for pair, place in places.items()]
+        if (place / "levels.json").exists() and any(place.glob("steps*.npz")): places[pair] = place
+    if settings.get("instances"): results = [scored_instances(peer, dataset, v, pair) for pair, v in places.items()]
+    else: results = [scored(peer, dataset, settings, place, pair) for pair, place in places.items()]
     new, levels = sum((r[0] for r in results), []), sum((r[1] for r in results), [])
     rows, keys = pd.concat(new), {(v["fold"], v["seed"], v["steps"]) for v in levels}
     if before := published(peer, dataset):
@@ -140,13 +204,14 @@ def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
         rows = pd.concat([known[[k not in keys for k in zip(known.fold, known.seed, known.steps)]], rows])
     levels = sorted(levels, key=lambda v: (v["fold"], v["seed"], v["steps"]))
     table = write_rows(reached, rows.sort_values(["fold", "seed", "steps"], kind="stable"))
-    facts = dict(peer=peer, dataset=dataset,
-                 size=grid_size(dataset), levels=levels,
+    size = {} if settings.get("instances") else dict(size=grid_size(dataset))
+    facts = dict(peer=peer, dataset=dataset, **size, levels=levels,
                  settings={k: v for k, v in settings.items() if k != "packages"},
                  about=about(next(iter(places.values()))), content=load_frozen_split(dataset)["content"],
                  cases_sha256=sha256(table), medseg_nb=version("medseg_nb"))
     write(reached / "peer.json", to_json(facts))
-    means = summarize_patient_scores(rows, ["dataset", "model", "steps"], ["dice"])
+    measures = ["pq", "ap50", "dice"] if settings.get("instances") else ["dice"]
+    means = summarize_patient_scores(rows, ["dataset", "model", "steps"], measures)
     print(means.to_string(index=False))
 
 
@@ -166,13 +231,17 @@ def main() -> None:
         settings = settings_for(dataset, known[asked.peer])
         if not asked.score:
             python = environment(work / "environment", settings["packages"])
-            if asked.measure: print(f"throughput: {measure(python, asked.peer, dataset, settings, work):.3g}"); continue
+            of_instances = bool(settings.get("instances"))
+            if asked.measure:
+                measured = measure_instances if of_instances else measure
+                print(f"throughput: {measured(python, asked.peer, dataset, settings, work):.3g}"); continue
             finished = {(v["fold"], v["seed"], v["seconds"]) for v in published(asked.peer, dataset)}
             for (fold, seed), levels in [*trainings(dataset, settings).items()][:asked.trainings]:
                 missing = [v for v in levels if v in (asked.levels or levels) and (fold, seed, v) not in finished]
                 if not missing: continue
                 now = settings | dict(seed=seed, levels=missing)
-                place = export(work / dataset / f"fold{fold}seed{seed}", dataset, now, fold)
+                given = export_instances if of_instances else export
+                place = given(work / dataset / f"fold{fold}seed{seed}", dataset, now, fold)
                 ask(python, asked.peer, place, settings["threads"])
                 publish(asked.peer, dataset, settings, work)
         else: publish(asked.peer, dataset, settings, work)
