@@ -22,7 +22,7 @@ from .prose import (PaperSection, check_name, check_typed, escape_markdown, find
                                    replace_placeholders, template_names)
 from .summary import (DESIGN_CAPTION, READING_CAPTION, add_roles, describe_design, describe_gpu,
                                      describe_reading, tabulate_gpu)
-from .words import clip_estimate, find_faults, format_as
+from .words import clip_estimate, display_name, find_faults, format_as
 from ..training.plan import own_plan_file
 from ..training.study_plan import read_plan
 
@@ -115,7 +115,8 @@ def list_guesses(sections: list[PaperSection]) -> list[str]:
 def list_plan_lines() -> list[str]:  # none where no study of one's own is planned
     "What a study of one's own trains, as its plan says in words"
     place = own_plan_file()
-    return [escape_markdown(line) for line in read_plan(place)[1]] if place and place.is_file() else []
+    lines = read_plan(place)[1] if place and place.is_file() else []
+    return [escape_markdown(display_name(line)) for line in lines]
 
 def article(sections: list[PaperSection], profile: str, captions: dict[str, str]) -> str:
     "The article as one Markdown document"

@@ -323,7 +323,7 @@ def choose_recipe(dataset: str, place: Path) -> list[str]:  # in words; none whe
     dice = [float(r.groupby("patient").dice.mean().mean()) for r in rows]
     best = int(np.argmax(dice))
     told = ", ".join(f"{c.loss} with {c.augment} {d:.3f}" for c, d in zip(configs, dice))
-    chosen = (f"chosen: {configs[best].loss} with {configs[best].augment} "
+    chosen = (f"chosen: {configs[best].loss} with {configs[best].augment} augmentation "
               f"(Dice of {rows[0].patient.nunique()} validation patients: {told})")
     head = place.read_text(encoding="utf-8").partition("\n")[0]
     write_plan(plan.model_copy(update=dict(settings=plan.settings | RECIPES[best])), place, head, [*lines, chosen])
