@@ -34,7 +34,7 @@ def place_of_instances(request) -> Path: return request.param
 def any_place(request) -> Path: return request.param
 
 def facts(place: Path) -> dict: return json.loads((place / "peer.json").read_text(encoding="utf-8"))
-def rows(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
+def rows(place: Path) -> pd.DataFrame: return read_table(place / "cases.csv.xz", dtype=TEXT)
 
 
 def ours(dataset: str, fold: int) -> pd.DataFrame:

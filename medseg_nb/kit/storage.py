@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'TEXT_MARK', 'COLUMNS_MARK', 'COLUMN_END', 'POINTER_MARK', 'ARCHIVE_TIME', 'XZ_MAGIC', 'SHARDS',
-           'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
-           'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'shrink_png', 'shorten_uses', 'shrink_svg',
-           'shrink_pdf']
+           'pack_table', 'unpack_table', 'lay_out_columns', 'pack_columns', 'point_at_rows', 'remember',
+           'write_archive', 'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'shrink_png',
+           'shorten_uses', 'shrink_svg', 'shrink_pdf']
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
 import base64
@@ -58,6 +58,13 @@ def lay_out_columns(packed: bytes) -> bytes:
     text = unpack_table(packed).read()
     by_column = COLUMNS_MARK + COLUMN_END.join(map("\n".join, zip(*csv.reader(io.StringIO(text, newline="")))))
     return by_column.encode() if _to_lines(by_column) == text else packed
+
+def pack_columns(table: str  # CSV
+                ) -> bytes:
+    "A table as it is stored column by column, which takes about a quarter less; equal tables give equal bytes"
+    packed = pack_table(table)
+    columns = lay_out_columns(packed)
+    return packed if columns == packed else _compress(columns)
 
 POINTER_MARK = "# rows of a run in a table below reports/: "
 
