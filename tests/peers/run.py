@@ -104,10 +104,15 @@ def ask(python: Path, peer: str, place: Path, threads: int) -> None:
                    check=True, env=os.environ | KEPT | dict(OMP_NUM_THREADS=str(threads)))
 
 
+def load_finished(place: Path) -> dict[int, np.lib.npyio.NpzFile]:
+    "What finished runs of a peer have written, by their steps"
+    found = {int(p.stem[5:]): np.load(p, allow_pickle=False) for p in place.glob("steps*.npz") if p.stem[5:].isdigit()}
+    return {steps: found[steps] for steps in sorted(found)}
+
+
 def done(place: Path) -> dict[int, tuple[np.ndarray, float]]:  # probabilities (case, class, row, column), CPU-seconds
     "Finished runs of a peer by their steps"
-    found = {int(p.stem[5:]): np.load(p, allow_pickle=False) for p in place.glob("steps*.npz") if p.stem[5:].isdigit()}
-    return {steps: (found[steps]["answers"], float(found[steps]["seconds"])) for steps in sorted(found)}
+    return {steps: (run["answers"], float(run["seconds"])) for steps, run in load_finished(place).items()}
 
 
 def about(place: Path) -> dict: return json.loads((place / "about.json").read_text())
@@ -119,8 +124,8 @@ def measure_instances(python: Path, peer: str, dataset: str, settings: dict, wor
         now = settings | dict(throughput=1, levels=[images], seed=0)
         place = export_instances(work / f"measured{images}", dataset, now)
         ask(python, peer, place, settings["threads"])
-        batch, [steps] = about(place)["batch"], [int(p.stem[5:]) for p in place.glob("steps*.npz")]
-        return np.array([steps * batch, float(np.load(next(place.glob("steps*.npz")))["seconds"])])
+        [(steps, run)] = load_finished(place).items()
+        return np.array([steps * about(place)["batch"], float(run["seconds"])])
     def ours(steps):
         run = replace(head_runs(dataset)[0], steps=steps)
         start = time.process_time(); train(run)
@@ -154,11 +159,9 @@ def scored_instances(peer: str, dataset: str, place: Path, training: tuple[int, 
     "As `scored`, of label maps"
     (fold, seed), found, levels = training, [], []
     planned = {steps: seconds for seconds, steps in json.loads((place / "levels.json").read_text())}
-    for path in sorted(place.glob("steps*.npz")):
-        if not path.stem[5:].isdigit(): continue
-        kept, steps = np.load(path, allow_pickle=False), int(path.stem[5:])
-        run = next(c for c in head_runs(dataset) if (c.model, c.fold) == ("unet", fold))
-        cases = [load_cases(dataset)[i] for i in split_of(run).test]
+    run = next(c for c in head_runs(dataset) if (c.model, c.fold) == ("unet", fold))
+    cases = [load_cases(dataset)[i] for i in split_of(run).test]
+    for steps, kept in load_finished(place).items():
         maps = [relabel_sequential(kept[f"answer{k}"])[0] for k in range(len(cases))]
         rows = score_label_maps(replace(run, model=peer, seed=seed), peer, cases, maps)
         found.append(rows.assign(steps=steps))
@@ -194,7 +197,7 @@ def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
     reached, places = folder("reports") / "peers" / peer / dataset, {}
     for pair in trainings(dataset, settings):
         place = work / dataset / "fold{}seed{}".format(*pair)
-        if (place / "levels.json").exists() and any(place.glob("steps*.npz")): places[pair] = place
+        if (place / "levels.json").exists() and load_finished(place): places[pair] = place
     if settings.get("instances"): results = [scored_instances(peer, dataset, v, pair) for pair, v in places.items()]
     else: results = [scored(peer, dataset, settings, place, pair) for pair, place in places.items()]
     new, levels = sum((r[0] for r in results), []), sum((r[1] for r in results), [])
