@@ -79,12 +79,14 @@ def find_reports(profile: str) -> Path:
 def read_text_table(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
+@functools.lru_cache(maxsize=4)
 def unpack_text(packed: bytes) -> str:
     "CSV of a packed table, or of one that was packed with its archive, by column"
-    text = (packed if packed.startswith(b"# ") else lzma.decompress(packed)).decode()
-    if not text.startswith("# a table by column\n"): return text
-    columns = [c.split("\n") for c in text.partition("\n")[2].split("\x1e")]
-    return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
+    mark, _, text = (packed if packed.startswith(b"# ") else lzma.decompress(packed)).decode().partition("\n")
+    if mark != "# a table by column": return f"{mark}\n{text}" if text else mark
+    columns = [c.split("\n") for c in text.split("\x1e")]
+    if '"' in text or "," in text: return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
+    return "".join(f"{','.join(row)}\n" for row in zip(*columns, strict=True))
 
 
 def read_table(path, **options) -> pd.DataFrame:

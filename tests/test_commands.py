@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 from safetensors.numpy import load_file
 
-from conftest import COMMAND, PLAIN, REPO, Project, add_tiny, cell, refused, write_notebook
+from conftest import COMMAND, PLAIN, REPO, Project, add_tiny, cell, read_table, refused, write_notebook
 from medseg_nb.training.default_runs import list_runs
 from medseg_nb.cli import app
 
@@ -115,7 +115,7 @@ def test_phantom_that_was_changed_is_seen(trained, tmp_path):
 def test_train_leaves_a_whole_run(trained):
     assert re.fullmatch("[0-9a-f]{16}", trained.key)
     place = trained.runs / trained.key
-    config, rows = json.loads((place / "config.json").read_text()), pd.read_csv(place / "cases.csv.xz")
+    config, rows = json.loads((place / "config.json").read_text()), read_table(place / "cases.csv.xz")
     assert (config["model"], config["dataset"], config["precision"]) == ("unet", "phantom_skin", "fp32")
     split = json.loads((REPO / "data_manifests" / "phantom_skin" / "splits.json").read_text())["folds"][0]
     assert set(rows.patient) == set(split["test"]) and rows.dice.between(0, 1).all()
@@ -421,6 +421,6 @@ def test_own_data_and_an_added_model(fresh):
     done = fresh.medseg("paper", "--profile", "own", "--data", "tiny")
     assert done.returncode == 0, done.stderr
     assert len(first) == 3 and len(trained()) == 4 and first.items() <= trained().items()
-    assert (set(pd.read_csv(fresh.reports / "own" / "benchmark" / "cases.csv.xz").model)
+    assert (set(read_table(fresh.reports / "own" / "benchmark" / "cases.csv.xz").model)
             == {"cnn", "fcn", "unet", "mine"})
     assert "own profile" in (fresh.reports / "own" / "supplement.html").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import REPO
+from conftest import REPO, read_table
 from medseg_nb.study import hybrid, leakage, statistics
 from medseg_nb.evaluation import comparisons
 from medseg_nb.methods import baselines
@@ -46,7 +46,7 @@ def test_a_control_of_stored_rows_is_the_same_in_two_sections():
     place = REPO / "reports" / "cpu"
     if not (place / "leakage" / "cases.csv.xz").is_file(): pytest.skip("reports/cpu is not there yet")
     text = dict(case=str, patient=str, site=str, region=str)
-    rows, leaking = (pd.read_csv(place / name / "cases.csv.xz", dtype=text, low_memory=False)
+    rows, leaking = (read_table(place / name / "cases.csv.xz", dtype=text, low_memory=False)
                      for name in ("benchmark", "leakage"))
     here = dict(dataset="lgg_kaggle3m", model="unet")
     rows, leaking = (t[(t.dataset == here["dataset"]) & (t.model == here["model"])] for t in (rows, leaking))

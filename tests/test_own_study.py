@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.ndimage
-from conftest import REPO, Project
+from conftest import REPO, Project, read_table
 from filelock import FileLock
 from PIL import Image
 
@@ -270,7 +270,7 @@ def test_a_network_of_a_study_starts_from_a_shipped_model(whole):
     done = whole.medseg(*study)
     assert done.returncode == 0, done.stderr
     report = whole.root / "studies" / "other" / "own"
-    rows = pd.read_csv(report / "benchmark" / "cases.csv.xz").query("model in ['unet', 'from_nuclei']")
+    rows = read_table(report / "benchmark" / "cases.csv.xz").query("model in ['unet', 'from_nuclei']")
     starts = rows.groupby("model").start.unique().map(list).to_dict()
     assert starts == dict(unet=["random"], from_nuclei=["pretrained on nuclei"])
     dice = rows.groupby("model").dice.mean()

@@ -18,6 +18,7 @@ from ..evaluation.agreement import simulate_nuclei_labels
 from ..evaluation.metrics import METRICS
 from ..kit.core import InputError, folder, rng
 from ..kit.report import ROWS_FILE
+from ..kit.storage import unpack_table
 
 # %% ../../nbs/study/03_metrics.ipynb #55744f27
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def load_agreement_rows() -> pd.DataFrame:
     "What the other tools computed"
     path = folder("reports") / "peers" / "agreement" / ROWS_FILE
     if not path.is_file(): raise InputError(str(path), "does not exist", "write it: uv run tests/peers/agreement.py")
-    rows = pd.read_csv(path, keep_default_na=False, na_values={"ours": [""], "theirs": [""]})
+    rows = pd.read_csv(unpack_table(path.read_bytes()), keep_default_na=False,
+                       na_values={"ours": [""], "theirs": [""]})
     open_questions = rows[~rows.agrees & (rows.reason == "")]
     if len(open_questions):
         raise InputError(str(path), f"{len(open_questions)} differences have no reason",

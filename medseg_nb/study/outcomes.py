@@ -44,7 +44,7 @@ from ..methods.prognosis import (N_FOLDS, Endpoint, Inputs, PointScore, boosting
                                          outer_folds, predict_across_sets,
                                          risk_of, survival_boosting, survival_forest)
 from ..methods.radiomics import concordance, feature_stability
-from ..kit.report import Estimate, Report
+from ..kit.report import Estimate, Report, read_rows
 from ..evaluation.risk import (auc, average_precision, calibration_curve, calibration_statistics,
                                        concordance_contributions, decision_scores, delong, net_benefit, placements,
                                        timed_auc, uno_concordance)
@@ -634,9 +634,9 @@ def summarize_stability(rows: pd.DataFrame) -> pd.DataFrame:
 
 def load_radiomics_rows() -> pd.DataFrame:  # dataset, patient, mask, feature, value
     "IBSI features of real volumes under two masks each"
-    path = folder("reports") / "peers" / "radiomics" / "cases.csv.xz"
-    if not path.is_file(): raise InputError(str(path), "does not exist", "write it: python tests/peers/radiomics.py")
-    return pd.read_csv(path)
+    place = folder("reports") / "peers" / "radiomics"
+    if not place.is_dir(): raise InputError(str(place), "does not exist", "write it: python tests/peers/radiomics.py")
+    return read_rows(place)
 
 def pivot_features(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:  # (patient, feature) by whose mask
     "One data set's rows as a table for each mask"

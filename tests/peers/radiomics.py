@@ -29,6 +29,7 @@ from medseg_nb.deployment.segmenter import load_segmenter
 from medseg_nb.evaluation.intervals import round_six_digits
 from medseg_nb.images.files import Image
 from medseg_nb.kit.core import folder, to_json, write
+from medseg_nb.kit.report import write_rows
 from medseg_nb.methods.radiomics import family, radiomics
 from medseg_nb.study.outcomes import SegmentedImages, list_runs, segment_images
 from medseg_nb.training.training import use_one_thread
@@ -88,8 +89,7 @@ def main() -> None:
                          *feature_rows(GLIOMAS, glioma_slices(gliomas))])
     rows["value"] = round_six_digits(rows.value.to_numpy(float))
     out = folder("reports") / "peers" / "radiomics"
-    out.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(out / "cases.csv.xz", index=False, lineterminator="\n")
+    write_rows(out, rows)
     write(out / "versions.json", to_json({p: importlib.metadata.version(p) for p in PACKAGES}))
 
 
