@@ -49,16 +49,17 @@ def rows_of(reports: Path, section: str, query: str = "") -> pd.DataFrame:
 
 
 @functools.lru_cache(maxsize=2)  # tests of a section follow each other
-def read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=TEXT, low_memory=False)
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(unpack_text(path.read_bytes())), dtype=TEXT, low_memory=False)
 
 
 def unpack_text(packed: bytes) -> str:
     "CSV of a packed table, or of one that was packed with its archive, by column"
-    stored = (packed if packed.startswith(b"# ") else lzma.decompress(packed)).decode()
-    mark, _, text = stored.partition("\n")
-    if mark != "# a table by column": return stored
+    mark, _, text = (packed if packed.startswith(b"# ") else lzma.decompress(packed)).decode().partition("\n")
+    if mark != "# a table by column": return f"{mark}\n{text}"
     columns = [c.split("\n") for c in text.split("\x1e")]
-    return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
+    if '"' in text or "," in text: return pd.DataFrame({name: cells for name, *cells in columns}).to_csv(index=False)
+    return "".join(f"{','.join(row)}\n" for row in zip(*columns, strict=True))
 
 
 def read_committed_runs(reports: Path):
@@ -82,7 +83,8 @@ def rows_pointed_at(pointer: dict) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def read_as_text(path: Path): return pd.read_csv(path, dtype=str, keep_default_na=False).groupby("run")
+def read_as_text(path: Path):
+    return pd.read_csv(io.StringIO(unpack_text(path.read_bytes())), dtype=str, keep_default_na=False).groupby("run")
 
 
 def equal(a: float, b: float) -> bool:
@@ -175,14 +177,14 @@ WHICH = {  # tables of means, by the rows that they are of
     "seed == 0": "instances.scores",
     "part == 'generator'": "synthesis.heeded",
     "part == 'segmentation'": "synthesis.scores",
-    "part == 'cause'": "xai.causes",
-    "part == 'map'": "xai.faithfulness xai.randomised xai.stability",
-    "part == 'map' and hit.notna()": "xai.pointing",
+    "part == 'cause'": "xai.causes explained_networks.causes",
+    "part == 'map'": "xai.faithfulness xai.randomised xai.stability explained_networks.faithfulness",
+    "part == 'map' and hit.notna()": "xai.pointing explained_networks.pointing",
     "part == 'instance' and found == 1": "xai.interventions",
     "part == 'instance' and method == 'tipping'": "xai.sets",
     "part == 'counterfactual'": "xai.counterfactuals",
     "part == 'planted'": "xai.planted",
-    "part == 'score'": "xai.learnt",
+    "part == 'score'": "xai.learnt explained_networks.learnt",
 }
 MEANS = {tuple(name.split(".")): query for query, names in WHICH.items() for name in names.split()}
 
@@ -240,6 +242,7 @@ DIFFERENCES = {  # (section, table): which rows, column of what is compared, sco
     ("ablations", "volume_differences"): ("part == 'volume'", "way", "dice", ["dataset"]),
     ("benchmark", "comparisons"): ("", "model", "dice", ["dataset"]),
     ("combinations", "gains"): ("~control", "model", "dice", ["dataset"]),
+    ("explained_networks", "differences"): ("part == 'map'", "explanation", "score", ["dataset", "model"]),
     ("fusion", "comparisons"): ("condition == 'known'", "variant", "dice", ["dataset"]),
     ("hybrid", "comparisons"): ("~control", "model", "dice", ["dataset"]),
     ("instances", "comparisons"): ("seed == 0", "method", "pq", ["dataset", "part"]),
@@ -267,7 +270,7 @@ def sides(reports: Path, section: str, name: str, row: dict) -> tuple[pd.DataFra
     if section == "xai": query = "part == 'map'" if row["event"] == "region" else "part == 'instance' and found == 1"
     if query: mine = mine.query(query)
     a, b = AGAINST.get((section, name)) or (row[way], WITHOUT[row["step"]] if section == "preparation"
-                                            else row["against"])
+                                            else row.get("against", row.get("compared_with")))
     return mine[mine[way] == a], mine[mine[way] == b]
 
 
@@ -288,6 +291,20 @@ def test_differences_are_within_patients_and_trainings(reports, section, name):
         faults += [f"{what} {k} is {row[k]}, recomputed {v}" for k, v in expected.items() if not equal(row[k], v)]
         if not has_plain_width(row["difference_low"], row["difference"], row["difference_high"], d.to_numpy()):
             faults.append(f"{what}: interval")
+    none(faults)
+
+
+def test_orders_of_explanations(reports):
+    "Rank correlation of the methods' means that two networks have in common"
+    stored, faults = table(reports, "explained_networks", "orders"), []
+    rows = rows_of(reports, "explained_networks", "part == 'map' and not explanation.str.startswith('random')")
+    for row in stored.to_dict("records"):
+        mine = rows[rows.dataset == row["dataset"]].dropna(subset=[row["score"]])
+        means = [mine[mine.model == row[k]].groupby("explanation")[row["score"]].mean() for k in ("model", "against")]
+        shared = sorted(set(means[0].index) & set(means[1].index))
+        ranks = [rankdata(m[shared].abs()) for m in means]
+        expected = dict(methods=len(shared), correlation=np.corrcoef(*ranks)[0, 1])
+        faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
     none(faults)
 
 

@@ -19,7 +19,8 @@ import yaml
 from conftest import REPO, find_reports, read_table, stored_runs
 from medseg_nb.kit import execution as study
 from medseg_nb.study import (ablations, augmentation, benchmark,
-                             combinations, errors, fewer_labels, fusion, generalization, hospital, hybrid,
+                             combinations, errors, explained_networks, fewer_labels, fusion, generalization, hospital,
+                             hybrid,
                              instances, leakage, outcomes,
                              peers, preparation, quality, reached, readers, realtime, search,
                              statistics, synthesis, xai)
@@ -137,7 +138,7 @@ def section_sets(place: Path) -> set[str]:
     "Walked anew from the files: parameters, rows, the runs that rows name, and every section upstream"
     found = ids(load(place / "provenance.json")["parts"]["parameters"])
     if (place / "cases.csv.xz").is_file():
-        rows, runs = pd.read_csv(place / "cases.csv.xz", dtype=str), sets_of_runs(place.parent)
+        rows, runs = read_table(place / "cases.csv.xz", dtype=str), sets_of_runs(place.parent)
         found |= {d for c in ("dataset", "source", "target")
                   if c in rows for d in ids(rows[c].dropna().unique().tolist())}
         found = found.union(*(runs[k] for k in (set(rows.run.dropna()) & runs.keys() if "run" in rows else ())))
@@ -315,6 +316,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("fusion", "sequences"): lambda rows: fusion.summarize_sequences(rows.astype(dict(missing="Int64"))),
     ("fusion", "sequence_differences"): lambda rows: fusion.compare_sequences(rows.astype(dict(missing="Int64"))),
     **summaries(hospital, "reading", "round_trip"),
+    **summaries(explained_networks, "learnt", "causes", "pointing", "faithfulness", "differences", "orders"),
     **summaries(xai, "learnt", "causes", "pointing", "faithfulness", "randomised", "stability", "counterfactuals",
                 "planted", "suspects", "alarms", "cost", "sets", "interventions", "differences"),
 }
@@ -325,7 +327,7 @@ RECOMPUTE_CONTROL = summaries(quality, "guarantee", "workload")
 
 
 @functools.lru_cache(maxsize=1)  # tests of a section follow each other
-def read_cases(place: Path) -> pd.DataFrame: return pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
+def read_cases(place: Path) -> pd.DataFrame: return read_table(place / "cases.csv.xz", dtype=TEXT)
 
 
 @functools.lru_cache(maxsize=1)
@@ -428,7 +430,7 @@ def test_every_number_can_be_quoted(reports):
 
 
 def test_recomputing_sees_an_edited_number(reports):
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
+    rows = read_table(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     stored, k = summarize_scores(rows), rows.dice.first_valid_index()
     rows.loc[k, "dice"] += .01
     assert not close(stored.dice[0], summarize_scores(rows).dice[0], 1e-6)
@@ -436,7 +438,7 @@ def test_recomputing_sees_an_edited_number(reports):
 
 def test_means_are_over_patients(reports):
     "An oracle of its own: the mean of patients' mean Dice, each training weighing the same"
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
+    rows = read_table(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     for r in pd.read_csv(reports / "benchmark" / "scores.csv").itertuples():
         mine = rows[(rows.dataset == r.dataset) & (rows.model == r.model)]
         assert (r.dice == pytest.approx(mine.groupby(["fold", "seed", "patient"]).dice.mean().mean(), abs=1e-6)
@@ -603,7 +605,7 @@ def test_every_design_of_the_study_is_simulated(reports):
     for folds, seeds, n in statistics.STUDY_DESIGNS: known.setdefault((folds, seeds), []).append(n)
     for place in sections(reports):
         file = next(place.glob("cases.csv*"), None)
-        rows = pd.read_csv(file, dtype=TEXT, low_memory=False) if file else pd.DataFrame()
+        rows = read_table(file, dtype=TEXT, low_memory=False) if file else pd.DataFrame()
         for folds, seeds, n in designs_in(rows) if {"run", "fold", "seed", "patient"} <= set(rows) else ():
             near = known.get((folds, seeds), [])
             if near and min(near) / 1.5 <= n <= max(near) * 1.5: continue
@@ -701,7 +703,7 @@ def test_rows_name_the_budget_of_their_run(reports):
             study = studies[config.dataset]
             configs[key] |= dict(budget_s=round(config.steps * config.batch / study.throughput[config.model]))
     for place in sections(reports):
-        rows = (pd.read_csv(place / "cases.csv.xz", dtype=TEXT)
+        rows = (read_table(place / "cases.csv.xz", dtype=TEXT)
                 if (place / "cases.csv.xz").is_file() else pd.DataFrame(dict(run=[])))
         for run, mine in rows[rows.run.isin(configs)].groupby("run") if "run" in rows else ():
             told = mine.reindex(columns=BUDGET_COLUMNS).drop_duplicates().to_dict("records")
@@ -722,7 +724,7 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
     for place in sections(reports):
         if not (place / "cases.csv.xz").is_file(): continue
         stored, budgets = load(place / "results.json"), collect_budgets(
-            pd.read_csv(place / "cases.csv.xz", dtype=TEXT, low_memory=False))
+            read_table(place / "cases.csv.xz", dtype=TEXT, low_memory=False))
         checks = [(check_table, (budgets, name, pd.read_csv(place / f"{name}.csv"), facts["source"]))
                   for name, facts in stored["tables"].items() if (place.name, name) not in UNTRAINED]
         for check, given in [*checks, *((check_claim, (budgets, c)) for c in stored["claims"])]:
@@ -732,7 +734,7 @@ def test_no_table_or_claim_compares_unnamed_budgets(reports):
 
 
 def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
+    rows = read_table(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     # whose runs are not committed
     trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby("run") if reports.name != "smoke" else ()
     runs = stored_runs(reports)
@@ -743,7 +745,7 @@ def test_rows_of_the_benchmark_are_those_of_its_runs(reports):
 
 def test_no_patient_is_trained_and_tested(reports):
     "The patients of a run's rows are the test side of its frozen fold"
-    rows = pd.read_csv(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
+    rows = read_table(reports / "benchmark" / "cases.csv.xz", dtype=TEXT)
     for (dataset, fold), mine in rows.groupby(["dataset", "fold"]):
         split = load(REPO / "data_manifests" / dataset / "splits.json")["folds"][fold]
         assert set(mine.patient) == set(split["test"]) and not set(mine.patient) & set(split["train"]), dataset
@@ -817,7 +819,7 @@ def test_each_number_of_the_tables_stands_in_the_paper(reports):
 def test_real_sets_are_in_the_cpu_table():
     place = REPO / "reports" / "cpu"
     if not (place / "supplement.html").is_file(): pytest.skip("reports/cpu is not there yet")
-    rows = pd.read_csv(place / "benchmark" / "cases.csv.xz", dtype=TEXT)
+    rows = read_table(place / "benchmark" / "cases.csv.xz", dtype=TEXT)
     assert set(rows.dataset) == {"lgg_kaggle3m", "skin_isic2017", "lidc_nodule_patches"}
     trained = rows[rows.run.str.fullmatch("[0-9a-f]{16}")].groupby(["dataset", "model"]).run.nunique()
     assert trained.index.get_level_values("model").nunique() > 10 and trained.ge(3).all(), (

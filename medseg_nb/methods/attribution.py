@@ -7,10 +7,11 @@ __all__ = ['TARGET_FORMS', 'FILLINGS', 'Cell', 'EVENTS', 'SEARCH_DRAWS', 'RATE_D
            'find_largest_region', 'region_rim', 'foreground_components', 'log_odds', 'AttributionQuery', 'scores',
            'gradient', 'find_instances', 'Explanation', 'explanation_methods', 'user_explanation_methods', 'explain',
            'blank_image', 'chance', 'steepness', 'integrated_gradients', 'occlusion', 'grad_cam', 'grad_cam_coarse',
-           'grad_cam_pp', 'grad_cam_pp_coarse', 'hires_cam', 'hires_cam_coarse', 'fill_with_surroundings',
-           'fill_with_texture', 'fill_with_shifted_content', 'cell_masks', 'quadtree', 'part_effects', 'top_regions',
-           'classify_event', 'minimal_cut', 'minimal_bridge', 'CandidateChange', 'candidate_changes', 'event_rate',
-           'relax_change', 'search_tipping_set', 'tipping_sets', 'tipping', 'show_image']
+           'grad_cam_pp', 'grad_cam_pp_coarse', 'hires_cam', 'hires_cam_coarse', 'token_grid', 'regrid',
+           'attention_rollout', 'fill_with_surroundings', 'fill_with_texture', 'fill_with_shifted_content',
+           'cell_masks', 'quadtree', 'part_effects', 'top_regions', 'classify_event', 'minimal_cut', 'minimal_bridge',
+           'CandidateChange', 'candidate_changes', 'event_rate', 'relax_change', 'search_tipping_set', 'tipping_sets',
+           'tipping', 'show_image']
 
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #887d57f9
 import re
@@ -360,6 +361,59 @@ def hires_cam(query: AttributionQuery) -> np.ndarray:
 def hires_cam_coarse(query: AttributionQuery) -> np.ndarray:
     "HiRes-CAM at the coarsest scale"
     return _cam(query, "coarse", _hires_cam_weights)
+
+# %% ../../nbs/library/7_methods/11_attribution.ipynb #723e15ae
+def _record_attention(query: AttributionQuery) -> list[np.ndarray]:  # of each layer: (query, key), mean of its heads
+    "The weights with which tokens attend to each other, in the order of the layers"
+    import torch
+    from torch.overrides import TorchFunctionMode
+    layers = []
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result, options = function(*args, **(kwargs or {})), kwargs or {}
+            if function is torch.nn.functional.scaled_dot_product_attention:
+                q, k, mask = *args[:2], args[3] if len(args) > 3 else options.get("attn_mask")
+                logits = q @ k.mT / q.shape[-1]**.5
+                layers.append((logits if mask is None else logits + mask).softmax(-1))
+            elif function in (torch.Tensor.softmax, torch.softmax, torch.nn.functional.softmax) and result.ndim == 4:
+                if -1 in (options.get("dim"), *args[1:2]): layers.append(result)
+            return result
+    with Recorder(), torch.inference_mode(): query.score(query.tensor(query.image[None]))
+    if not layers:
+        raise InputError("attention_rollout", "the model has no attention", "choose grad_cam, gradient or quadtree")
+    if any(len(weights) > 1 for weights in layers):
+        raise InputError("attention_rollout", "the model attends within windows", "choose gradient or quadtree")
+    return [weights[0].float().mean(0).cpu().numpy() for weights in layers]
+
+def token_grid(tokens: int, shape: tuple[int, int]) -> tuple[int, int]:  # rows, columns
+    "The grid of an image's tokens, which has the proportions of the image"
+    rows = max(1, round((tokens * shape[0] / shape[1])**.5))
+    if tokens % rows or abs(tokens / rows / rows - shape[1] / shape[0]) > 1 / rows:
+        raise InputError("attention_rollout", f"the model has {tokens} tokens, which are no grid of the image",
+                         "choose gradient or quadtree")
+    return rows, tokens // rows
+
+def regrid(map: np.ndarray,  # (row, column), at least 0
+           shape: tuple[int, int]) -> np.ndarray:
+    "A map on another grid, by area, with the same sum"
+    import torch
+    other = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(map.astype(np.float64))[None], shape)[0].numpy()
+    return other * map.sum() / other.sum()
+
+@register("attention_rollout")
+def attention_rollout(query: AttributionQuery) -> np.ndarray:
+    "Attention followed back from the target's tokens through all layers"
+    relevance, n_grids = None, 0
+    for attention in reversed(_record_attention(query)):
+        grid, keys = (token_grid(n, query.shape) for n in attention.shape)
+        if relevance is None or relevance.shape != grid:
+            own = regrid(query.target.mask / query.target.mask.sum(), grid)
+            relevance = own if relevance is None else (n_grids * regrid(relevance, grid) + own) / (n_grids + 1)
+            n_grids += 1
+        read = (attention.T @ relevance.ravel()).reshape(keys)
+        relevance = (relevance + regrid(read, grid)) / 2
+    return ndimage.zoom(relevance, [n / k for n, k in zip(query.shape, relevance.shape)], order=1, grid_mode=True,
+                        mode="nearest")
 
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #a1a23215
 def _window(hole: np.ndarray, margin: int) -> tuple[slice, slice]:

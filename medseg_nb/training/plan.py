@@ -7,10 +7,11 @@ __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED
            'START_MARK', 'Entry', 'Repeats', 'Runs', 'Search', 'Volumes', 'Steps', 'Control', 'AblationsPlan',
            'Networks', 'Seeds', 'SequencesPlan', 'FusionPlan', 'ErrorsPlan', 'FewShotPlan', 'FewerLabelsPlan',
            'AugmentationPlan', 'PlannedStudy', 'PeersPlan', 'OutcomesPlan', 'RealtimePlan', 'ShortcutsPlan', 'XaiPlan',
-           'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'GpuStage', 'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage',
-           'SearchRound', 'DesignSearch', 'ConvergencePlan', 'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file',
-           'load_plans', 'load_plan', 'section_plan', 'volume_datasets', 'planned_steps', 'name_start',
-           'planned_starts', 'planned_throughput', 'planned_seconds', 'training_track']
+           'ExplainedSet', 'ExplainedNetworksPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'GpuStage',
+           'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan',
+           'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan',
+           'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds',
+           'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
@@ -157,6 +158,15 @@ class XaiPlan(Steps):
     instances: Settings = {}  # of networks whose instances are explained, instead of the usual ones
     shortcuts: ShortcutsPlan | None = None  # None: none in images that are not drawn for it
 
+class ExplainedSet(Repeats):
+    "Networks on a data set that are explained, each in so many trainings"
+    networks: list[str] = Field(min_length=1)
+    settings: Settings = {}  # instead of the usual ones
+
+class ExplainedNetworksPlan(Entry):
+    "Networks beside U-Net that are explained"
+    sets: dict[str, ExplainedSet]
+
 class HeadsPlan(Entry):
     "Networks with all maps of instances, and detectors"
     settings: Settings            # instead of the usual ones of these networks
@@ -205,6 +215,7 @@ class SectionPlans(Entry):
     augmentation: AugmentationPlan | None = None
     combinations: Control | None = None
     errors: ErrorsPlan | None = None
+    explained_networks: ExplainedNetworksPlan | None = None
     fewer_labels: FewerLabelsPlan | None = None
     fusion: FusionPlan | None = None
     generalization: FewShotPlan | None = None
