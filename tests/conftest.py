@@ -76,7 +76,7 @@ def find_reports(profile: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def read_text_table(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=str, keep_default_na=False)
+def read_text_table(path: Path) -> pd.DataFrame: return read_table(path, dtype=str, keep_default_na=False)
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.ndimage
 from conftest import REPO, Project, read_table

@@ -38,7 +38,7 @@ SUPPORTED, REFUTED, INK, PAPER, SET_COLOR = "#0072b2", "#d55e00", "#222222", "#e
 STEPS = [("data", "data preparation"),
          ("networks", "search benchmark reached ablations peers leakage"),
          ("ideas", "hybrid instances augmentation synthesis fusion combinations"),
-         ("trust", "metrics statistics errors quality xai"),
+         ("trust", "metrics statistics errors quality xai explained_networks"),
          ("people", "readers outcomes"), ("use", "fewer_labels generalization realtime hospital")]
 STEP_SIGNS, GAP = 16, 3  # a line of a step, and what is free between two, in signs
 VERDICTS = "Verdicts: each claim of the ledger is judged by one rule"
