@@ -302,7 +302,7 @@ def test_orders_of_explanations(reports):
         mine = rows[rows.dataset == row["dataset"]].dropna(subset=[row["score"]])
         means = [mine[mine.model == row[k]].groupby("explanation")[row["score"]].mean() for k in ("model", "against")]
         shared = sorted(set(means[0].index) & set(means[1].index))
-        ranks = [rankdata(m[shared].abs()) for m in means]
+        ranks = [rankdata(m[shared]) for m in means]
         expected = dict(methods=len(shared), correlation=np.corrcoef(*ranks)[0, 1])
         faults += [(row, k, v) for k, v in expected.items() if not equal(row[k], v)]
     none(faults)

@@ -24,8 +24,7 @@ from medseg_nb.kit.core import folder, machine_class, read_yaml, sha256, to_json
 from medseg_nb.data.manifest import load_cases, load_frozen_split, load_manifest
 from medseg_nb.training.inference import argmax_label_map
 from medseg_nb.preparation.preprocess import load_prepared_cases
-from medseg_nb.kit.report import ROWS_FILE, read_rows, to_csv
-from medseg_nb.kit.storage import pack_table
+from medseg_nb.kit.report import read_rows, write_rows
 from medseg_nb.data.splits import fold_indices
 from medseg_nb.evaluation.intervals import summarize_patient_scores
 from medseg_nb.methods.instance_heads import (list_head_runs, load_pictures, score_label_maps, split_of,
@@ -207,8 +206,7 @@ def publish(peer: str, dataset: str, settings: dict, work: Path) -> None:
         known = read_rows(reached)
         rows = pd.concat([known[[k not in keys for k in zip(known.fold, known.seed, known.steps)]], rows])
     levels = sorted(levels, key=lambda v: (v["fold"], v["seed"], v["steps"]))
-    rows = rows.sort_values(["fold", "seed", "steps"], kind="stable")
-    table = write(reached / ROWS_FILE, pack_table(to_csv(rows)))
+    table = write_rows(reached, rows.sort_values(["fold", "seed", "steps"], kind="stable"))
     size = {} if settings.get("instances") else dict(size=grid_size(dataset))
     facts = dict(peer=peer, dataset=dataset, **size, levels=levels,
                  settings={k: v for k, v in settings.items() if k != "packages"},
