@@ -178,7 +178,9 @@ def plot_differences(differences: pd.DataFrame):
         ax.set_title(f"{dataset}\n{score}", fontsize=7)
     axes[0][0].set_yticks(range(len(methods)), methods)
     axes[-1][n_columns // 2].set_xlabel("gain on random maps", fontsize=8)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), fontsize=6, ncols=len(models), loc="upper center", frameon=False)
+    fig.subplots_adjust(hspace=.5)
+    handles = axes[0][0].get_legend_handles_labels()
+    fig.legend(*handles, fontsize=6, ncols=len(models), loc="upper center", frameon=False)
     return fig
 
 def plot_network_maps(examples: Sequence[tuple]):
