@@ -242,12 +242,27 @@ def fresh(tmp_path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def twins(tmp_path_factory) -> list[Project]:
-    "Two fixture studies after one undisturbed `medseg paper` each; only to be read"
-    found = [new_project(tmp_path_factory.mktemp("built")) for _ in range(2)]
-    for project, process in [(p, p.start("paper")) for p in found]:
-        out, err = process.communicate(timeout=900)
-        project.first = subprocess.CompletedProcess(["paper"], process.returncode, out, err)
+def shared(tmp_path_factory) -> Path:
+    "A folder of all workers of a call"
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def twins(shared) -> list[Project]:
+    "Two fixture studies after one undisturbed `medseg paper` each, made by the first worker; only to be read"
+    places = [shared / "built" / name for name in ("first", "second")]
+    with FileLock(shared / "built.lock"):
+        if not (shared / "built").exists():
+            for place in places: place.mkdir(parents=True)
+            started = [(place, new_project(place).start("paper")) for place in places]
+            for place, process in started:
+                out, err = process.communicate(timeout=900)
+                (place.parent / f"{place.name}.json").write_text(json.dumps([process.returncode, out, err]))
+    found = [*map(Project, places)]
+    for project in found:
+        said = json.loads((project.root.parent / f"{project.root.name}.json").read_text())
+        project.first = subprocess.CompletedProcess(["paper"], *said)
     return found
 
 

@@ -41,6 +41,9 @@ def modules_after(code: str) -> set[str]:
 def test_command_line_imports_nothing_heavy(): assert modules_after("import medseg_nb.cli") & HEAVY == set()
 
 
+def test_a_paper_is_set_without_torch(): assert "torch" not in modules_after("import medseg_nb.paper.build")
+
+
 def test_metrics_import_no_torch(): assert "torch" not in modules_after("import medseg_nb.evaluation.metrics")
 
 

@@ -3,17 +3,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medseg_nb.study import fusion
+from conftest import REPO
 from medseg_nb.data.cues import INFORMATIVE_FIELDS
-from medseg_nb.training.training import fit_runs
+from medseg_nb.kit.report import read_rows
+from medseg_nb.study import fusion
 
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    "The runs of the smoke profile; trained here where nobody has trained them yet"
-    configs = fusion.list_runs("smoke", ["phantom_field"])
-    return fit_runs(configs, "smoke").assign(
-        variant=lambda r: r.run.map({c.key: fusion.variant_name(c) for c in configs}))
+    "Rows of the smoke profile, which the smoke paper trains anew: `medseg diff` tells where they come out otherwise"
+    return read_rows(REPO / "reports" / "smoke" / "fusion").query("dataset == 'phantom_field'")
 
 
 def test_shuffled_fields_do_not_help_and_true_ones_do(rows):
@@ -50,7 +49,6 @@ def test_shapley_values_are_those_of_the_package():
 def test_committed_reports_say_so_too():
     """There are many shuffled variants, and one interval in forty lies above zero by chance: Holm's correction counts
     them"""
-    from conftest import REPO
     for profile in ("smoke", "cpu"):
         place = REPO / "reports" / profile / "fusion" / "comparisons.csv"
         if not place.is_file(): continue

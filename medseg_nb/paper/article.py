@@ -23,8 +23,7 @@ from .prose import (PaperSection, check_name, check_typed, escape_markdown, find
 from .summary import (DESIGN_CAPTION, READING_CAPTION, add_roles, describe_design, describe_gpu,
                                      describe_reading, tabulate_gpu)
 from .words import clip_estimate, display_name, find_faults, format_as
-from ..training.plan import own_plan_file
-from ..training.study_plan import read_plan
+from ..training.plan import own_plan_file, read_plan
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #68e82af2
 def render_paragraph(section: PaperSection, sections: dict[str, PaperSection], profile: str) -> str:

@@ -10,20 +10,22 @@ __all__ = ['Settings', 'FAULT_REMEDIES', 'OWN_PLAN', 'PLAN_MARK', 'WIDTH_MATCHED
            'ExplainedSet', 'ExplainedNetworksPlan', 'HeadsPlan', 'InstancesPlan', 'SynthesisPlan', 'GpuStage',
            'GpuPlan', 'SectionPlans', 'Rates', 'PlanStage', 'SearchRound', 'DesignSearch', 'ConvergencePlan',
            'TrainingPlan', 'OwnPlan', 'plans_file', 'own_plan_file', 'load_plans', 'load_plan', 'section_plan',
-           'volume_datasets', 'planned_steps', 'name_start', 'planned_starts', 'planned_throughput', 'planned_seconds',
-           'training_track']
+           'volume_datasets', 'write_plan', 'read_plan', 'planned_steps', 'name_start', 'planned_starts',
+           'planned_throughput', 'planned_seconds', 'training_track']
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e003
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from ..kit.core import PROFILES, InputError, choose, folder, read_yaml
+from ..kit.core import PROFILES, InputError, choose, folder, read_yaml, write
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #b1a7e006
 Settings = dict[str, int | float | str]  # fields of `Config`
@@ -353,6 +355,21 @@ def section_plan(section: str, profile: str) -> Entry:  # of the section's type 
 def volume_datasets() -> set[str]:
     "Data sets of volumes that networks can be trained on"
     return set().union(*(plan.volumes.settings for plan in load_plans().values()))
+
+# %% ../../nbs/library/6_training/03_plan.ipynb #9b82e2e1
+def write_plan(plan: TrainingPlan, place: Path,
+               head: str = "#",             # what the plan is of, in one line
+               lines: Sequence[str] = (),   # the plan in words
+              ) -> Path:
+    "Store a plan, so that the same study goes on where it was interrupted"
+    text = "\n".join([head, *(f"{PLAN_MARK}{line}" for line in lines)])
+    return write(place, f"{text}\n" + yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+def read_plan(place: Path) -> tuple[TrainingPlan, list[str]]:  # and the plan in words
+    "A stored plan"
+    text = place.read_text(encoding="utf-8")
+    lines = [line.removeprefix(PLAN_MARK) for line in text.splitlines() if line.startswith(PLAN_MARK)]
+    return TrainingPlan.model_validate(yaml.safe_load(text)), lines
 
 # %% ../../nbs/library/6_training/03_plan.ipynb #24da2fc3
 def planned_steps(model: str, plan: TrainingPlan) -> int:

@@ -9,8 +9,8 @@ __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 
            'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
            'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'list_networks',
            'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan',
-           'describe_next_rung', 'write_plan', 'read_plan', 'known_throughput', 'prepare_study', 'choose_recipe',
-           'lock_study', 'list_curve_runs', 'list_site_runs']
+           'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs',
+           'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
@@ -21,15 +21,14 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import yaml
 from filelock import FileLock, Timeout
 
 from ..data.manifest import content_key, load_cases, load_manifest
 from ..data.splits import list_folds, load_frozen_split, load_split
-from ..kit.core import InputError, ResourceError, progress, write
+from ..kit.core import InputError, ResourceError, progress
 from ..kit.report import display_text
 from .default_runs import default_run, list_models
-from .plan import PLAN_MARK, Runs, TrainingPlan, load_plan, planned_steps
+from .plan import Runs, TrainingPlan, load_plan, planned_steps, read_plan, write_plan
 from .throughput import has_bf16, measure_throughput
 from .training import Config, load_run_rows, train_missing, training_cases
 
@@ -261,20 +260,6 @@ def describe_next_rung(rungs: Sequence[Rung], rung: Rung, workers: int, axes: in
         needed = count_minutes(r, workers, recipe_seconds(count_minutes(r, workers), workers, axes))
         yield (f"the next larger plan, from --minutes {needed} on: {r.folds} fold{'s' * (r.folds > 1)}, {r.networks} "
                f"networks, {r.seeds} seed{'s' * (r.seeds > 1)}, {r.seconds} s each")
-
-def write_plan(plan: TrainingPlan, place: Path,
-               head: str = "#",             # what the plan is of, in one line
-               lines: Sequence[str] = (),   # the plan in words
-              ) -> Path:
-    "Store a plan, so that the same study goes on where it was interrupted"
-    text = "\n".join([head, *(f"{PLAN_MARK}{line}" for line in lines)])
-    return write(place, f"{text}\n" + yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-
-def read_plan(place: Path) -> tuple[TrainingPlan, list[str]]:  # and the plan in words
-    "A stored plan"
-    text = place.read_text(encoding="utf-8")
-    lines = [line.removeprefix(PLAN_MARK) for line in text.splitlines() if line.startswith(PLAN_MARK)]
-    return TrainingPlan.model_validate(yaml.safe_load(text)), lines
 
 def known_throughput(place: Path,
                      content: str,  # how the plan of the same data begins
