@@ -1186,3 +1186,37 @@ def test_nothing_of_the_kit_is_imported():
     names = ({a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
              | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)})
     assert not [n for n in names if n.split(".")[0] in ("medseg_nb", "conftest")]
+
+
+def pooled_by_hand(values: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
+    "Mean over data sets, its error with Knapp and Hartung's factor of at least one, and the variance between sets"
+    def weighted(between):
+        w = 1 / (errors**2 + between)
+        mean = w @ values / w.sum()
+        return mean, w, w @ (values - mean)**2 / (len(values) - 1)
+    low, high = 0., 1.
+    for _ in range(200 if weighted(0)[2] > 1 else 0):  # by halving
+        middle = (low + high) / 2
+        low, high = (middle, high) if weighted(middle)[2] > 1 else (low, middle)
+    mean, w, factor = weighted(low)
+    return mean, math.sqrt(max(1, factor) / w.sum()), low
+
+
+def test_differences_are_pooled_over_data_sets(reports):
+    pooled = table(reports, "reached", "pooled")
+    parts = dict(processor=table(reports, "reached", "differences"), GPU=table(reports, "reached", "gpu_differences"))
+    parts["GPU"] = parts["GPU"][parts["GPU"].scale == "usual"]
+    assert len(pooled) > 10
+    for r in pooled.itertuples():
+        rows = parts[r.device]
+        same = rows[(rows.model == r.model) & (rows.against == r.against)]
+        turned = rows[(rows.model == r.against) & (rows.against == r.model)]
+        values = np.concatenate([same.difference, -turned.difference])
+        both = pd.concat([same, turned])
+        mean, error, between = pooled_by_hand(
+            values, ((both.difference_high - both.difference_low) / (2 * norm.ppf(.975))).to_numpy())
+        quantile = stdtrit(len(values) - 1, .975)
+        expected = [mean, mean - quantile * error, mean + quantile * error, math.sqrt(between),
+                    mean - quantile * math.hypot(error, math.sqrt(between))]
+        stored = [r.difference, r.difference_low, r.difference_high, r.spread, r.next_low]
+        assert np.allclose(stored, expected, atol=2e-5) and (r.sets, r.n) == (len(values), both.n.sum()), r

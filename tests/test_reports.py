@@ -263,6 +263,10 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("reached", "measures"): lambda rows: reached.summarize_measures(rows, of_track("gpu")(rows)),
     ("reached", "gpu_differences"): lambda rows: reached.summarize_gpu_differences(
         of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
+    ("reached", "pooled"): lambda rows: reached.summarize_pooled(
+        reached.summarize_differences(of_track("reached")(rows)),
+        reached.summarize_gpu_differences(of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
+        reached.list_hybrids("cpu")),
     ("reached", "gpu_scales"): lambda rows: reached.compare_scales(
         of_track("gpu")(rows), on_gpu(of_track("gpu")(rows))),
     **summaries(ablations, "changes", "scores", "where", "unsteady", "sizes", prepare=of_parts("volume", within=False)),

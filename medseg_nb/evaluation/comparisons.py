@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DIFFERENCE_WITH_LIMITS', 'CONTROL', 'patient_matrix', 'effect_sizes', 'paired_differences', 'compare_models',
-           'relative_change', 'contrast_splits', 'patient_weights', 'compare_splits', 'holm', 'seed_control_pair',
-           'select_shared_seeds', 'model_pairs', 'compare_with_others', 'is_above_zero', 'is_below_zero',
-           'bootstrap_tasks', 'load_benchmark_rows', 'best_runs', 'load_network_rows']
+           'relative_change', 'contrast_splits', 'patient_weights', 'compare_splits', 'holm', 'pool_differences',
+           'seed_control_pair', 'select_shared_seeds', 'model_pairs', 'compare_with_others', 'is_above_zero',
+           'is_below_zero', 'bootstrap_tasks', 'load_benchmark_rows', 'best_runs', 'load_network_rows']
 
 # %% ../../nbs/library/4_evaluation/06_comparisons.ipynb #c106a735
 from collections.abc import Iterator, Sequence
@@ -138,6 +138,21 @@ def holm(p: Sequence[float]) -> list[float]:  # in the order of `p`
     adjusted = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
     values[order] = adjusted
     return values.tolist()
+
+# %% ../../nbs/library/4_evaluation/06_comparisons.ipynb #eb7eeac2
+def pool_differences(table: pd.DataFrame,  # a difference with its ends on each data set
+                    ) -> dict:             # the same of their mean, next_low, next_high, spread, p, sets
+    """Mean difference over data sets by random effects; a further set is expected between `next_low` and `next_high`,
+    and `spread` is the standard deviation between sets"""
+    from scipy.stats import norm, t
+    from statsmodels.stats.meta_analysis import combine_effects
+    values, low, high = table[[*DIFFERENCE_WITH_LIMITS]].dropna().to_numpy(float).T
+    pooled = combine_effects(values, ((high - low) / (2 * norm.ppf(.975)))**2)
+    mean, spread, sets = float(pooled.mean_effect_re), float(np.sqrt(pooled.tau2)), len(values)
+    error = float(pooled.sd_eff_w_re * np.sqrt(max(1, pooled.scale_hksj_re)))
+    width, next_width = (t.ppf(.975, sets - 1) * e for e in (error, np.hypot(error, spread)))
+    return dict(zip(DIFFERENCE_WITH_LIMITS, (mean, mean - width, mean + width)), next_low=mean - next_width,
+                next_high=mean + next_width, spread=spread, p=float(2 * t.sf(abs(mean) / error, sets - 1)), sets=sets)
 
 # %% ../../nbs/library/4_evaluation/06_comparisons.ipynb #b05e8d31
 CONTROL = "another seed (A/A)"
