@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CASE_COLUMNS', 'N_RANDOM_SPLITS', 'RANDOM_SHARE', 'MAX_LEVELS', 'MAX_DOTS', 'format_audit_verdict',
            'describe_dataset', 'license_terms', 'unit_sentence', 'label_shares', 'patient_means', 'summarize_sizes',
-           'summarize_prevalence', 'count_missing_fields', 'summarize_fields', 'describe_values', 'encode_values',
-           'standardized_difference', 'compare_partitions', 'largest_difference', 'score_reader_agreement',
-           'summarize_agreement', 'shifted_disc_dice', 'score_planted_copies', 'summarize_copies', 'audit_row',
-           'plot_label_shares', 'plot_image_sizes', 'plot_missing_fields', 'plot_agreement_by_size',
-           'plot_copy_similarity']
+           'summarize_prevalence', 'count_missing_fields', 'summarize_fields', 'percent', 'describe_values',
+           'encode_values', 'standardized_difference', 'compare_partitions', 'largest_difference',
+           'score_reader_agreement', 'summarize_agreement', 'shifted_disc_dice', 'score_planted_copies',
+           'summarize_copies', 'audit_row', 'plot_label_shares', 'plot_image_sizes', 'plot_missing_fields',
+           'plot_agreement_by_size', 'plot_copy_similarity']
 
 # %% ../../nbs/study/01_data.ipynb #ebdcf5b0
 from itertools import product
@@ -117,15 +117,17 @@ def summarize_fields(gaps: pd.DataFrame) -> pd.DataFrame:
 N_RANDOM_SPLITS, RANDOM_SHARE = 200, .95  # of these splits the share that stays below the bound
 MAX_LEVELS = 3  # of a category that are printed
 
+def percent(share: float) -> str: return f"{100 * share:.0f} %"
+
 def describe_values(values: pd.Series) -> str:
     "Median and quartiles of numbers, or shares of the most frequent values"
     if pd.api.types.is_numeric_dtype(values) and values.dtype != bool:
         low, median, high = values.quantile([.25, .5, .75])
         return f"{median:.3g} ({low:.3g} to {high:.3g})"
     shares = values.value_counts(normalize=True)
-    if values.dtype == bool: return f"{shares.get(True, 0):.0%}"
+    if values.dtype == bool: return percent(shares.get(True, 0))
     more = f", {len(shares) - MAX_LEVELS} more" if len(shares) > MAX_LEVELS else ""
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares[:MAX_LEVELS].items()) + more
+    return ", ".join(f"{name} {percent(share)}" for name, share in shares[:MAX_LEVELS].items()) + more
 
 def encode_values(values: pd.Series) -> np.ndarray:  # (patient, column)
     "A number or a boolean as one column, a category as an indicator for each value but the first"
