@@ -89,7 +89,7 @@ def test_label_maps_of_tools_are_scored_on_the_objects_of_the_kits_test_images(p
     frozen = json.loads((REPO / "data_manifests" / place.name / "splits.json").read_text(encoding="utf-8"))
     scored, stored = rows(place), stored_runs(REPO / "reports" / "cpu")
     runs = {c.fold: c for c in instances.list_runs("cpu", [place.name]) if (c.model, c.seed) == ("unet", 0)}
-    for fold, found in scored.groupby("fold"):
+    for (fold, _), found in scored.groupby(["fold", "steps"]):
         own = read_table(stored[runs[fold].key] / "cases.csv.xz", dtype=TEXT).query("method == 'distance'")
         assert set(found.patient) == set(frozen["folds"][fold]["test"])
         names = ["case", "patient", "true", "group"]

@@ -1213,6 +1213,8 @@ def test_differences_are_pooled_over_data_sets(reports):
         turned = rows[(rows.model == r.against) & (rows.against == r.model)]
         values = np.concatenate([same.difference, -turned.difference])
         both = pd.concat([same, turned])
+        assert r.device == "GPU" or {480.} == {r.budget_s, r.against_budget_s, *both.budget_s, *both.against_budget_s}
+        assert r.device != "GPU" or both.budget_s.isna().all() and math.isnan(r.budget_s), "images, and no seconds"
         mean, error, between = pooled_by_hand(
             values, ((both.difference_high - both.difference_low) / (2 * norm.ppf(.975))).to_numpy())
         quantile = stdtrit(len(values) - 1, .975)
