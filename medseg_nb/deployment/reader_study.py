@@ -11,7 +11,6 @@ __all__ = ['TASKS', 'THEMES', 'SYNTHETIC', 'TRUTH_COLUMNS', 'LOG_KINDS', 'MAX_CO
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #3690102d
 import base64
 import json
-import re
 import sqlite3
 import threading
 import time

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT_IMAGES', 'STANDS_FOR', 'PUBLISHED_METRICS',
-           'SETTINGS', 'EXCEEDED', 'WITHIN', 'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range',
+           'NEARNESS', 'SETTINGS', 'EXCEEDED', 'WITHIN', 'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range',
            'decide_verdict', 'describe_claimed_range', 'is_simulated', 'judge_claim', 'load_published_scores',
            'score_id', 'judge_published_scores', 'load_statements', 'list_expected_claims', 'load_quotes',
            'decide_one_sided', 'limit_score', 'review_claim', 'find_p', 'compare_with_control', 'collect_judged_claims',
@@ -141,9 +141,11 @@ def list_expected_claims() -> pd.DataFrame:
     return pd.concat([pd.DataFrame(scores + ranks), load_statements()], ignore_index=True)
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #b3b8ee6f
-def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind, data
-    """The sentences of the source documents, as they are printed: whether they are asserted or planned, and the data
-    that they name, if any"""
+NEARNESS = ("full", "part", "proxy")  # what is tested of a sentence: all, a part, or what would follow from it
+
+def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind, data, test
+    """The sentences of the source documents, as they are printed: whether they are asserted or planned, the data that
+    they name, if any, and how near to them that is what is tested"""
     return read_table(folder("nbs") / "claims" / "quotes.csv")
 
 
@@ -234,7 +236,8 @@ def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` retur
     return claims
 
 LEDGER_COLUMNS = ["claims_of", "group", "id", "statement", "source", "kind", "claimed", "measured", "low", "high", "n",
-                  "trainings", "p", "p_holm", "control", "dataset", "verdict", "section", "claim", "sentence"]
+                  "trainings", "p", "p_holm", "control", "dataset", "verdict", "section", "claim", "sentence",
+                  "test"]
 
 def join_claims(expected: pd.DataFrame, judged: list[dict]) -> pd.DataFrame:  # one row a claim and data set
     "The ledger: each claim of the sources with its verdicts, and then the kit's own claims"
@@ -268,7 +271,8 @@ def build_ledger(profile: str) -> pd.DataFrame:
     for row in ledger.to_dict("records"):
         ids = [i for i in (row["claim"], row["group"]) if row["claims_of"] == "sources" and i in quotes.index]
         if ids and not quotes.data[ids[0]]: row = judge_where_measured(row)
-        rows.append(row | dict(sentence=quotes.sentence[ids[0]] if ids else None))
+        rows.append(row | dict(sentence=quotes.sentence[ids[0]] if ids else None,
+                               test=quotes.test[ids[0]] if ids else ""))
     return pd.DataFrame(rows, columns=[*ledger])
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #d33446bb

@@ -241,7 +241,8 @@ def load_network_rows(profile: str) -> pd.DataFrame:
     "The benchmark's rows of trained networks, with the columns that are needed here"
     rows = load_benchmark_rows(profile)
     rows = rows.loc[rows.run != rows.model].reindex(
-        columns=["dataset", "model", *BUDGET_COLUMNS, "fold", "seed", "case", "patient", "dice"])
+        columns=["dataset", "model", *BUDGET_COLUMNS, "fold", "seed", "case", "patient", "outcome",
+                 "dice"])
     shared_seeds = {d: set.intersection(*(set(r.seed) for _, r in g.groupby("model")))
                     for d, g in rows.groupby("dataset")}
     # models are ranked on as many trainings each

@@ -17,10 +17,10 @@ from ..kit.core import InputError, folder
 from ..kit.execution import sections as study_sections
 from ..kit.report import Estimate
 from .floats import MARKS, Label, number_floats, number_supplement, print_article_float
-from .prose import (PaperSection, check_name, check_typed, escape_markdown, find_placeholders,
-                                   find_section, format_number_span, is_block_float, lacks_result, render,
-                                   replace_placeholders, template_names)
-from .summary import (DESIGN_CAPTION, READING_CAPTION, add_roles, describe_design, describe_gpu,
+from .prose import (PaperSection, check_citations, check_name, check_typed, escape_markdown,
+                                   find_placeholders, find_section, format_number_span, is_block_float, lacks_result,
+                                   render, replace_placeholders, template_names)
+from .summary import (DESIGN_CAPTION, add_roles, caption_reading, describe_design, describe_gpu,
                                      describe_reading, tabulate_gpu)
 from .words import clip_estimate, display_name, find_faults, format_as
 from ..training.plan import own_plan_file, read_plan
@@ -123,7 +123,7 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     drawings = {name: dict(caption=caption) for name, caption in captions.items()}
     template_file = choose_template(sections, profile)
     own_tables = dict(design=(describe_design(sections, profile), DESIGN_CAPTION),  # which belong to no section
-                      reading=(describe_reading(sections), READING_CAPTION),
+                      reading=(reading := describe_reading(sections), caption_reading(reading)),
                       gpu=(tabulate_gpu(sections), describe_gpu(sections)))
     frames = {name: frame for name, (frame, _) in own_tables.items() if len(frame)}
     tables = {name: dict(caption=own_tables[name][1], estimates=[]) for name in frames}
@@ -132,6 +132,7 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     by_name = {s.name: add_roles(s, sections) for s in sections} | dict(article=own)
     template = (folder("nbs") / "paper" / template_file).read_text(encoding="utf-8")
     check_typed(template, template_file)
+    check_citations(template, template_file)
     quoted = [s for s in sections if s.results and s.article and template_file == "article.md"]
     paragraphs = [render_paragraph(s, by_name, profile) for s in quoted]
     old = [s.title for s in sections if s.state == "stale" and s.results]

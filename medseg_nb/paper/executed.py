@@ -11,13 +11,14 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 from ..kit.core import folder, write
 from ..kit.execution import (normalize_notebook, notebook_path, read_notebook, results_folder,
                                      sections as study_sections)
 from ..kit.report import Estimate
-from .prose import (ARTICLE, SUPPLEMENT, PaperSection, find_section, is_own_float, load_section, render,
-                                   replace_placeholders, template_names)
+from .prose import (ARTICLE, SUPPLEMENT, PaperSection, find_section, is_own_float, keep_reported_parts,
+                                   load_section, render, replace_placeholders, template_names)
 from .typeset import read_references, short_reference
 from .words import format_as
 
@@ -33,7 +34,8 @@ def fill_cell(text: str, reader: PaperSection, sections: dict[str, PaperSection]
     "A Markdown cell with numbers, figures and links to tables"
     def replace_token(m: re.Match) -> str:
         section, name = find_section(m, reader, sections), m["float"] or m["key"]
-        if section.name == "article" and m["kind"] == "table": return "the article's table"
+        if section.name == "article":  # whose drawings are no file of the repository
+            return f"{m['kind']} *{name.replace('_', ' ')}* of the article"
         if name not in section.names(m["kind"] or "number"): return f"*({section.title}: not in these results)*"
         if not m["kind"]:
             estimate = Estimate(**section.results["numbers"][name])
@@ -43,6 +45,7 @@ def fill_cell(text: str, reader: PaperSection, sections: dict[str, PaperSection]
         if not is_own_float(m): return f"[{m['kind']} {name}]({file})"
         return f"![Figure {name}]({file})" if m["kind"] == "figure" else f"Table [{name}]({file})"
     is_printed = text.lstrip().startswith(tuple(f"## {heading}" for heading in SUPPLEMENT + ARTICLE))
+    if is_printed and reader.results: text = keep_reported_parts(replace(reader, text=text))
     if is_printed: text = render(text, reader.notebook, template_names(reader, sections, profile))
     filled = replace_placeholders(text, replace_token)
     if is_printed: filled = re.sub(r"\[([^\[\]]*(?:\\\[[^\[\]]*\\\][^\[\]]*)?)\]\{\.number[^}]*\}",

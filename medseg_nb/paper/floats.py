@@ -193,12 +193,15 @@ LEAST_ROWS = 3  # of a table whose constant columns are said once
 
 def part_constant(cells: pd.DataFrame,  # as `format_cells` returns them
                   kept: Iterable[str] = (),  # heads of columns that stay
+                 caption: str = "",         # that the sentence follows
                  ) -> tuple[pd.DataFrame, str]:
-    "A table without the columns in which all rows say the same, and a sentence that says it"
+    "A table without the columns in which all rows say the same, and a sentence that says it, as far as a caption may"
     constant = [c for c in cells if c not in set(kept) and cells[c].nunique() == 1 and cells[c].iloc[0]]
     if len(cells) < LEAST_ROWS or len(constant) in (0, cells.shape[1]): return cells, ""
-    said = "; ".join(f"{c.replace('_', ' ')}: {cells[c].iloc[0]}" for c in constant)
-    return cells.drop(columns=constant), f" In all rows: {escape_markdown(said)}."
+    def sentence(heads): return "In all rows: " + "; ".join(f"{h.replace('_', ' ')}: {cells[h].iloc[0]}" for h in heads)
+    length = MAX_LINES * CAPTION_LINE - len(strip_spans(caption))
+    said = [c for k, c in enumerate(constant) if len(sentence(constant[:k + 1])) + 2 <= length]
+    return cells.drop(columns=said), f" {escape_markdown(sentence(said))}." if said else ""
 
 def name_columns(caption: str, columns: Iterable[str], section: str) -> str:
     "A caption that calls the columns as the head of the table does"
@@ -217,7 +220,7 @@ def print_float(section: PaperSection, kind: str, name: str, label: Label, profi
         frame = section.tables[name]
         numeric = [format_head(c, section.name) for c in (*frame.select_dtypes("number"), *facts["estimates"])]
         cells = format_cells(frame, facts["estimates"], section.name, SUPPLEMENT_DIGITS)
-        cells, constant = part_constant(cells, [format_head(e, section.name) for e in facts["estimates"]])
+        cells, constant = part_constant(cells, [format_head(e, section.name) for e in facts["estimates"]], title)
         check_width(cells, f"{section.name}/{name}.csv")
         body = markdown_table(cells, numeric, place, title + constant)
         if len(frame) > LONG_TABLE:
@@ -265,7 +268,7 @@ def print_article_float(section: PaperSection, kind: str, name: str, label: Labe
         frame = select_cells(section.tables[name], how, name)
         estimates = [e for e in facts["estimates"] if e in frame]
         cells = format_cells(frame, estimates, section.name)
-        cells, constant = part_constant(cells, [format_head(e, section.name) for e in estimates])
+        cells, constant = part_constant(cells, [format_head(e, section.name) for e in estimates], title)
         check_width(cells, f"{section.name}/{name}.csv")
         numeric = {format_head(c, section.name) for c in (*frame.select_dtypes("number"), *estimates)}
         title += constant

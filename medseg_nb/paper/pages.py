@@ -10,7 +10,6 @@ __all__ = ['CLAIMANTS', 'describe_split', 'write_data_set_page', 'format_metric'
 # %% ../../nbs/library/8_paper/16_pages.ipynb #2973c06b
 import json
 import re
-from collections.abc import Iterable
 
 import pandas as pd
 
@@ -22,7 +21,7 @@ from ..kit.keys import registered_names, source_path
 from .prose import read_prose
 from .readme import describe_profile, format_cells, tabulate
 from .reference import escape_comment, list_definitions, list_library
-from .words import count_noun, display_name, format_estimate
+from .words import count_noun, display_name
 
 # %% ../../nbs/library/8_paper/16_pages.ipynb #2aabffd9
 def describe_split(m: object  # manifest

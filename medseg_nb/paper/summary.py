@@ -5,26 +5,28 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'ON_GPU', 'INK', 'PAPER', 'SET_COLOR', 'STEPS', 'STEP_SIGNS', 'GAP', 'VERDICTS', 'STEP_TITLES',
            'ROLES', 'AUDITED', 'CLAIM_SIGNS', 'CLAIM_GAP', 'MAX_CLAIMS_HEIGHT', 'SCORES', 'WITHOUT_NETWORK', 'UNITS_OF',
-           'CONTROL', 'FIRST_STAGE', 'LONG_STAGE', 'GPU_STAGE', 'STAGE_MARKS', 'HYBRIDS', 'ALL_SETS', 'CUT',
+           'FIRST_STAGE', 'LONG_STAGE', 'GPU_STAGE', 'STAGE_MARKS', 'HYBRIDS', 'ALL_SETS', 'CUT', 'KINDS',
            'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'ARTICLE_FIGURES',
-           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
-           'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid', 'volume_controls',
-           'hybrid_differences', 'pooled_differences', 'draw_opponents', 'draw_forest', 'lowest_shown', 'draw_curves',
-           'describe_cost', 'map_panels', 'draw_maps', 'describe_reading', 'select_gpu_rows', 'tabulate_gpu',
-           'describe_gpu', 'planned_repeats', 'describe_recipe', 'describe_gpu_design', 'longer_settings',
-           'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents', 'compose_maps',
-           'compose_curves', 'draw_article_figures']
+           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'is_proxy', 'decided_claims', 'name_claim',
+           'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid',
+           'volume_controls', 'hybrid_differences', 'pooled_differences', 'draw_opponents', 'draw_forest',
+           'lowest_shown', 'color_models', 'draw_curves', 'map_panels', 'draw_maps', 'describe_reading',
+           'caption_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe',
+           'describe_gpu_design', 'longer_settings', 'describe_design', 'compose_overview', 'compose_decided',
+           'compose_opponents', 'compose_maps', 'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
-import json
 import math
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
+from ..evaluation.claims import load_quotes
+from ..evaluation.comparisons import CONTROL
 from ..evaluation.intervals import wilson_interval
 from ..kit.report import Estimate, set_theme, write_drawing
 from .prose import PaperSection
@@ -98,11 +100,16 @@ def add_roles(section: PaperSection, sections: list[PaperSection]) -> PaperSecti
         role=[describe_role(d, sections) for d in sets.dataset])))
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #0c913628
+def is_proxy(claim: str) -> bool:  # its id
+    "Whether what is tested of a source's sentence is something that would follow from it"
+    quotes = load_quotes()
+    return any(f"{claim}.".startswith(f"{id}.") for id in quotes.id[quotes.test == "proxy"])
+
 def decided_claims(judged: pd.DataFrame) -> pd.DataFrame:
     """Differences that were claimed and decided: those of the sources, or where none is, of the kit; not of real time,
-    which are milliseconds, or Dice within a margin, of many variants"""
+    which are milliseconds, or Dice within a margin, of many variants, and not of what only stands in for a claim"""
     is_decided = (judged.verdict.isin(["supported", "refuted"]) & (judged.claimed.astype(str) == "above 0")
-                  & ~judged.id.str.startswith("realtime"))
+                  & ~judged.id.str.startswith("realtime") & ~judged.id.map(is_proxy))
     decided = judged[is_decided & judged.measured_low.notna()]
     sources = decided[decided.claims_of == "sources"]
     return sources if len(sources) else decided
@@ -153,11 +160,10 @@ def draw_claims_of_unit(ax, decided: pd.DataFrame, unit: str) -> None:
 
 MAX_CLAIMS_HEIGHT = 9.2  # inches; with its caption a page holds no more
 SCORES = "Dice or a share (against readers: plus the margin)"
-WITHOUT_NETWORK = "Dice, U-Net minus a threshold or a constant mask"
+WITHOUT_NETWORK = "Dice, U-Net minus a threshold"
 # by how an id begins
-UNITS_OF = {"classical.": WITHOUT_NETWORK, "generalization.zero_shot.": WITHOUT_NETWORK,
-            "xai.above_standard.": "the gap of a map, or of the share of instances", "outcomes.": "AUC or concordance",
-            "synthesis.realism": "Fréchet distance"}
+UNITS_OF = {"classical.": WITHOUT_NETWORK,
+            "xai.above_standard.": "the gap of a map, or of the share of instances", "outcomes.": "AUC or concordance"}
 
 def unit_of_claim(claim: str) -> str:  # its id
     "What a claimed difference is one of"
@@ -179,7 +185,6 @@ def draw_claims(decided: pd.DataFrame):
     return fig
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #36b804eb
-CONTROL = "another seed (A/A)"
 FIRST_STAGE, LONG_STAGE, GPU_STAGE = ("first hybrid, benchmark's budget", "second hybrid, longer training",
                                       "second hybrid, on a GPU")
 STAGE_MARKS = {FIRST_STAGE: (SUPPORTED, "o"), LONG_STAGE: (REFUTED, "s"), GPU_STAGE: (ON_GPU, "D")}
@@ -264,18 +269,26 @@ def lowest_shown(budgets: pd.DataFrame) -> float:  # Dice, in tenths
     "Where the axis begins, so that the few lowest means do not press the others together"
     return max(0., math.floor(10 * budgets.dice.quantile(CUT)) / 10)
 
+KINDS = dict(unet="C0", unet_lite0="C0", hybrid="C1", strided8_window="C1", lite0_window="C1")  # as in *Readers*
+
+def color_models(models: Iterable[str]) -> dict[str, str]:  # color by model
+    "U-Nets in one color and hybrids in another, in every figure of networks; then the others in their order"
+    others = (f"C{k}" for k in range(2, 10))
+    return {m: KINDS.get(m) or next(others) for m in dict.fromkeys(models)}
+
 def draw_curves(budgets: pd.DataFrame):
     "Mean Dice with interval by budget, one panel a data set, one line a network and start"
     import matplotlib.pyplot as plt
     datasets, lines = list(dict.fromkeys(budgets.dataset)), list(dict.fromkeys(zip(budgets.model, budgets.start)))
+    colors = color_models(budgets.model)
     fig, axes = plt.subplots(1, len(datasets), figsize=(7.2, 3.3), sharey=True, squeeze=False, layout="constrained")
     for ax, dataset in zip(axes[0], datasets):
         for k, (model, start) in enumerate(lines):
             r = budgets[(budgets.dataset == dataset) & (budgets.model == model) & (budgets.start == start)]
-            x = r.budget_s * 1.045 ** (k - (len(lines) - 1) / 2)
+            x = r.budget_s * 1.08 ** (k - (len(lines) - 1) / 2)
             ends = [r.dice - r.dice_low.clip(0), r.dice_high.clip(upper=1) - r.dice]
             ax.errorbar(x, r.dice, ends,
-                        fmt="o-" if start == "random" else "s--", ms=3, lw=1, elinewidth=.7, color=f"C{k}",
+                        fmt="o-" if start == "random" else "s--", ms=3, lw=1, elinewidth=.6, color=colors[model],
                         label=display_name(model) + ("" if start == "random" else f" ({start})"))
         ticks = sorted(budgets.budget_s[budgets.dataset == dataset].unique())
         ax.set_title(display_name(dataset), fontsize=8)
@@ -286,16 +299,6 @@ def draw_curves(budgets: pd.DataFrame):
     axes[0][len(datasets) // 2].set_xlabel("planned training budget (seconds of one thread)", fontsize=7.5)
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return fig
-
-def describe_cost(reports: Path) -> str:
-    "What the longer training runs really took, as a sentence of a caption; nothing where it was not measured"
-    place = reports / "reached" / "measured.json"
-    values = json.loads(place.read_text(encoding="utf-8"))["values"] if place.is_file() else {}
-    seconds = [v for name, v in values.items() if "." in name]
-    if not seconds: return ""
-    return (f" With its checks a run of the longer training took {min(seconds):.0f} to {max(seconds):.0f} processor "
-            "seconds.")
-
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #bf6a4de8
 def map_panels(pointing: pd.DataFrame, faithfulness: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -334,9 +337,8 @@ DESIGN_CAPTION = ("What the benchmark and longer training compared. Folds are by
                   "network, and in parentheses those of U-Net where it was repeated as a control. Patients or other "
                   "units: tested over all folds that were run. Budget: planned seconds of one processor thread, or "
                   "steps of the optimizer on a GPU.")
-READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect; where the outcome "
-                   "differs between series, their shares. *Wrong*: a volume other than the one that was written. The "
-                   "last row has a defect that no header tells.")
+READING_CAPTION = ("What three ways of reading make of simulated series, by planted defect{shares}. *Wrong*: a volume "
+                   "other than the one that was written. The last row has a defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
                "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
                "the usual scale; only networks with all planned training runs, whose number stands in the head. "
@@ -352,6 +354,11 @@ def describe_reading(sections: list[PaperSection]) -> pd.DataFrame:
     cells = reading.assign(outcome=reading.apply(say, axis=1)).pivot(index="defect", columns="reader", values="outcome")
     order, readers = dict.fromkeys(reading.defect), dict.fromkeys(reading.reader)
     return cells.loc[[*order], [*readers]].rename_axis(columns=None).reset_index()
+
+def caption_reading(table: pd.DataFrame) -> str:  # as of `describe_reading`
+    "The caption of the table of readers, which explains shares where there are any"
+    has_shares = table.astype(str).apply(lambda cells: cells.str.contains("%")).any(axis=None)
+    return READING_CAPTION.format(shares="; where the outcome differs between series, their shares" * bool(has_shares))
 
 def select_gpu_rows(sections: list[PaperSection]) -> pd.DataFrame:  # none where there are none
     "Networks that were trained on a GPU at the usual scale, as often as is planned"
@@ -436,7 +443,8 @@ def compose_overview(sections: dict[str, PaperSection], reports: Path) -> tuple[
     "The steps of the study"
     if not list_steps([*sections.values()]): return None
     return (draw_overview([*sections.values()]),
-            "The parts of the study, each with its sections that have results here, and what they lead to.")
+            "The parts of the study, each with its sections, whose results stand here or in the supplement, and what "
+            "they lead to.")
 
 def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Claims that an interval decided"
@@ -451,7 +459,8 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
         "difference with its 95 % interval over patients and training runs, and n patients; its sign is turned where "
         "less is claimed. Right of zero: it supports the claim. Filled: remains at the five percent level after Holm's "
         "correction in its section; hollow: does not, or has no such test."
-        + f" Not shown: {count_noun(others, 'decided row')} on real time or on a named number." * (others > 0))
+        + f" Not shown: {count_noun(others, 'decided row')} on real time, on a named number or by a proxy."
+        * (others > 0))
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Hybrids against their opponents"
@@ -461,9 +470,9 @@ def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple
     return draw_opponents(rows), (
         "Dice of the hybrids minus that of each opponent at an equal planned budget"
         + is_pooled * ", or on a GPU with equally many images"
-        + f" ({_count_cases(rows[rows.dataset != ALL_SETS])}), with 95 % intervals. Hollow: U-Net against itself."
-        + is_pooled * " Means over sets are random effects; thin: where a further set is expected."
-        + describe_cost(reports))
+        + f" ({_count_cases(rows[rows.dataset != ALL_SETS])}), with 95 % intervals. Hollow: U-Net against itself"
+        + ", of volumes in *Ablations*" * ("ablations" in sections) + "."
+        + is_pooled * " Means over sets are random effects; thin: the interval for a further set.")
 
 def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Where maps of explanation point"

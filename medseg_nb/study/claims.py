@@ -16,8 +16,8 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 
-from ..evaluation.claims import (EXCEEDED, NOT_TESTABLE, ONE_TRAINING, NOT_COMPARABLE, WAITING, build_ledger,
-                                         load_quotes)
+from ..evaluation.claims import (EXCEEDED, NEARNESS, NOT_TESTABLE, ONE_TRAINING, NOT_COMPARABLE, WAITING,
+                                         build_ledger, load_quotes)
 from ..evaluation.comparisons import holm
 from ..evaluation.table_audit import ScoreBox, check_means, mean_scores
 
@@ -106,9 +106,10 @@ def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     tested = by_sentence.tested.agg(lambda found: "; ".join(dict.fromkeys(found)))
     remain = by_sentence.p_holm.agg(lambda p: int((p < .05).sum()))
     exceed = by_sentence.control.agg(lambda c: f"{(c == EXCEEDED).sum()} of {c.count()}" if c.count() else "–")
-    return counts.assign(kind=counts.sentence.map(kinds), tested=counts.sentence.map(tested),
-                         remain=counts.sentence.map(remain), exceed=counts.sentence.map(exceed))[
-        ["sentence", "kind", "tested", "supported", "refuted", "remain", "exceed", "undecided", "one_training"]]
+    test = by_sentence.test.agg(lambda found: max(found, key=NEARNESS.index))
+    columns = dict(kind=kinds, test=test, tested=tested, remain=remain, exceed=exceed)
+    return counts.assign(**{name: counts.sentence.map(column) for name, column in columns.items()})[
+        ["sentence", "kind", "test", "tested", "supported", "refuted", "remain", "exceed", "undecided", "one_training"]]
 
 
 # %% ../../nbs/study/26_claims.ipynb #c685d05c

@@ -119,14 +119,15 @@ def summarize_views(configs: Sequence[Config]) -> pd.DataFrame:
         steps=("steps", "first"), splits=("fold", "nunique"), images=("images", "sum"),
         kinds=("kinds", lambda k: len(set().union(*k))))
 
-def load_tool_rows(datasets: Sequence[str]) -> pd.DataFrame:  # empty where there are none
-    """Per-case rows of other tools' label maps, as of a network that was planned in steps; what a tool reached beyond
-    its least budget, which is ours, has a name of its own"""
+def load_tool_rows(datasets: Sequence[str],
+                   seconds: float,    # that our networks trained for
+                  ) -> pd.DataFrame:  # empty where there are none
+    """Per-case rows of other tools' label maps, as of a network that was planned in steps; what a tool reached in more
+    time than ours has a name of its own"""
     rows = load_peer_rows(datasets)
     if rows.empty: return rows
     rows = rows[rows.model.isin(TOOLS)]
-    is_longer = rows.budget_s > rows.groupby(["dataset", "model"]).budget_s.transform("min")
-    names = rows.model + np.where(is_longer, LONGER, "")
+    names = rows.model + np.where(rows.budget_s > seconds, LONGER, "")
     return rows.assign(model=names, method=names).drop(columns="budget_s")
 
 def count_tool_images(rows: pd.DataFrame) -> pd.DataFrame:  # as `summarize_views` returns them

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAUSE_PHANTOMS', 'N_TRAININGS', 'reason_not_applicable', 'REGION_METHODS', 'PIXEL_METHODS', 'SHOWN_CASES',
            'PERTURBATIONS', 'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs', 'list_runs',
-           'select_region_methods', 'deal_cases', 'score_counterfactual', 'score_causes', 'top_pixels', 'random_pixels',
+           'select_region_methods', 'score_counterfactual', 'score_causes', 'top_pixels', 'random_pixels',
            'score_tipping_sets', 'instance_segmenter', 'pick_instance', 'explain_run', 'explanation_code_key',
            'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes', 'summarize_pointing',
            'summarize_faithfulness', 'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals',
@@ -36,8 +36,7 @@ from ..methods.attribution import (RATE_DRAWS, AttributionQuery, Target, chance,
                                            tipping_sets)
 from ..methods.case_pictures import attribute_pictures
 from ..methods.explanation_scores import (AGAIN, BLOCKS_PER_SIDE, STABILITY_NOISE, build_untrained_network,
-                                                  load_single_threaded_network, mark_box, score_maps,
-                                                  select_explained_cases)
+                                                  deal_positions, load_single_threaded_network, mark_box, score_maps)
 from ..methods.perturbation import gradient_shap, kernel_shap, rise
 from ..methods.shortcut_runs import summarize_alarms, summarize_planted, summarize_suspects
 from ..evaluation.claims import judge_claim
@@ -84,20 +83,6 @@ REGION_METHODS = dict(quadtree=quadtree, occlusion=occlusion,
 def select_region_methods(profile: str) -> dict[str, Callable]:
     "Methods for regions; in profile `own` a user's too"
     return REGION_METHODS | user_explanation_methods(profile) | {AGAIN: chance}
-
-def deal_cases(configs: Sequence[Config],
-               max_patients: int,         # of a data set
-               max_images: int,           # of a data set whose instances are explained
-              ) -> list[list[int]]:       # of each run, positions
-    "The cases that each run explains: alike many, and others where runs of a data set have the same test patients"
-    dealt = []
-    for config in configs:
-        runs = [c for c in configs if c.dataset == config.dataset]
-        rivals = [c for c in runs if c.fold == config.fold]
-        most = max_images if holds_instances(config.dataset) else max_patients
-        share = -(-most // len(runs))
-        dealt.append(select_explained_cases(config, share * len(rivals))[rivals.index(config)::len(rivals)])
-    return dealt
 
 # %% ../../nbs/study/17_xai.ipynb #2870aced
 def score_counterfactual(names: dict, net, image: np.ndarray, goal: Target, box: np.ndarray | None) -> dict:
@@ -341,14 +326,15 @@ def list_xai_claims(differences: pd.DataFrame, pointing: pd.DataFrame, randomise
 def plot_event_rates(interventions: pd.DataFrame):
     "Rate of each event by how the pixels were named"
     import matplotlib.pyplot as plt
-    names = [*product(interventions.dataset.unique(), interventions.event.unique())]
-    n_columns = interventions.event.nunique()
-    fig, axes = plt.subplots(len(names) // n_columns, n_columns, sharey=True, squeeze=False,
-                             figsize=(1.8 * n_columns + 1, 1.7 * len(names) // n_columns))
-    for ax, (dataset, event) in zip(axes.flat, names):
+    datasets, events = interventions.dataset.unique(), interventions.event.unique()
+    fig, axes = plt.subplots(len(datasets), len(events), sharex=True, sharey=True, squeeze=False, layout="constrained",
+                             figsize=(1.8 * len(events) + 1, 1.6 * len(datasets) + .3))
+    for ax, (dataset, event) in zip(axes.flat, product(datasets, events)):
         r = interventions[(interventions.dataset == dataset) & (interventions.event == event)][::-1]
-        ax.errorbar(r.rate, r.method, xerr=[r.rate - r.rate_low, r.rate_high - r.rate], fmt="o", capsize=2, ms=4)
+        low, high = r.rate_low.clip(lower=0), r.rate_high.clip(upper=1)
+        ax.errorbar(r.rate, r.method, xerr=[r.rate - low, high - r.rate], fmt="o", capsize=2, ms=4)
         ax.set(xlim=(-.05, 1.05)); ax.set_title(f"{dataset}\nthe instance {event}", fontsize=7)
+    for ax in axes[-1]: ax.set_xlabel("rate of the event", fontsize=8)
     return fig
 
 # %% ../../nbs/study/17_xai.ipynb #1a7eb2d4
@@ -368,7 +354,7 @@ def plot_explanation_maps(examples: Sequence[tuple]):
             if box is not None: ax.contour(box, [.5], colors="tab:orange", linewidths=.7)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-    for ax, name in zip(axes[0][1:], PLOTTED_METHODS): ax.set_title(name.replace("_", " "), fontsize=7)
+    for ax, name in zip(axes[0][1:], PLOTTED_METHODS): ax.set_title(name, fontsize=7)
     return fig
 
 # %% ../../nbs/study/17_xai.ipynb #5c027bbe
@@ -379,9 +365,11 @@ def plot_tipping_sets(examples: Sequence[tuple]):
     # the one that can be tipped in most ways
     group, image, number, tipping_pixels = max(examples, key=lambda s: len(s[3]))
     ids = group(image[None])[0]
-    fig, axes = plt.subplots(2, 1 + len(tipping_pixels), figsize=(1.9 * (1 + len(tipping_pixels)), 3.9), squeeze=False)
     rows, columns = (np.flatnonzero((ids == number).any(k)) for k in (1, 0))
     window = tuple(slice(max(0, places[0] - 8), places[-1] + 9) for places in (rows, columns))
+    n_columns, (height, width) = 1 + len(tipping_pixels), ids[window].shape
+    fig, axes = plt.subplots(2, n_columns, squeeze=False, layout="constrained",
+                             figsize=(1.6 * n_columns, 3.2 * height / width + .3))
     for k, (tip, pixels) in enumerate([(None, np.zeros(ids.shape, bool)), *tipping_pixels]):
         edited_image = image if tip is None else tip.apply(image, pixels, None)
         edited_ids = group(edited_image[None])[0]

@@ -174,6 +174,7 @@ class HeadsPlan(Entry):
     settings: Settings            # instead of the usual ones of these networks
     steps: dict[str, int]         # of each network
     splits: dict[str, list[int]]  # of each network: folds by image first, then fluorescence alone, then kinds left out
+    seconds: float = np.inf       # of a thread on which U-Net's steps take as long, in which other tools are counted
 
 class InstancesPlan(Control):
     "Networks that tell instances apart"

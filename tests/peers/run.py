@@ -31,7 +31,6 @@ from medseg_nb.methods.instance_heads import (list_head_runs, load_pictures, sco
                                               training_and_tuning)
 from medseg_nb.training.training import Config, score_predictions, train
 
-HEADS_THROUGHPUT = 16  # training images a second that define a second of those peers that find objects
 SHORTEST = 240         # images of the shorter run by which their throughput is measured
 SIZE = 128  # rows and columns of what a peer is given, except where a study has chosen a finer grid
 STUDIES = load_plan("cpu").sections.peers.studies
@@ -118,7 +117,7 @@ def about(place: Path) -> dict: return json.loads((place / "about.json").read_te
 
 
 def measure_instances(python: Path, peer: str, dataset: str, settings: dict, work: Path) -> float:
-    "As `measure`, for a thread on which the kit's U-Net with maps of instances trains on HEADS_THROUGHPUT images"
+    "As `measure`, for a thread on which the kit's U-Net with maps of instances takes as long as nbs/plans.yaml says"
     def theirs(images):
         now = settings | dict(throughput=1, levels=[images], seed=0)
         place = export_instances(work / f"measured{images}", dataset, now)
@@ -132,7 +131,8 @@ def measure_instances(python: Path, peer: str, dataset: str, settings: dict, wor
     ours(1)
     (images, seconds), (own, time_of_own) = theirs(2 * SHORTEST) - theirs(SHORTEST), ours(43) - ours(3)
     print(f"{peer} {images / seconds:.2f}, U-Net with maps {own / time_of_own:.2f} images a second")
-    return images / seconds * HEADS_THROUGHPUT / (own / time_of_own)
+    heads, batch = load_plan("cpu").sections.instances.heads, head_runs(dataset)[0].batch
+    return images / seconds * heads.steps["unet"] * batch / heads.seconds / (own / time_of_own)
 
 
 def measure(python: Path, peer: str, dataset: str, settings: dict, work: Path) -> float:  # images a second
