@@ -10,20 +10,21 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'models_examples', 'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom',
            'serve_page', 'serve_readers', 'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list',
            'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
-           'refused', 'main']
+           'refused', 'name_nearest', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
 import re
 import sys
 import time
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 import medseg_nb
-from .kit.core import InputError, MedsegError, to_one_line, convert_os_error, to_json
+from .kit.core import InputError, MedsegError, to_one_line, convert_os_error, manifest_folders, to_json
 from .kit.workspace import enter_workspace, missing_package_error, require_extra, require_workspace
 
 # %% ../nbs/library/99_cli.ipynb #7d9f79d2
@@ -161,12 +162,14 @@ def study(id: str,
           minutes: Annotated[float, typer.Option(help="that it may take; more bring folds, networks, seeds")] = 60,
           start: Annotated[Optional[str], typer.Option("--from", help="model that one more network starts from: a "
                                                                       "shipped one, such as nuclei, or a run")] = None,
-          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once")] = None,
+          jobs: Annotated[Optional[int], typer.Option("-j", min=1, help="training processes at once; as many as cores "
+                                                      "and memory allow if left out")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, and stop")] = False):
     "Plan and carry out a study of your data set; called again, it goes on where it was."
-    workers = jobs or min(2, os.cpu_count())
-    _prepare(workers)
     from medseg_nb.kit.core import folder, manifest_folder
+    from medseg_nb.kit.doctor import count_workers
+    workers = jobs or count_workers()
+    _prepare(workers)
     from medseg_nb.training.study_plan import lock_study, prepare_study
     if not 0 < minutes < float("inf"): raise typer.BadParameter("give a number above 0", param_hint="--minutes")
     manifest_folder(id)  # known, or an error
@@ -261,10 +264,9 @@ def data_list(as_json: Json = False):
 @data_app.command("show", epilog="Example: medseg data show skin_isic2017")
 def data_show(id: str, as_json: Json = False):
     "The facts of one data set."
-    import yaml
-    from medseg_nb.data.manifest import load_manifest
+    from medseg_nb.data.manifest import describe_manifest, load_manifest
     facts = load_manifest(id).model_dump(mode="json", exclude_defaults=True)
-    say(facts, as_json, [yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip()])
+    say(facts, as_json, [] if as_json else describe_manifest(id))
 
 @data_app.command("fetch", epilog="Example: medseg data fetch nuclei_dsb2018")
 def data_fetch(id: str):
@@ -289,10 +291,10 @@ def data_verify(id: str):
     from medseg_nb.kit.core import progress
     from medseg_nb.data.manifest import load_cases, load_manifest, verify_files
     from medseg_nb.images.files import check_pair
-    from medseg_nb.data.splits import check_content, load_split
+    from medseg_nb.data.splits import check_content, describe_missing_labels, load_split
     try:
         files, set_cases = verify_files(id), load_cases(id)
-        load_split(id)
+        n_folds = len(load_split(id)["folds"])
         for c in progress(set_cases, f"read {id}"):
             if c.images: check_pair(c.image(), c.semantic_mask().shape, str(c.mask_path))
         check_content(id)
@@ -300,6 +302,7 @@ def data_verify(id: str):
         if load_manifest(id).root is None: raise
         raise InputError(e.subject, e.fault, f"bring the file back, or add the folder anew: medseg data remove {id}, "
                          "then medseg data add") from None  # nobody can fetch a set of one's own
+    for line in describe_missing_labels(id, range(n_folds)): print(f"{id}: {line}", file=sys.stderr)
     print(f"{id}: {files} files and {len(set_cases)} cases are as the manifest says")
 
 @data_app.command("croissant", epilog="Example: medseg data croissant phantom_skin")
@@ -538,8 +541,8 @@ def export(model: Annotated[str, typer.Argument(help="name of a shipped model, n
         raise InputError("--whole", "is written in full precision", "leave out --int8 and --prune")
     from medseg_nb.deployment.export import export_run, format_export_report
     from medseg_nb.training.shipped_models import list_shipped_models
-    from medseg_nb.training.training import resolve_run
-    key = model if model in list_shipped_models() else resolve_run(model)
+    from medseg_nb.training.training import refuse_ensemble, resolve_run
+    key = model if model in list_shipped_models() else resolve_run(refuse_ensemble(model))
     if whole:
         from medseg_nb.deployment.graph import export_whole
         lines = export_whole(key, to, out)
@@ -579,19 +582,37 @@ def risk(patient: Annotated[Path, typer.Argument(help="CSV of one row, with the 
     if out: write(out, statement_page(statement, lines, image, mask))
     say(statement, as_json, lines)
 
+def _print_shortcuts(model: str, data: str | None, out: Path | None) -> None:
+    from medseg_nb.deployment.shortcut_report import format_report, report_model_shortcuts
+    def announce(line): print(line, file=sys.stderr, flush=True)
+    report = report_model_shortcuts(model, data, out, announce)
+    for line in format_report(report): print(line)
+    if out: print(" and ".join(report[k] for k in ("picture", "numbers") if k in report))
+
 @app.command(epilog="Example: medseg explain 0123456789abcdef scan.png --target class:1 --out why")
 def explain(
     model: Annotated[str, typer.Argument(help="name of a shipped model, or key of a run")],
-    image: Annotated[Path, typer.Argument(help="one image")],
-    target: Annotated[str, typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N, boundary:N, "
-                                        "contrast:N,M or instance:N")],
-    out: Annotated[Path, typer.Option(help="folder for the picture and the numbers")],
+    image: Annotated[Optional[Path], typer.Argument(help="one image; none with --shortcuts")] = None,
+    target: Annotated[Optional[str], typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N, "
+                                                  "boundary:N, contrast:N,M or instance:N")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="folder for the picture and the numbers")] = None,
     method: Annotated[
         Optional[str],
         typer.Option(help="explanation method; quadtree, or tipping for an instance, if left out")] = None,
+    shortcuts: Annotated[bool, typer.Option("--shortcuts", help="look instead, in test images of the model's fold, for "
+                                            "what recurs beside the regions and moves the answer")] = False,
+    data: Annotated[Optional[str], typer.Option(help="with --shortcuts: data set of the test images; the model's own "
+                                                "if left out")] = None,
     plugins: Plugins = None):
-    "Say what in an image made a model answer as it did; research use only."
+    "Say what in an image made a model answer as it did, or which shortcuts it is suspected of; research use only."
     plug(plugins)
+    if shortcuts:
+        of_one_image = {"IMAGE": image, "--target": target, "--method": method}
+        _refuse(of_one_image, "--shortcuts looks at test images of the whole fold")
+        return _print_shortcuts(model, data, out)
+    _refuse({"--data": data}, "goes with --shortcuts; one image is explained without its data set")
+    if not (image and target and out):
+        raise typer.BadParameter("give all three, or --shortcuts", param_hint="IMAGE, --target and --out")
     from medseg_nb.deployment.explain import explain_file
     result = explain_file(model, image, target, out, method)
     print(f"{result['picture']} and {result['numbers']}; research use only")
@@ -848,6 +869,12 @@ def refused(e: Exception) -> MedsegError | None:  # None for a fault of the kit
     match = re.fullmatch("Symlink loop from (.*)", str(e), re.S)
     return InputError(match[1], "is a link that leads to itself", "name another file") if match else None
 
+def name_nearest(e: MedsegError) -> MedsegError:
+    "An error that names the nearest data set instead of all, where one is near"
+    if e.fault != "unknown data set": return e
+    nearest = get_close_matches(e.subject.lower(), manifest_folders(), 1)
+    return InputError(e.subject, e.fault, f"did you mean {nearest[0]}? medseg data list lists all") if nearest else e
+
 def main() -> None:
     "Entry point of `medseg`: errors of the kit become one line and an exit code"
     enter_workspace()
@@ -864,7 +891,7 @@ def main() -> None:
     except (MedsegError, OSError, RuntimeError, ModuleNotFoundError) as e:
         error = e if isinstance(e, MedsegError) else refused(e)
         if error is None: raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_nearest(error)}", file=sys.stderr)
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
         print("error: interrupted; finished work is kept; call again to go on", file=sys.stderr)

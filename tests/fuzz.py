@@ -154,7 +154,8 @@ BASE = {  # calls that are sound but for what is put in; {n} is new in each; wha
 NOWHERE = ["--bind", "127.0.0.300"]  # no address: a server that finds nothing else wrong ends here
 FURTHER = {  # calls that judge a parameter which the ones above are refused before
     ("explain", "method"): ["{key}", "one.png", "--target", "class:1", "--out", "why"],
-    ("explain", "out"): ["{key}", "one.png", "--target", "class:1"], ("paper", "executor"): [], ("paper", "only"): [],
+    ("explain", "out"): ["{key}", "one.png", "--target", "class:1"], ("explain", "data"): ["{key}", "--shortcuts"],
+    ("paper", "executor"): [], ("paper", "only"): [],
     ("paper", "jobs"): ["--only", "nosuch"], ("paper", "data"): ["--only", "nosuch"],
     **{("train", name): ["--missing"] for name in ("limit", "jobs", "profile")}, ("export", "out"): ["{key}"],
     ("export", "prune"): ["{key}", "--out", "exports/{n}"], ("data add", "settings"): [*BASE["data add"], "--yes"],

@@ -242,7 +242,15 @@ def test_refused_by_a_process_of_its_own(fresh, name):
 
 def test_whole_set_passes(tiny_data):
     done = tiny_data.project.call("data", "verify", "tiny")
+    assert done.returncode == 0 and "6 cases" in done.stdout and "missing from" not in done.stderr
+
+
+def test_a_label_that_nobody_shows_is_named(tiny_data):
+    tiny_data.declare(labels=dict(background=0, lesion=1, rare=2))
+    done = tiny_data.project.call("data", "verify", "tiny")
     assert done.returncode == 0 and "6 cases" in done.stdout
+    where = "the test patients of folds 0, 1 and from the training patients of folds 0, 1"
+    assert f"tiny: label rare is missing from {where}" in done.stderr
 
 
 ONE = ["train", "--data", "phantom_skin", "--model", "unet"]

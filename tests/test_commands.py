@@ -93,7 +93,7 @@ def test_data_list(tiny_data):
 def test_data_show(tiny_data):
     facts = json.loads(tiny_data.project.call("data", "show", "tiny", "--json").stdout)
     assert facts["labels"] == dict(background=0, lesion=1) and facts["licence"]["name"] == "Apache-2.0"
-    assert "licence" in tiny_data.project.call("data", "show", "tiny").stdout
+    assert "license   Apache-2.0 (verified)" in tiny_data.project.call("data", "show", "tiny").stdout.splitlines()
 
 
 def test_fetch_of_a_set_that_must_be_asked_for(fresh):
@@ -178,6 +178,34 @@ def test_explain_refuses_a_target(trained, scans, target, fault):
     done = trained.call("explain", trained.key, next((scans / "scans").glob("*.png")),
                         "--target", target, "--out", scans / "why")
     assert refused(done, target, fault) and not (scans / "why").exists()
+
+
+def test_suspected_shortcuts(trained, tmp_path):
+    words = ("explain", trained.key[:6], "--shortcuts", "--data", "phantom_skin", "--out")
+    first, again = (trained.call(*words, tmp_path / name) for name in ("a", "b"))
+    assert first.returncode == 0 and "s here" in first.stderr and "research use only" in first.stdout, first.stderr
+    assert "no proof of a shortcut" in first.stdout and first.stdout.splitlines()[:2] == again.stdout.splitlines()[:2]
+    stored = [(tmp_path / name / "phantom_skin.shortcuts.json").read_bytes() for name in ("a", "b")]
+    told = json.loads(stored[0])
+    assert told["searched"] + told["tested"] <= told["test_images"] and stored[0] == stored[1]
+    assert sum(line.endswith(("FLAGGED", "no")) for line in first.stdout.splitlines()) == len(told["suspects"])
+    assert (tmp_path / "a" / "phantom_skin.shortcuts.png").is_file() == bool(told["suspects"])
+
+
+@pytest.mark.parametrize("words, fault",
+                         [(["one.png"], "the whole fold"), (["--target", "class:1"], "the whole fold"),
+                          (["--method", "rise"], "the whole fold"), (["--data", "nosuch"], "unknown data set")])
+def test_suspected_shortcuts_refuse(trained, tmp_path, words, fault):
+    done = trained.call("explain", trained.key, "--shortcuts", *words, "--out", tmp_path / "why")
+    assert done.returncode == 2 and fault in done.stderr and not (tmp_path / "why").exists(), done.stderr
+
+
+def test_explain_asks_for_what_is_missing(trained, tmp_path):
+    for words in ((), ("one.png",), ("one.png", "--target", "class:1"), ("--target", "class:1", "--out", tmp_path)):
+        done = trained.call("explain", trained.key, *words)
+        assert done.returncode == 2 and "give all three, or --shortcuts" in done.stderr, (words, done.stderr)
+    done = trained.call("explain", trained.key, "one.png", "--data", "phantom_skin")
+    assert done.returncode == 2 and "goes with --shortcuts" in done.stderr, done.stderr
 
 
 def test_evaluate_names_the_unit_of_a_distance(trained, scans):

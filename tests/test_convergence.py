@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -181,5 +182,7 @@ def test_published_runs_are_those_of_the_plan():
         assert (set(rows[rows.track == "budget"].budget) == budgets
                 and set(rows.track) == {"reached"} | ({"budget"} if budgets else set()))
     if not found: pytest.skip("no run of nbs/plans.yaml is committed yet")
-    planned = {c.key for _, c in convergence_runs.all_runs(plan)}
+    stages = [convergence_runs.resolve_designs(plan, stage) for stage in plan.stages]
+    of_stages = [(convergence_runs.stage_rate_runs(plan, s), convergence_runs.main_runs(plan, s)) for s in stages]
+    planned = {c.key for c in chain(convergence_runs.search_runs(plan), *chain.from_iterable(of_stages))}
     assert set(found) <= planned

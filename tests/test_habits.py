@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PLAIN, REPO
+from conftest import PLAIN, REPO, refused
 from test_own_study import draw_squares
 
 BLOCKED = "import sys; sys.modules['torch'] = None; from medseg_nb.cli import main; main()"  # an import of torch fails
@@ -60,12 +60,36 @@ def test_an_interrupted_command_says_that_finished_work_is_kept(own_set):
     assert done.returncode == 130 and done.stderr.splitlines()[-1].startswith("error: interrupted; "), done.stderr
 
 
+def test_a_set_is_shown_on_one_screen(own_set):
+    project, place = own_set
+    done = project.call("data", "show", "mine")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) <= 25 and max(map(len, lines)) <= 200, done.stdout
+    shown = {line[:10].strip(): line[10:] for line in lines[1:]}
+    assert shown["holds"] == "60 cases of 30 patients" and shown["split"] == "5 folds by patient: train 24, test 6"
+    assert shown["images"].startswith("64×64 (8 were read), unknown spacing") and shown["files"] == str(place)
+    assert "guessed   patient: " in done.stdout and shown["manifest"].endswith("mine/dataset.yaml")
+    assert json.loads(project.call("data", "show", "mine", "--json").stdout)["mask"]["column"] == "mask"
+    shutil.rmtree(place)
+    assert "holds     not on this machine" in project.call("data", "show", "mine").stdout
+
+
 @pytest.mark.parametrize("words, nearest", [
     (["stduy"], "Did you mean 'study'?"), (["data", "convret"], "Did you mean 'convert'?"),
     (["paper", "--profle"], "Possible options: --profile")])
 def test_what_is_misspelt_is_answered_with_the_nearest(fresh, words, nearest):
     done = fresh.call(*words)
     assert done.returncode == 2 and nearest in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ("data", "show"), ("data", "audit"), ("study",), ("train", "--model", "unet", "--data")])
+def test_a_misspelt_data_set_is_answered_with_the_nearest(fresh, words):
+    for id in ("phantom_skn", "Phantom_Skin"):
+        done = fresh.call(*words, id)
+        assert refused(done, id, "unknown data set")
+        assert done.stderr.endswith("; did you mean phantom_skin? medseg data list lists all\n"), done.stderr
+    assert fresh.call(*words, "zebra").stderr.endswith("; choose one of: phantom_skin\n"), "nothing is near"
 
 
 def test_the_beginning_of_a_key_is_a_key(trained, tmp_path):
@@ -77,6 +101,19 @@ def test_the_beginning_of_a_key_is_a_key(trained, tmp_path):
                   ("bench", unknown), ("serve", "app", unknown), ("export", unknown, "--out", tmp_path / "e")):
         done = trained.call(*words)
         assert done.returncode == 2 and "there is no such run" in done.stderr, (words, done.stderr)
+
+
+@pytest.mark.parametrize("words", [
+    ("export", "mine/ensemble", "--out", "e"), ("bench", "mine/ensemble"), ("dossier", "mine/ensemble", "--out", "d"),
+    ("explain", "mine/ensemble", "x.png", "--target", "class:1", "--out", "w"),
+    ("study", "phantom_skin", "--from", "mine/ensemble")], ids=lambda words: words[0])
+def test_an_ensemble_is_refused_where_one_network_is_needed(fresh, words):
+    (fresh.root / "own").mkdir()
+    names = {"mine/best": "0" * 16, "mine/ensemble": "+".join(["0" * 16, "1" * 16])}
+    (fresh.root / "own" / "models.json").write_text(json.dumps(names))
+    done = fresh.call(*words)
+    assert refused(done, "mine/ensemble", "is an ensemble of 2 networks, which cannot be exported, explained")
+    assert done.stderr.endswith("; name mine/best\n"), done.stderr
 
 
 def test_core_commands_need_no_torch(own_set, tmp_path):

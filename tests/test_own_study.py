@@ -10,13 +10,17 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pikepdf
 import pytest
 import scipy.ndimage
 from conftest import REPO, Project, read_table
 from filelock import FileLock
 from PIL import Image
 
+from medseg_nb.paper.article import MAX_PAGES, running_text
+
 PATIENTS = 30
+LEAST_PAGES = 3  # of a report with all of its parts
 
 
 def copy_sections(place: Path) -> Project:
@@ -148,6 +152,11 @@ def test_a_study_goes_from_a_folder_to_a_named_model(planned):
     assert "phantom" not in page.lower() and "ISIC" not in page, "nothing of the kit's own data"
     assert "At another hospital" in page and "hospital 2" in page and "says nothing about another hospital" not in page
     assert "Patients are unknown here" not in page and "warning" not in done.stderr
+    text = " ".join(running_text(page).split())
+    assert "Instances: squares holds classes and no instances." in text, "why a section was left out"
+    assert "Readers: squares has the outlines of one reader." in text and "Not executed for this report: Prep" in text
+    assert "bits of a stored value, spacing" in page, "sizes of the images"
+    with pikepdf.open(report / "article.pdf") as pdf: assert LEAST_PAGES <= len(pdf.pages) <= MAX_PAGES["own"]
     printed = (report / "supplement.html").read_text(encoding="utf-8").partition("<body")[2].partition("<script")[0]
     assert not re.search("phantom|ISIC|the source reports", printed) and printed.count("<img") > 8
     assert "<tbody></tbody>" not in re.sub(r"\s", "", printed), "no table without a row"
@@ -226,6 +235,42 @@ def test_volumes_have_a_study_of_their_own(whole):
     assert written.shape == (22, 18, 14) and np.allclose(written.affine, np.diag([1, 1, 2, 1]))
     sizes = (whole.root / "answers" / "predict.csv").read_text().splitlines()[0]
     assert sizes == "file,status,reason,foreground,label_1_mm3,label_2_mm3"
+
+
+@pytest.fixture
+def timed(monkeypatch) -> None:
+    "Networks are taken to be as fast as they were measured once"
+    speeds = dict(unet=50., residual_unet=60., unet_lite0=20., fcn=90.)
+    monkeypatch.setattr("medseg_nb.training.study_plan.measure_study_throughput", lambda *_: speeds)
+
+
+def test_a_plan_names_the_folds_without_a_class(whole, timed):
+    "Of three labels only one patient shows the third"
+    place = whole.root.parent / "rare"
+    draw_squares(place)
+    for path in (place / "masks").iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:2] = 2
+        if path.name == "p07_1.png": mask[-2:] = 3
+        Image.fromarray(mask).save(path)
+    assert whole.call("data", "add", str(place), "--id", "rare", "--yes").returncode == 0
+    dry = whole.call("study", "rare", "--minutes", "13", "-j", "2", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    line, = [line for line in dry.stdout.splitlines() if line.startswith("label ")]
+    split = json.loads((whole.root / "own" / "data" / "rare" / "splits.json").read_text(encoding="utf-8"))["folds"]
+    fold, = [k for k, f in enumerate(split) if "p07" in f["test"]]
+    others = ", ".join(str(k) for k in range(len(split)) if k != fold)
+    assert len(split) == 5 and line.endswith(f" is missing from the test patients of folds {others} and from the "
+                                             f"training patients of fold {fold}"), line
+
+
+def test_a_refused_study_leaves_nothing(whole):
+    add_squares(whole)
+    before = set(whole.root.rglob("*"))
+    done = whole.call("study", "squares", "--minutes", "1", "--dry-run")
+    assert done.returncode == 2 and "cannot hold one fold" in done.stderr
+    left = {p.relative_to(whole.root).parts[0] for p in set(whole.root.rglob("*")) - before}
+    assert left <= {"runs", "cache"}, left
 
 
 @pytest.mark.parametrize("words, fault", {

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from medseg_nb.images.files import Image
 from medseg_nb.kit.core import InputError, rng
-from medseg_nb.methods.radiomics import FAMILIES, family, feature_stability, radiomics, radiomics_table
+from medseg_nb.methods.radiomics import FAMILIES, family, feature_stability, radiomics
 
 if "mirp" in os.environ.get("MEDSEG_REQUIRE",
                             "").lower().split(","): import mirp  # noqa: F401 (fails where it is absent)
@@ -116,9 +116,9 @@ def test_stability_between_two_masks():
         distance = np.sqrt(((np.indices(noise.shape) - 10) ** 2).sum(0))
         for who, shrink in (("reader", 0), ("model", 1)):
             cases[who][f"p{k}"] = Image(noise, (1., 1., 1.)), distance < size - shrink
-    tables = [radiomics_table(c) for c in cases.values()]
+    tables = [pd.DataFrame({name: radiomics(*c, name) for name, c in masked.items()}).T for masked in cases.values()]
     table = feature_stability(*tables).set_index("feature")
     assert tables[0].shape == (6, 98) and tables[0].notna().all(axis=None)
     assert table.concordance["stat_mean"] > .99 > table.concordance["morph_vol_approx"]
     with pytest.raises(InputError, match="^p9: has an empty mask"):
-        radiomics_table({"p9": (Image(np.ones((4, 4, 4)), (1., 1., 1.)), np.zeros((4, 4, 4)))})
+        radiomics(Image(np.ones((4, 4, 4)), (1., 1., 1.)), np.zeros((4, 4, 4)), "p9")

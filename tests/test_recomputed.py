@@ -174,7 +174,7 @@ WHICH = {  # tables of means, by the rows that they are of
     "kind == 'share'": "data.prevalence",
     "condition == 'known'": "fusion.scores",
     "condition == 'sequences' and seed < 10": "fusion.sequences",
-    "seed == 0": "instances.scores",
+    "seed == 0": "instances.scores instances.recognition",
     "part == 'generator'": "synthesis.heeded",
     "part == 'segmentation'": "synthesis.scores",
     "part == 'cause'": "xai.causes explained_networks.causes",

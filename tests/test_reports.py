@@ -282,7 +282,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     ("claims", "judged"): summarize_judged,
     **summaries(combinations, "gains", "choices", "scores"),
     **summaries(hybrid, "scores", "comparisons", "complexity"),
-    **summaries(instances, "scores", "comparisons", "kinds", "counts"),
+    **summaries(instances, "scores", "recognition", "comparisons", "kinds", "counts"),
     **summaries(realtime, "variants"),
     ("realtime", "differences"): speed.compare_variants,
     **summaries(errors, "sizes", "small", "leads", "shapes", "boundary", "bands", "artefacts", "strength", "subgroups",

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RelativePath', 'NonEmptyName', 'FiniteNumber', 'Template', 'GENERATOR_BOOKKEEPING', 'CONVERTED_FOLDER',
            'ARCHIVE_SUFFIXES', 'MAX_UNPACKED_BYTES', 'MAX_UNPACKED_RATIO', 'BOOLEAN_WORDS', 'MISSING_VALUES',
-           'StrictModel', 'License', 'Generator', 'ImageFiles', 'MaskFile', 'IdRule', 'ImageGroup', 'SamePatient',
-           'KnownDuplicate', 'MetadataColumn', 'FileEntry', 'SplitRule', 'Manifest', 'load_manifest', 'list_datasets',
-           'strip_module', 'section_data_key', 'data_key', 'Fold', 'FrozenSplit', 'load_frozen_split', 'content_key',
-           'locate_dataset', 'base_folder', 'ensure_dataset', 'generate_phantoms', 'unpack_archive', 'archive_stem',
-           'fetch_dataset', 'list_files', 'hash_files', 'verify_files', 'read_table', 'Case', 'case_image',
-           'case_reader_masks', 'case_mask', 'case_semantic_mask', 'extract_id', 'read_field', 'load_cases',
-           'content_hash']
+           'MAX_SIZED_IMAGES', 'MAX_SHOWN_GUESSES', 'SHOWN_WIDTH', 'StrictModel', 'License', 'Generator', 'ImageFiles',
+           'MaskFile', 'IdRule', 'ImageGroup', 'SamePatient', 'KnownDuplicate', 'MetadataColumn', 'FileEntry',
+           'SplitRule', 'Manifest', 'load_manifest', 'list_datasets', 'strip_module', 'section_data_key', 'data_key',
+           'Fold', 'FrozenSplit', 'load_frozen_split', 'content_key', 'locate_dataset', 'base_folder', 'ensure_dataset',
+           'generate_phantoms', 'unpack_archive', 'archive_stem', 'fetch_dataset', 'list_files', 'hash_files',
+           'verify_files', 'read_table', 'Case', 'case_image', 'case_reader_masks', 'case_mask', 'case_semantic_mask',
+           'extract_id', 'read_field', 'load_cases', 'content_hash', 'describe_manifest']
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #138d6c56
 import contextlib
@@ -27,11 +27,13 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import textwrap
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -41,7 +43,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..kit.core import (InputError, MedsegError, ResourceError, data_folders, digest, folder, manifest_folder,
                                 manifest_folders, read_json, read_text, read_yaml, convert_os_error, replace_folder,
-                                sha256, translate_write_errors)
+                                sha256, to_one_line, translate_write_errors)
 from ..images.files import (Encoding, Image, check_labels, check_pair, consensus_mask, read_image, read_mask,
                                     suffix)
 from ..kit.keys import closure, load_module
@@ -823,3 +825,63 @@ def content_hash(id: str) -> str:
                              f"({first.patient}, {c.patient})",
                              "give both to one patient (or group), or remove one")
     return hasher.hexdigest()
+
+# %% ../../nbs/library/2_data/00_manifest.ipynb #bef8b2c5
+MAX_SIZED_IMAGES, MAX_SHOWN_GUESSES, SHOWN_WIDTH = 8, 6, 110  # letters a line
+
+def _format_range(values: Iterable[tuple]) -> str:
+    "The smallest and the largest of sizes or spacings, as 64×64 to 96×128"
+    ends = dict.fromkeys(f(values, key=math.prod) for f in (min, max))
+    return " to ".join("×".join(f"{n:.3g}" if isinstance(n, float) else str(n) for n in end) for end in ends)
+
+def _describe_cases(m: Manifest, place: Path) -> dict[str, str]:
+    "What a table lists, and how large the images are of which a few are read; no hash is compared"
+    table = read_table(place / m.table)
+    rows = [{"#": str(i)} | {k: v.strip() for k, v in row.items()} for i, row in enumerate(table.to_dict("records"), 1)]
+    cases = [_build_case(m, place, row) for row in rows if not m.rows or re.match(m.rows.pattern, row[m.rows.column])]
+    people = "of unknown patients" if m.patient == "unknown" else f"of {len({c.patient for c in cases})} patients"
+    sites = f", {len({c.site for c in cases})} sites" if m.site else ""
+    facts = dict(holds=f"{len(cases)} cases {people}{sites}")
+    if not m.image: return facts
+    images = [c.image() for c in cases[::math.ceil(len(cases) / MAX_SIZED_IMAGES)]]
+    spacings = [tuple(map(float, i.spacing)) for i in images if i.spacing]
+    spacing = f"{_format_range(spacings)} mm" if spacings else "unknown spacing"
+    return facts | dict(images=f"{_format_range([i.shape for i in images])} ({len(images)} were read), {spacing}; "
+                               f"{', '.join(m.image.channels)}")
+
+def _describe_contents(m: Manifest, place: Path | None) -> dict[str, str]:
+    if place is None or not (place / m.table).is_file():
+        return dict(holds="drawn when it is needed" if m.generator else "not on this machine")
+    try: return _describe_cases(m, place)
+    except (MedsegError, KeyError) as e: return dict(holds=f"cannot be read ({e}); see medseg data verify {m.id}")
+
+def _describe_fields(m: Manifest) -> str:
+    "Names and kinds, what is known before surgery first"
+    parts = []
+    for known in ("before", "after"):
+        names = [f"{c.name} ({c.type}{f', {c.unit}' if c.unit else ''})" for c in m.columns if c.known == known]
+        if names: parts.append(f"known {known} surgery: {', '.join(names)}")
+    return "; ".join(parts)
+
+def _describe_split(m: Manifest) -> str:
+    rule, folds = m.split, load_frozen_split(m.id).get("folds", [])
+    how = f"by column {rule.column}" if rule.column else "by site" if rule.by else f"by {m.unit}"
+    how += f", evenly over {rule.stratify}" if rule.stratify else ""
+    if not folds: return f"{f'{rule.folds} folds ' if rule.folds else ''}{how}, not frozen"
+    sides = ", ".join(f"{side} {_format_range([(len(f[side]),) for f in folds])}" for side in ("train", "test"))
+    return f"{len(folds)} fold{'s' * (len(folds) > 1)} {how}: {sides}"
+
+def describe_manifest(id: str) -> list[str]:  # lines
+    "What is known of a data set, for a person to read"
+    m, place, manifest = load_manifest(id), locate_dataset(id), manifest_folder(id) / "dataset.yaml"
+    facts = dict(task=f"{m.task}, {m.modality}", license=f"{m.licence.name} ({m.licence.status})", access=m.access,
+                 source=m.home, citation=m.citation) | _describe_contents(m, place)
+    facts |= dict(labels=", ".join(f"{name} = {v}" for name, v in m.labels.items()), fields=_describe_fields(m),
+                  split=_describe_split(m), bring=m.bring)
+    guesses = re.findall("^# guessed: (.*)", read_text(manifest), re.M)
+    lines = [*facts.items(), *(("guessed", g.rpartition("; ")[0] or g) for g in guesses[:MAX_SHOWN_GUESSES])]
+    if more := guesses[MAX_SHOWN_GUESSES:]: lines.append(("guessed", f"and {len(more)} more, see the manifest"))
+    lines += [("files", m.root or place or "not on this machine"), ("manifest", manifest)]
+    wrapped = [textwrap.wrap(f"{name:9} {to_one_line(text)}", SHOWN_WIDTH, subsequent_indent=" " * 10,
+                             break_long_words=False, break_on_hyphens=False) for name, text in lines if text]
+    return [f"{id}: {to_one_line(m.name)}", *chain.from_iterable(wrapped)]

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['SPLIT_UNITS', 'INNER_FOLDS', 'MIN_SITE_PATIENTS', 'kfold', 'stratified_kfold', 'patient_classes', 'patient_sites',
            'site_folds', 'official_folds', 'draw_folds', 'draw_split', 'check_split', 'format_split', 'freeze_split',
-           'load_split', 'check_content', 'list_folds', 'fold_indices', 'count_training_patients', 'separated_pairs']
+           'load_split', 'check_content', 'list_folds', 'fold_indices', 'count_training_patients',
+           'find_missing_labels', 'describe_missing_labels', 'separated_pairs']
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #a2e7af33
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 
-from ..kit.core import InputError, choose, manifest_folder, rng, write
+from ..kit.core import InputError, choose, manifest_folder, progress, rng, to_one_line, write
 from .manifest import Case, SplitRule, load_cases, content_hash, load_frozen_split, load_manifest
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #4fdc97db
@@ -177,6 +180,30 @@ def fold_indices(id: str,
 def count_training_patients(id: str, k: int) -> int:
     "Patients whom a frozen fold trains on; the images need not be here"
     return len((load_frozen_split(id) or load_split(id))["folds"][k]["train"])
+
+# %% ../../nbs/library/2_data/05_splits.ipynb #4b0df50c
+def find_missing_labels(dataset: str, folds: Sequence[int]) -> list[tuple[str, str, int]]:  # label, side, fold
+    "Labels that nobody shows on one side of a fold; masks are read until each label is found on each side"
+    m, split = load_manifest(dataset), (load_frozen_split(dataset) or load_split(dataset))["folds"]
+    labels = {name: v for name, v in m.foreground.items() if v == 1 or m.task == "semantic"}  # objects have one label
+    missing = {(name, side, k): {*split[k][side]} for name, side, k in product(labels, ("test", "train"), folds)}
+    for case in progress(load_cases(dataset), f"look for the labels of {dataset}"):
+        sought = [place for place, patients in missing.items() if case.patient in patients]
+        if not sought: continue
+        values = set(np.unique(case.semantic_mask()).tolist())
+        for place in sought:
+            if labels[place[0]] in values: del missing[place]
+    return list(missing)
+
+def describe_missing_labels(dataset: str, folds: Sequence[int]) -> Iterator[str]:
+    "Each label that some fold is not tested on or does not learn"
+    missing, unit = find_missing_labels(dataset, folds), load_manifest(dataset).unit.partition(" ")[0]
+    for label in dict.fromkeys(name for name, *_ in missing):
+        places = []
+        for side, word in dict(test="test", train="training").items():
+            numbers = [str(k) for name, s, k in missing if (name, s) == (label, side)]
+            if numbers: places.append(f"the {word} {unit}s of fold{'s' * (len(numbers) > 1)} {', '.join(numbers)}")
+        yield f"label {to_one_line(label)} is missing from {' and from '.join(places)}"
 
 # %% ../../nbs/library/2_data/05_splits.ipynb #8c39bfbf
 def separated_pairs(id: str) -> np.ndarray:  # (case, case) bool, symmetric

@@ -31,6 +31,7 @@ from ..images.files import Image
 from ..methods.attribution import Explanation, explain, foreground_components
 from ..preparation.preprocess import resize
 from ..training.shipped_models import load_model
+from ..training.training import refuse_ensemble
 
 # %% ../../nbs/library/9_deployment/20_correction.ipynb #886f57d0
 def label_bytes(mask: np.ndarray) -> bytes:
@@ -128,7 +129,7 @@ class Explainer:
     def _load(self) -> tuple:
         "The network, which looks before each pass whether it is still asked"
         if self.parts is None:
-            config, net = load_model(self.model.name)
+            config, net = load_model(refuse_ensemble(self.model.name))
             net.register_forward_pre_hook(self._check)
             self.parts = config, class_network(config, net), object_grouping(self.model.name, config, net)
         return self.parts

@@ -24,7 +24,7 @@ from ..kit.report import ROWS_FILE, read_rows
 from ..paper.prose import replace_placeholders
 from ..training.shipped_models import (MODEL_FILES, ModelCard, PatientScore, list_shipped_models,
                                                read_model_card, read_model_file)
-from ..training.training import resolve_run
+from ..training.training import refuse_ensemble, resolve_run
 
 # %% ../../nbs/library/9_deployment/19_dossier.ipynb #c517219f
 Facts = dict[str, str]  # key of a brace in the template: Markdown
@@ -183,7 +183,7 @@ def write_dossier(model: str,  # name of a shipped model, name or key of a run
                  ) -> tuple[Path, int]:  # the page, and how many things are missing
     "Write the dossier of a model as HTML and Markdown"
     shipped = model in list_shipped_models()
-    facts = describe_shipped(read_model_card(model)) if shipped else describe_run(resolve_run(model))
+    facts = describe_shipped(read_model_card(model)) if shipped else describe_run(resolve_run(refuse_ensemble(model)))
     text, out = compose_dossier(facts, page_file("dossier.md")), output_folder(out, "dossier.md")
     write(out / "dossier.md", text)
     return write(out / "dossier.html", format_page(text, facts["model.name"].strip("`"))), len(list_missing(text))

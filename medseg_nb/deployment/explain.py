@@ -24,7 +24,7 @@ from .predict import named_errors
 from ..preparation.preprocess import resize
 from .segmenter import Segmenter, group_objects, load_grouping, load_segmenter
 from ..training.shipped_models import load_model
-from ..training.training import Config
+from ..training.training import Config, refuse_ensemble
 
 # %% ../../nbs/library/9_deployment/10_explain.ipynb #b50dfcd8
 def class_network(config: Config, net):
@@ -144,7 +144,7 @@ def explain_file(model: str,                # key or name of a run, or name of a
                 ) -> dict:                  # what stands in the JSON, with the paths of both files
     "Explain a model's answer for one image, and write `<stem>.<target>.png` and `<stem>.<target>.json`"
     out = output_folder(out, "*.*-[0-9]*.json")
-    config, net = load_model(model)
+    config, net = load_model(refuse_ensemble(model))
     image, x = read_input(load_segmenter(model), path)
     classes = class_network(config, net)
     predicted = predict_classes(classes, x)

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['TASKS', 'THEMES', 'SYNTHETIC', 'TRUTH_COLUMNS', 'LOG_KINDS', 'MAX_COMMENT', 'USABILITY_COLUMNS', 'Question', 'Task',
            'Study', 'read_study', 'to_planes', 'from_planes', 'shown_planes', 'LooseImage', 'list_images',
-           'case_digest', 'mask_source', 'parse_sources', 'plan_task', 'truth_of_field', 'write_served_study', 'LogRow',
-           'ReadingLog', 'pack_mask', 'unpack_mask', 'Progress', 'check_answers', 'read_sent_mask', 'export_readings']
+           'case_digest', 'mask_source', 'parse_sources', 'check_unseen', 'plan_task', 'truth_of_field',
+           'write_served_study', 'LogRow', 'ReadingLog', 'pack_mask', 'unpack_mask', 'Progress', 'check_answers',
+           'read_sent_mask', 'export_readings']
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #3690102d
 import base64
 import json
 import sqlite3
+import sys
 import threading
 import time
 import zlib
@@ -26,9 +28,10 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ..kit.core import (InputError, ResourceError, choose, digest, escape_formula, folder, output_folder,
-                                read_json, read_yaml, to_json, write)
-from ..data.manifest import Case, read_table
+from ..kit.core import (InputError, ResourceError, choose, digest, escape_formula, output_folder, read_json,
+                                read_yaml, to_json, write)
+from ..data.manifest import Case, load_cases, read_table
+from ..data.splits import fold_indices
 from ..images.files import Encoding, Image, check_pair, read_image, read_mask, suffix, write_mask
 from ..kit.report import to_csv
 from .reading import (ARMS, DESIGN_COLUMNS, check_study_size, choose_study_cases, plan_readings,
@@ -153,25 +156,19 @@ def list_images(place: Path, name: str) -> list[LooseImage]:
 def case_digest(dataset: str, case: str) -> str: return digest([dataset, case])[:16]
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #4bcda9d5
-def _check_fold(model: str, k: int) -> None:
-    "Refuse a run that has been trained on the cases"
-    config = folder("runs") / model / "config.json"
-    if config.is_file() and read_json(config).get("fold", k) != k:
-        raise InputError(model, f"was not trained for fold {k}, and may have seen the cases",
-                         f"name the run of fold {k}, or another --fold")
+def _is_mask_folder(where: str) -> bool: return Path(where).is_dir() and not (Path(where) / "artefact.json").exists()
 
-def mask_source(where: str, k: int) -> Callable[[Case, Image], np.ndarray]:
+def mask_source(where: str) -> Callable[[Case, Image], np.ndarray]:
     "What gives the mask of a case"
     place = Path(where)
     if where == "reference": return lambda case, image: case.semantic_mask()
-    if place.is_dir() and not (place / "artefact.json").exists():
+    if _is_mask_folder(where):
         files = {p.name.removesuffix(suffix(p)): p for p in place.iterdir() if p.is_file()}
         def from_folder(case, image):
             if case.id in files: return read_mask(files[case.id], Encoding(), image)
             raise InputError(where, f"holds no mask of {case.id}", f"add {case.id}.png or {case.id}.nii.gz")
         return from_folder
     from medseg_nb.deployment.segmenter import load_segmenter
-    _check_fold(where, k)
     model = load_segmenter(where)
     return lambda case, image: model.label_map(image, case.id)
 
@@ -182,6 +179,42 @@ def parse_sources(words: Sequence[str], task: str) -> dict[str, str]:  # where, 
         raise InputError("--masks", f"is {' '.join(words)[:60]}", "write NAME=MODEL, NAME=FOLDER or NAME=reference")
     if len(pairs) != n: raise InputError("--masks", f"is given {len(pairs)} times", f"task {task} takes it {n} times")
     return {name: where for name, _, where in pairs}
+
+# %% ../../nbs/library/9_deployment/12_reader_study.ipynb #4bbed4b5
+def _list_trainings(model: str) -> list:  # configs; none where an artefact's run is not stored here
+    "The runs that a model is made of"
+    from medseg_nb.deployment.export import read_card
+    from medseg_nb.training.shipped_models import load_model
+    from medseg_nb.training.training import load_run_names
+    is_artefact = (Path(model) / "artefact.json").is_file()
+    run = read_card(Path(model)).run if is_artefact else load_run_names().get(model, model)
+    try: return [load_model(key)[0] for key in run.split("+")]
+    except InputError:
+        if is_artefact: return []
+        raise
+
+def _training_patients(config) -> set[tuple[str, str]]:  # data set and patient
+    cases = load_cases(config.dataset)
+    return {(config.dataset, cases[i].patient) for i in fold_indices(config.dataset, config.fold, config.unit)[0]}
+
+def check_unseen(model: str,             # as for `load_segmenter`
+                 cases: Sequence[Case],  # that readers see
+                 k: int,                 # fold that tests them
+                ) -> None:
+    "Refuse a model that has learned from a patient who is shown; a line on stderr says where that is not known"
+    from medseg_nb.training.shipped_models import list_shipped_models
+    runs, shown = _list_trainings(model), {c.dataset for c in cases}
+    remedy = f"name the run of fold {k}, or another --fold"
+    learned = [*runs, *(c.start for c in runs if c.start)]
+    patients = {p for c in learned if c.dataset in shown for p in _training_patients(c)}
+    if seen := [c.id for c in cases if (c.dataset, c.patient) in patients]:
+        raise InputError(model, f"has learned from the patient of {seen[0]}, which the study shows", remedy)
+    foreign = [c for c in runs if c.dataset not in shown]
+    if model not in list_shipped_models() and any(c.fold != k for c in foreign):
+        raise InputError(model, f"was not trained for fold {k}, and may have seen the cases", remedy)
+    if {c.dataset for c in learned} != shown:
+        print(f"{model}: it is not known whether it has seen these patients, as it has learned from "
+              f"{', '.join(sorted({c.dataset for c in learned})) or 'a run that is not stored here'}", file=sys.stderr)
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #1e2de5a8
 def _store_case(case: Case | LooseImage, sources: Mapping[str, Callable], out: Path) -> dict:  # facts
@@ -248,8 +281,10 @@ def write_served_study(task: str,            # a key of TASKS
             raise InputError(name, f"does not fit the task {task}", f"it is for, and needed by, {of}")
     places = parse_sources(masks, task)
     check_study_size(ids, readers, count, repeats, out)
-    sources = {name: mask_source(where, k) for name, where in places.items()}
+    sources = {name: mask_source(where) for name, where in places.items()}
     cases = choose_study_cases(ids, count, k, seed)
+    for where in places.values():
+        if where != "reference" and not _is_mask_folder(where): check_unseen(where, cases, k)
     if task == "real":
         cases = [*cases, *list_images(synthetic, SYNTHETIC)]
         _check_sizes(cases)

@@ -31,7 +31,7 @@ from ..evaluation.comparisons import CONTROL, seed_control_pair, compare_models,
 from ..kit.core import InputError, ResourceError, folder, progress
 from ..preparation.preprocess import load_prepared_cases
 from ..training.distillation import distilled_config
-from ..training.training import Config, resolve_run, score_predictions, run_training
+from ..training.training import Config, refuse_ensemble, resolve_run, score_predictions, run_training
 
 # %% ../../nbs/library/9_deployment/07_speed.ipynb #5fb2edb0
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ REPORT_COLUMNS = ["variant", "cores", "megabytes", "model_p50",
 
 def benchmark_model(model: str) -> pd.DataFrame:  # one row a variant and number of cores
     "Times, sizes and change of Dice of the variants of a model"
-    model = model if Path(model).exists() else resolve_run(model)
+    model = model if Path(model).exists() else resolve_run(refuse_ensemble(model))
     with tempfile.TemporaryDirectory() as t:
         variants = list_variants(model, Path(t))
         differences = compare_variants(score_variants(variants[0].config, variants))

@@ -165,6 +165,7 @@ def _count_and_run(self: AttributionQuery, images):
                          "explain one that gives logits (case, class, row, column)")
     self.forward += len(images)
     def back(gradient): self.backward += len(gradient)
+    if images.requires_grad and not logits.requires_grad: logits = logits + 0 * images.sum()  # it depends on no pixel
     if logits.requires_grad: logits.register_hook(back)
     return logits
 
@@ -293,25 +294,38 @@ def occlusion(query: AttributionQuery) -> np.ndarray:
     return attributions[0].mean(0).cpu().numpy()
 
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #7ea08941
-def _features(query: AttributionQuery, scale: str) -> tuple:  # features (channel, row, column) and their gradient
-    "What enters the last convolution on the finest or coarsest grid, with the gradient of the score"
-    import torch
+def _image_convolutions(net) -> list:
+    "A network's convolutions, but for those on cut-out regions, whose grids are not the image's"
     from torch.nn.modules.conv import _ConvNd
-    conv_inputs = []
-    def record_input(module, inputs): conv_inputs.append(inputs[0])
-    hooks = [m.register_forward_pre_hook(record_input) for m in query.net.modules() if isinstance(m, _ConvNd)]
-    try: score = query.score(query.tensor(query.image[None]).requires_grad_())
+    detectors = [m for m in net.modules() if type(m).__name__ == "RoIHeads"]  # torchvision's
+    of_regions = {m for heads in detectors for m in heads.modules()}
+    return [m for m in net.modules() if isinstance(m, _ConvNd) and m not in of_regions]
+
+def _record_features(query: AttributionQuery) -> tuple:  # tensors (1, channel, row, column), the score
+    "What enters each convolution, but for the image itself"
+    import torch
+    inputs, image = [], query.tensor(query.image[None]).requires_grad_()
+    def record_input(module, x): inputs.append(x[0])
+    hooks = [m.register_forward_pre_hook(record_input) for m in _image_convolutions(query.net)]
+    try: score = query.score(image)
     finally:
         for h in hooks: h.remove()
-    grid_sizes = [x.shape[2] * x.shape[3] for x in conv_inputs if x.ndim == 4 and x.requires_grad and min(x.shape[2:])
-                  > 1]
-    if not grid_sizes:
-        raise InputError(f"grad_cam, {scale}", "the model has no convolution",
+    def is_image(x): return x.shape == image.shape and torch.equal(x, image)
+    return [x for x in inputs if x.ndim == 4 and x.requires_grad and min(x.shape[2:]) > 1 and not is_image(x)], score
+
+def _features(query: AttributionQuery, scale: str) -> tuple:  # features (channel, row, column) and their gradient
+    "What enters the last convolution of the finest or coarsest grid that the score depends on, and its gradient"
+    import torch
+    features, score = _record_features(query)
+    if not features:
+        raise InputError(f"grad_cam, {scale}", "the model has no convolution behind its first",
                          "choose integrated_gradients, occlusion or quadtree")
-    grid_size = (max if scale == "fine" else min)(grid_sizes)
-    x = [x for x in conv_inputs if x.ndim == 4 and x.requires_grad and x.shape[2] * x.shape[3] == grid_size][-1]
-    g, = torch.autograd.grad(score.sum(), x, allow_unused=True)
-    return x.detach()[0], torch.zeros_like(x)[0] if g is None else g[0]
+    direction = -1 if scale == "fine" else 1
+    features = sorted(features[::-1], key=lambda x: direction * x[0, 0].numel())  # of one grid the last comes first
+    for x in features:
+        g, = torch.autograd.grad(score.sum(), x, allow_unused=True, retain_graph=True)
+        if g is not None: return x.detach()[0], g[0]
+    return features[0].detach()[0], torch.zeros_like(features[0])[0]
 
 def _cam(query: AttributionQuery, scale: str, weigh: Callable) -> np.ndarray:
     "Weighted sum of features on the image's grid, what is below zero cut off"

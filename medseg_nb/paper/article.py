@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_FLOATS', 'MAX_PAGES', 'render_paragraph', 'check_paragraph', 'find_blocks', 'fill_inline', 'fill_blocks',
-           'label_article_floats', 'check_pages', 'choose_template', 'list_guesses', 'list_plan_lines', 'article',
-           'running_text', 'list_word_faults']
+           'label_article_floats', 'check_pages', 'choose_template', 'list_guesses', 'group_left_out',
+           'list_plan_lines', 'article', 'running_text', 'list_word_faults']
 
 # %% ../../nbs/library/8_paper/06_article.ipynb #c109607c
 import html
@@ -14,6 +14,8 @@ from dataclasses import replace
 from itertools import chain
 
 from ..kit.core import InputError, folder
+from ..data.manifest import locate_dataset
+from ..kit.execution import reason_section_not_applicable
 from ..kit.execution import sections as study_sections
 from ..kit.report import Estimate
 from .floats import MARKS, Label, number_floats, number_supplement, print_article_float
@@ -99,17 +101,29 @@ def check_pages(pages: int, profile: str) -> None:
 
 def choose_template(sections: list[PaperSection], profile: str) -> str:  # file in nbs/paper
     "A report on a data set of one's own says other things than the study"
-    data = next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
-    return "own.md" if profile == "own" and any(not d["synthetic"] for d in data.values()) else "article.md"
+    is_real = any(not d["synthetic"] for d in _read_sets(sections).values())
+    return "own.md" if profile == "own" and is_real else "article.md"
+
+def _read_sets(sections: list[PaperSection]) -> dict[str, dict]:  # facts by id
+    return next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
 
 def list_guesses(sections: list[PaperSection]) -> list[str]:
     "What was guessed when a data set of one's own was added, as the head of its manifest says"
-    datasets = next((s.provenance["data"] for s in sections if s.name == "data" and s.results), {})
-    manifests = [folder("own") / "data" / d / "dataset.yaml" for d in datasets]
+    manifests = [folder("own") / "data" / d / "dataset.yaml" for d in _read_sets(sections)]
     lines = "\n".join(p.read_text(encoding="utf-8") for p in manifests if p.is_file()).splitlines()
     guesses = [re.match(r"# guessed: ([^:]+): (.*) \((.*)\); ", line) for line in lines]
     notes = [escape_markdown(line.removeprefix("# note: ")) for line in lines if line.startswith("# note: ")]
     return [f"{m[1]}: `{m[2].replace('`', '')}` ({escape_markdown(m[3])})" for m in guesses if m] + notes
+
+def group_left_out(sections: list[PaperSection], profile: str) -> dict[str, list[str]]:  # titles by reason
+    "Sections without results by why the data do not fit them; under an empty reason those that they fit"
+    titles, datasets = {}, [d for d in _read_sets(sections) if locate_dataset(d)]
+    for section in sections:
+        if section.results: continue
+        reasons = [reason_section_not_applicable(section.name, profile, d) for d in datasets]
+        reason = escape_markdown(display_name(next(filter(None, reasons), "")))
+        titles.setdefault(reason, []).append(section.title)
+    return titles
 
 def list_plan_lines() -> list[str]:  # none where no study of one's own is planned
     "What a study of one's own trains, as its plan says in words"
@@ -122,6 +136,7 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     for section in sections: check_paragraph(section)
     drawings = {name: dict(caption=caption) for name, caption in captions.items()}
     template_file = choose_template(sections, profile)
+    is_own = template_file == "own.md"
     own_tables = dict(design=(describe_design(sections, profile), DESIGN_CAPTION),  # which belong to no section
                       reading=(reading := describe_reading(sections), caption_reading(reading)),
                       gpu=(tabulate_gpu(sections), describe_gpu(sections)))
@@ -133,12 +148,13 @@ def article(sections: list[PaperSection], profile: str, captions: dict[str, str]
     template = (folder("nbs") / "paper" / template_file).read_text(encoding="utf-8")
     check_typed(template, template_file)
     check_citations(template, template_file)
-    quoted = [s for s in sections if s.results and s.article and template_file == "article.md"]
+    quoted = [s for s in sections if s.results and s.article and not is_own]
     paragraphs = [render_paragraph(s, by_name, profile) for s in quoted]
     old = [s.title for s in sections if s.state == "stale" and s.results]
     names = template_names(own, by_name, profile) | dict(results="\n\n".join(paragraphs), mark=MARKS[profile],
                                                          stale=old, guesses=list_guesses(sections),
                                                          plan=list_plan_lines(),
+                                                         left_out=group_left_out(sections, profile) if is_own else {},
                                                          absent=[s.title for s in sections if not s.results])
     text = render(template, template_file, names)
     labels = label_article_floats(text, number_supplement(sections, "supplement.html"))

@@ -68,7 +68,9 @@ def check_size(name: str, content: bytes) -> bytes:
     raise InputError(name, f"has {len(content):,} bytes; at most {MAX_BYTES:,} are opened with ease",
                      "draw the largest figures with fewer points, or shorten the longest tables")
 
-def digest_files(files: Iterable[Path]) -> list: return [[p.parent.name, p.name, file_state(str(p))] for p in files]
+def digest_files(files: Iterable[Path]) -> list[list[str | None]]:  # folder, name and digest of each
+    "What files hold, as far as a document depends on it"
+    return [[p.parent.name, p.name, file_state(str(p))] for p in files]
 
 def digest_look() -> str:
     "Digest of what every document is set with: templates, references, names, code and packages; prose is its text"

@@ -7,13 +7,13 @@ __all__ = ['SUPPORTED', 'REFUTED', 'ON_GPU', 'INK', 'PAPER', 'SET_COLOR', 'STEPS
            'ROLES', 'AUDITED', 'CLAIM_SIGNS', 'CLAIM_GAP', 'MAX_CLAIMS_HEIGHT', 'SCORES', 'WITHOUT_NETWORK', 'UNITS_OF',
            'FIRST_STAGE', 'LONG_STAGE', 'GPU_STAGE', 'STAGE_MARKS', 'HYBRIDS', 'ALL_SETS', 'CUT', 'KINDS',
            'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'ARTICLE_FIGURES',
-           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'is_proxy', 'decided_claims', 'name_claim',
-           'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid',
-           'volume_controls', 'hybrid_differences', 'pooled_differences', 'draw_opponents', 'draw_forest',
-           'lowest_shown', 'color_models', 'draw_curves', 'map_panels', 'draw_maps', 'describe_reading',
-           'caption_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe',
-           'describe_gpu_design', 'longer_settings', 'describe_design', 'compose_overview', 'compose_decided',
-           'compose_opponents', 'compose_maps', 'compose_curves', 'draw_article_figures']
+           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
+           'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid', 'volume_controls',
+           'hybrid_differences', 'pooled_differences', 'draw_opponents', 'draw_forest', 'lowest_shown', 'color_models',
+           'draw_curves', 'map_panels', 'draw_maps', 'describe_reading', 'caption_reading', 'select_gpu_rows',
+           'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe', 'describe_gpu_design',
+           'longer_settings', 'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents',
+           'compose_maps', 'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import math
@@ -21,6 +21,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -100,16 +101,14 @@ def add_roles(section: PaperSection, sections: list[PaperSection]) -> PaperSecti
         role=[describe_role(d, sections) for d in sets.dataset])))
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #0c913628
-def is_proxy(claim: str) -> bool:  # its id
-    "Whether what is tested of a source's sentence is something that would follow from it"
-    quotes = load_quotes()
-    return any(f"{claim}.".startswith(f"{id}.") for id in quotes.id[quotes.test == "proxy"])
-
 def decided_claims(judged: pd.DataFrame) -> pd.DataFrame:
     """Differences that were claimed and decided: those of the sources, or where none is, of the kit; not of real time,
     which are milliseconds, or Dice within a margin, of many variants, and not of what only stands in for a claim"""
+    quotes = load_quotes()
+    proxies = tuple(f"{id}." for id in quotes.id[quotes.test == "proxy"])
+    is_left_out = judged.id.str.startswith("realtime") | (judged.id + ".").str.startswith(proxies)
     is_decided = (judged.verdict.isin(["supported", "refuted"]) & (judged.claimed.astype(str) == "above 0")
-                  & ~judged.id.str.startswith("realtime") & ~judged.id.map(is_proxy))
+                  & ~is_left_out)
     decided = judged[is_decided & judged.measured_low.notna()]
     sources = decided[decided.claims_of == "sources"]
     return sources if len(sources) else decided
@@ -273,7 +272,7 @@ KINDS = dict(unet="C0", unet_lite0="C0", hybrid="C1", strided8_window="C1", lite
 
 def color_models(models: Iterable[str]) -> dict[str, str]:  # color by model
     "U-Nets in one color and hybrids in another, in every figure of networks; then the others in their order"
-    others = (f"C{k}" for k in range(2, 10))
+    others = (f"C{k}" for k in count(2))
     return {m: KINDS.get(m) or next(others) for m in dict.fromkeys(models)}
 
 def draw_curves(budgets: pd.DataFrame):
@@ -471,7 +470,7 @@ def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple
         "Dice of the hybrids minus that of each opponent at an equal planned budget"
         + is_pooled * ", or on a GPU with equally many images"
         + f" ({_count_cases(rows[rows.dataset != ALL_SETS])}), with 95 % intervals. Hollow: U-Net against itself"
-        + ", of volumes in *Ablations*" * ("ablations" in sections) + "."
+        + " (on volumes that of *Ablations*)" * bool(len(volume_controls(sections))) + "."
         + is_pooled * " Means over sets are random effects; thin: the interval for a further set.")
 
 def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -93,17 +94,26 @@ def share_outlines(document: bytes) -> bytes:
     return data.getvalue()
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #990191ad
+_COMPILE = """import sys, typst
+try:
+    document = typst.Compiler(sys.stdin.buffer.read(), root=sys.argv[1], ignore_system_fonts=True).compile()
+    sys.stdout.buffer.write(document)
+except typst.TypstError as error: sys.exit(str(error))"""
+
+def _compile(source: str, root: Path) -> bytes:  # PDF
+    "Set by a process of its own, with which ends what Typst would keep of a document: two gigabytes for a long one"
+    done = subprocess.run([sys.executable, "-c", _COMPILE, str(root)], input=source.encode(), capture_output=True)
+    if not done.returncode: return done.stdout
+    raise InputError("paper", f"Typst says: {done.stderr.decode().strip()}",
+                     "mend the prose or the template in nbs/paper")
+
 def typeset_pdf(text: str,      # Markdown
                 template: str,  # file in nbs/paper
                 profile: str) -> tuple[str, bytes, int]:  # Typst source, PDF, pages
     "Set the PDF with Typst's own fonts, all of them embedded"
     import pikepdf
-    import typst
     source = run_pandoc(text, "typst-citations", template, profile)
-    compiler = typst.Compiler(source.encode(), root=str(folder("reports") / profile), ignore_system_fonts=True)
-    try: document = shrink_pdf(share_outlines(compiler.compile()))
-    except typst.TypstError as e:
-        raise InputError("paper", f"Typst says: {e}", "mend the prose or the template in nbs/paper") from None
+    document = shrink_pdf(share_outlines(_compile(source, folder("reports") / profile)))
     with pikepdf.open(io.BytesIO(document)) as pdf:  # a query of Typst for its pages would set the document again
         return source, document, len(pdf.pages)
 

@@ -6,10 +6,10 @@
 __all__ = ['TRANSFORM_KINDS', 'MIN_SIDE', 'START_MODES', 'MAX_SAMPLES', 'SPLINE_CELLS', 'OBJECT_RIM', 'MAX_ANGLE_DEG',
            'MAX_SHIFT', 'MAX_STRETCH', 'MAX_SPLINE_SHIFT', 'MAX_ERROR_VOXELS', 'LESION_GROWTH', 'MAX_FULL_SIZE_VOXELS',
            'PAIR_SCENARIOS', 'index_to_point', 'length_unit', 'transform_points', 'voxel_positions', 'Spline',
-           'Registration', 'invert_registration', 'registration_to_dict', 'registration_from_dict',
-           'apply_registration', 'channel', 'center_point', 'register_images', 'random_registration', 'segment_body',
-           'registration_error', 'simulate_follow_up', 'downsample_by_two', 'select_contrast_channels', 'simulate_pair',
-           'try_to_register', 'run_trial', 'select_lesion_cases', 'checkerboard', 'widest_slice', 'plot_registration']
+           'Registration', 'invert_registration', 'apply_registration', 'channel', 'center_point', 'register_images',
+           'random_registration', 'segment_body', 'registration_error', 'simulate_follow_up', 'downsample_by_two',
+           'select_contrast_channels', 'simulate_pair', 'try_to_register', 'run_trial', 'select_lesion_cases',
+           'checkerboard', 'widest_slice', 'plot_registration']
 
 # %% ../../nbs/library/3_preparation/03_registration.ipynb #2f1ab0bc
 import contextlib
@@ -92,21 +92,6 @@ def invert_registration(registration: Registration) -> Registration:
         raise InputError("bspline", "has no inverse in closed form", "register the two images the other way round")
     return Registration(registration.kind, registration.unit, np.linalg.inv(registration.matrix), None,
                         registration.information)
-
-def registration_to_dict(registration: Registration) -> dict:
-    "A registration as numbers that JSON holds"
-    spline = registration.spline and dict(frame=registration.spline.frame.tolist(),
-                                          shifts=registration.spline.shifts.tolist())
-    return dict(kind=registration.kind, unit=registration.unit, matrix=registration.matrix.tolist(),
-                information=registration.information, spline=spline)
-
-def registration_from_dict(values: dict) -> Registration:
-    "A registration from its numbers"
-    spline = values["spline"] and Spline(*(np.array(values["spline"][k]) for k in ("frame", "shifts")))
-    information = values["information"]
-    return Registration(choose(values["kind"], TRANSFORM_KINDS, "kind of registration"),
-                        values["unit"], np.array(values["matrix"]), spline or None,
-                        float("nan") if information is None else information)
 
 # %% ../../nbs/library/3_preparation/03_registration.ipynb #bc5e8798
 def _check_unit(registration: Registration, *images: Image) -> None:

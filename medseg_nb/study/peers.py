@@ -6,7 +6,7 @@
 __all__ = ['PEER_FOLD', 'LONGER_PROFILE', 'OWN_RECIPE', 'BY_RULES', 'BY_HAND', 'COLLAPSE_SHARE', 'AREA_TOLERANCE', 'PEER_COLUMNS',
            'EQUAL_COLUMNS', 'RECIPE_COLUMNS', 'STUDY_COLUMNS', 'select_best_network', 'split_datasets',
            'run_with_budget', 'list_budget_runs', 'list_peer_controls', 'list_runs', 'list_recipe_runs',
-           'load_patient_means', 'list_planned_runs', 'load_planned_rows', 'predicted_foreground_share',
+           'load_patient_means', 'plan_by_hand', 'list_planned_runs', 'load_planned_rows', 'predicted_foreground_share',
            'describe_collapse', 'is_of_study', 'select_curve_rows', 'summarize_scores', 'summarize_differences',
            'summarize_rising', 'load_longer_rows', 'select_by_validation', 'list_complete_levels', 'without_collapsed',
            'compare_at_equal_cost', 'summarize_equal_cost', 'compare_with_budgets', 'list_recipe_pairs',
@@ -29,7 +29,7 @@ from ..evaluation.claims import judge_claim
 from ..kit.core import InputError
 from ..training.convergence import CEILINGS
 from ..training.convergence_runs import ROW_NAMES, list_complete_runs, load_curve, load_patient_rows
-from ..training.plan import PRETRAINED, RANDOM_START, section_plan
+from ..training.plan import PRETRAINED, RANDOM_START, PlannedStudy, TrainingPlan, section_plan
 from ..kit.report import BUDGET_AXIS_LABEL, BUDGET_COLUMNS, Report, name_budgets, name_with_budget
 from ..evaluation.intervals import summarize_patient_scores
 from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, compare_models, holm, is_above_zero,
@@ -110,12 +110,19 @@ def load_patient_means(runs: dict[Config, str],  # how each was trained
 # %% ../../nbs/study/08_peers.ipynb #97c52fa5
 BY_RULES, BY_HAND = "planned by rules", "set by hand"
 
+def plan_by_hand(profile: str, study: PlannedStudy) -> TrainingPlan:
+    "The benchmark's settings at a study's cost, on the study's grid where that is finer"
+    plan = training_plan.load_plan(profile).model_copy(update=dict(seconds=study.seconds, seconds_of={}))
+    if study.settings["size"] <= plan.settings["size"]: return plan
+    finer = plan.settings | dict(size=study.settings["size"])
+    return plan.model_copy(update=dict(settings=finer, throughput=study.throughput))
+
 def list_planned_runs(profile: str, datasets: Sequence[str]) -> dict[Config, str]:  # how each was planned
     "Networks as `medseg study` planned them, and by the benchmark's settings at the same cost"
-    benchmark_plan, runs = training_plan.load_plan(profile), {}
+    runs = {}
     studies = {d: s for d, s in section_plan("peers", profile).studies.items() if d in datasets}
     for dataset, study in studies.items():
-        by_hand = benchmark_plan.model_copy(update=dict(seconds=study.seconds, seconds_of={}))
+        by_hand = plan_by_hand(profile, study)
         by_rules = by_hand.model_copy(update=dict(settings=study.settings, throughput=study.throughput))
         for (how, plan), model in product([(BY_RULES, by_rules), (BY_HAND, by_hand)], study.models):
             base = default_runs.default_run(profile, dataset, model)

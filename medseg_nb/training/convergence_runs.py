@@ -10,8 +10,7 @@ __all__ = ['TASK', 'COUNT_COLUMNS', 'MIN_RISE', 'ROW_NAMES', 'OVERLAP', 'load_co
            'load_curve', 'is_pictured', 'publish_convergence_run', 'design_run', 'round_runs', 'round_rates',
            'search_runs', 'summarize_designs', 'rank_designs', 'best_with_attention', 'choose_design',
            'resolve_designs', 'still_rises', 'plan_stages', 'list_planned_runs', 'is_complete', 'list_complete_runs',
-           'add_overlap', 'load_patient_rows', 'all_runs', 'Progress', 'available_plan', 'train_runs', 'train_plan',
-           'train_search']
+           'add_overlap', 'load_patient_rows', 'Progress', 'available_plan', 'train_runs', 'train_plan', 'train_search']
 
 # %% ../../nbs/library/6_training/07_convergence_runs.ipynb #46fed84b
 import io
@@ -329,13 +328,6 @@ def load_patient_rows(configs: Sequence[Config]) -> pd.DataFrame:  # ROW_NAMES a
     return means
 
 # %% ../../nbs/library/6_training/07_convergence_runs.ipynb #93cf8b06
-def all_runs(plan: ConvergencePlan) -> list[tuple[PlanStage | DesignSearch, Config]]:
-    "Runs of a plan, as far as their rates are chosen"
-    stages = [resolve_designs(plan, stage) for stage in plan.stages]
-    runs = [(plan.search, c) for c in search_runs(plan)]
-    for stage in stages: runs += [(stage, c) for c in (*stage_rate_runs(plan, stage), *main_runs(plan, stage))]
-    return runs
-
 class Progress:
     "Tells after each run how many are left, and how long that takes at the pace so far"
     def __init__(self, seconds: Sequence[float]):

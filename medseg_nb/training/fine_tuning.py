@@ -16,7 +16,7 @@ from ..kit.core import InputError, folder, sha256, write
 from ..kit.keys import registered_names
 from .plan import START_MARK
 from .shipped_models import list_shipped_models, load_model, read_model_file, restore_weights
-from .training import Config, resolve_run
+from .training import Config, refuse_ensemble, resolve_run
 
 # %% ../../nbs/library/6_training/12_fine_tuning.ipynb #1bd2f9e6
 def read_start(place: str,  # folder of a model, such as models/nuclei or runs/0123456789abcdef
@@ -65,7 +65,7 @@ class Start:
 
 def find_start(name: str) -> Start:
     "The shipped model or the run with a name; an error that names the nearest one where there is none"
-    config, _ = load_model(name)
+    config, _ = load_model(refuse_ensemble(name))
     if name in list_shipped_models():
         read_model_file(name, "weights.safetensors")  # whose hash is that of its card
         place = f"models/{name}"

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES', 'RECIPE_POLICIES',
-           'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint', 'structure_width',
-           'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
-           'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'list_networks',
-           'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan',
-           'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs',
-           'list_site_runs']
+           'NETWORKS', 'RUN_SECONDS', 'LONGER', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES',
+           'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint',
+           'structure_width', 'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings',
+           'has_objects', 'Rung', 'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs',
+           'list_networks', 'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds',
+           'describe_plan', 'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study',
+           'list_curve_runs', 'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..data.manifest import content_key, load_cases, load_manifest
-from ..data.splits import list_folds, load_frozen_split, load_split
+from ..data.splits import describe_missing_labels, list_folds, load_frozen_split, load_split
 from ..kit.core import InputError, ResourceError, progress
 from ..kit.report import display_text
 from .default_runs import default_run, list_models
@@ -103,6 +103,7 @@ MIN_PATIENTS = 10    # below which a held-out part is too small for an interval
 # by axes: the baseline, the best of the benchmark with random and (of pictures) with pretrained weights, the simplest
 NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "residual_unet", "fcn")}
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
+LONGER = (2, 4, 8)  # times the longest, once there are three seeds: a night, or many cores
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
 MAX_SITES = 6  # hospitals that U-Net learns without, one at a time: those with most patients
@@ -134,12 +135,13 @@ def list_rungs(folds: int,
                object_runs: int = 0,    # further networks of each fold
                site_runs: int = 0,      # hospitals that are left out
               ) -> list[Rung]:
-    "From the least that says something, two networks on one fold: folds, networks, time, seeds"
+    "From the least that says something, two networks on one fold: folds, networks, time, seeds, more time"
     shortest, *longer = seconds
     rungs = [Rung(k, 2, shortest) for k in dict.fromkeys((1, folds))]
     rungs += [Rung(folds, n, shortest) for n in range(3, networks + 1)]
     rungs += [Rung(folds, networks, s) for s in longer]
     rungs += [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
+    rungs += [Rung(folds, networks, n * seconds[-1], 3) for n in LONGER]
     return [replace(r, object_runs=object_runs, site_runs=site_runs) for r in rungs]
 
 def count_minutes(rung: Rung, workers: int,
@@ -292,7 +294,8 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path,
             throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision), start)
         plan = study_plan(dataset, fingerprint, rung, throughput, precision, start)
         lines = [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)]
-        lines[-1:] = [*describe_next_rung(rungs, rung, workers, axes), lines[-1]]
+        lines[-1:] = [*describe_missing_labels(dataset, range(rung.folds)),
+                      *describe_next_rung(rungs, rung, workers, axes), lines[-1]]
         write_plan(plan, place, head, [*lines[:-1], *([start_line] if start else []), lines[-1]])
     return read_plan(place)[1]
 
@@ -317,7 +320,9 @@ def choose_recipe(dataset: str, place: Path) -> list[str]:  # in words; none whe
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #92daf291
 @contextmanager
 def lock_study(place: Path) -> Iterator[None]:
-    "Hold the folder of a study alone; raises ResourceError where another process holds it"
+    """Hold the folder of a study alone; raises ResourceError where another process holds it. A new folder in which
+    nothing was written is removed"""
+    new_folders = [p for p in (place, *place.parents) if not p.exists()]
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / ".lock")
     try: lock.acquire(timeout=0)
@@ -325,7 +330,13 @@ def lock_study(place: Path) -> Iterator[None]:
         raise ResourceError(place.name, "is being studied by another call",
                             "wait until it has ended; what it has finished is kept") from None
     try: yield
-    finally: lock.release()
+    finally:
+        is_unused = new_folders and [p.name for p in place.iterdir()] == [".lock"]
+        with suppress(OSError):  # Windows lets nobody remove a file that is locked
+            if is_unused: (place / ".lock").unlink()
+        lock.release()
+        with suppress(OSError):  # another call may have begun in one of them
+            for folder in new_folders if is_unused else (): folder.rmdir()
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #833d608c
 def list_curve_runs(profile: str, dataset: str) -> list[Config]:  # fewest patients first; none with one fold

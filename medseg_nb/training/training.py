@@ -11,8 +11,8 @@ __all__ = ['LOOP_CHOICES', 'SHARED_WITH_GENERATOR', 'KEY_STOPS', 'HISTORY_FILE',
            'score_predictions', 'archive_path', 'open_archives', 'find_stored_run', 'read_failure_reason',
            'load_run_rows', 'thin_history', 'load_history', 'start_meter', 'rank_and_world_size', 'shard_batches',
            'reject_unsafe_convolutions', 'run_training', 'names_file', 'load_run_names', 'name_run',
-           'list_trained_runs', 'resolve_run', 'load_run', 'train_missing', 'fit_runs', 'publish_run', 'keep_measures',
-           'add_budget_columns']
+           'list_trained_runs', 'refuse_ensemble', 'resolve_run', 'load_run', 'train_missing', 'fit_runs',
+           'publish_run', 'keep_measures', 'add_budget_columns']
 
 # %% ../../nbs/library/6_training/04_training.ipynb #7755a34f
 import json
@@ -501,6 +501,14 @@ def list_trained_runs() -> list[str]:  # keys
     "Runs whose weights are stored"
     return sorted(p.parent.name for p in folder("runs").glob("*/weights.safetensors"))
 
+def refuse_ensemble(name: str) -> str:  # name
+    "`name`, unless it stands for several networks that answer together"
+    names = load_run_names()
+    keys, best = names.get(name, name).split("+"), f"{name.rpartition('/')[0]}/best"
+    if len(keys) == 1: return name
+    raise InputError(name, f"is an ensemble of {len(keys)} networks, which cannot be exported, explained, timed, "
+                           "described or trained further as one", f"name {best if best in names else keys[0]}")
+
 def resolve_run(name: str) -> str:  # key
     "The run with a name, with a key, or with a key that begins so"
     key = load_run_names().get(name, name)
@@ -593,12 +601,18 @@ def _acquire_worker_slot(workers: float) -> Callable[[], None] | None:  # gives 
 
 UNDER_WAY_INTERVAL_S = 30
 
-def _print_under_way(logs: Iterable[Path]) -> float:  # time of printing
-    "The last line of each worker's log: its run, steps, seconds"
-    for log in logs:
-        if log.exists() and (lines := log.read_text(errors="replace").splitlines()):
-            print(f"under way: {lines[-1]}", file=sys.stderr, flush=True)
-    return time.monotonic()
+def _add_time_left(line: str) -> str:
+    "A line of progress with the seconds that the rest takes at the same pace"
+    match = re.search(r": (\d+) of (\d+), (\d+) s$", line)
+    done, total, seconds = map(int, match.groups()) if match else (0, 0, 0)
+    return f"{line}, about {seconds * (total - done) / done:.0f} s left" if done else line
+
+def _print_under_way(logs: Iterable[Path], finished: int, total: int, start: float) -> float:  # time of printing
+    "The last line of each worker's log: its run, steps, seconds; and how far all runs are"
+    now, lines = time.monotonic(), [log.read_text(errors="replace").splitlines() for log in logs if log.exists()]
+    for line in [*(parts[-1] for parts in lines if parts), f"runs: {finished} of {total}, {now - start:.0f} s"]:
+        print(f"under way: {_add_time_left(line)}", file=sys.stderr, flush=True)
+    return now
 
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     """Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all
@@ -608,7 +622,8 @@ def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     todo, running, failed = [c for c in dict.fromkeys(configs) if not find_stored_run(c)], {}, []
     workers, deadline = _environment_number("MEDSEG_WORKERS", min(2, os.cpu_count()),
                                             1), _environment_number("MEDSEG_DEADLINE", float("inf"), 0)
-    last_print = time.monotonic()
+    n_runs, start = len(todo), time.monotonic()
+    last_print = start
     try:
         while todo or running:
             is_late = time.time() > deadline
@@ -624,7 +639,8 @@ def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
                 else: yield config
                 last_print = time.monotonic()
             if time.monotonic() - last_print > UNDER_WAY_INTERVAL_S and not sys.stderr.isatty():
-                last_print = _print_under_way(log for _, log, _ in running.values())
+                logs = [log for _, log, _ in running.values()]
+                last_print = _print_under_way(logs, n_runs - len(todo) - len(running), n_runs, start)
             time.sleep(.05)
     finally:
         for process, _, give_back in running.values(): process.terminate(); give_back()
