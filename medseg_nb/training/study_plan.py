@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
-           'NETWORKS', 'RUN_SECONDS', 'LONGER', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES',
+           'NETWORKS', 'RUN_SECONDS', 'NIGHT_FACTORS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES',
            'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint',
            'structure_width', 'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings',
            'has_objects', 'Rung', 'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs',
@@ -103,7 +103,7 @@ MIN_PATIENTS = 10    # below which a held-out part is too small for an interval
 # by axes: the baseline, the best of the benchmark with random and (of pictures) with pretrained weights, the simplest
 NETWORKS = {2: ("unet", "residual_unet", "unet_lite0", "fcn"), 3: ("unet", "residual_unet", "fcn")}
 RUN_SECONDS = {2: (60, 120, 180, 240, 480), 3: (120, 240, 480, 1200)}  # of one thread
-LONGER = (2, 4, 8)  # times the longest, once there are three seeds: a night, or many cores
+NIGHT_FACTORS = (2, 4, 8)  # times the longest run, once there are three seeds: a night, or many cores
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
 MAX_SITES = 6  # hospitals that U-Net learns without, one at a time: those with most patients
@@ -141,7 +141,7 @@ def list_rungs(folds: int,
     rungs += [Rung(folds, n, shortest) for n in range(3, networks + 1)]
     rungs += [Rung(folds, networks, s) for s in longer]
     rungs += [Rung(folds, networks, seconds[-1], seeds) for seeds in (2, 3)]
-    rungs += [Rung(folds, networks, n * seconds[-1], 3) for n in LONGER]
+    rungs += [Rung(folds, networks, n * seconds[-1], 3) for n in NIGHT_FACTORS]
     return [replace(r, object_runs=object_runs, site_runs=site_runs) for r in rungs]
 
 def count_minutes(rung: Rung, workers: int,
