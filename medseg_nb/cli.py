@@ -423,7 +423,8 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     from dataclasses import replace
     from medseg_nb.methods import hybrid_runs
     from medseg_nb.training import default_runs
-    from medseg_nb.kit.core import PROFILES, choose
+    from medseg_nb.kit.core import PROFILES, choose, folder
+    from medseg_nb.kit.storage import remove_leftovers
     from medseg_nb.data.manifest import ensure_dataset, load_manifest
     from medseg_nb.training.training import rank_and_world_size, run_training
     choose(model, [*default_runs.list_models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
@@ -433,6 +434,7 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     def hybrid_config(): return next(c for c in hybrid_runs.list_runs(profile, [data]) if c.model == model)
     config = hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model)
     config = replace(config, seed=seed, fold=fold or 0, steps=steps or config.steps)
+    remove_leftovers(folder("runs"))
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)
 

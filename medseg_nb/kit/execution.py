@@ -41,7 +41,7 @@ from pydantic import BaseModel, ValidationError
 from .core import (
     PROFILES, InputError, MedsegError, ResourceError, choose, data_folders, device, digest, folder, machine_class,
     manifest_folder, manifest_folders, require_device, read_yaml, root, replace_folder, sha256, to_json, write)
-from .storage import pack_archives, release_rows, shorten_json
+from .storage import pack_archives, release_rows, remove_leftovers, shorten_json
 from .keys import (BOOKKEEPING, Closure, closure, computed_path, defines, collect_definitions,
                                 store_cached, load_cached, skeleton, source_path, current_sources, module_scope,
                                 tree_digest, used_names)
@@ -738,7 +738,9 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     minutes = sum(entries[n].budget_for(profile).get("minutes", 0) for n in todo)
     budget = f"; budget {minutes:g} minutes beside the training of runs" if minutes else ""
     message = f"{len(todo)} of {len(section_names)} sections to execute ({', '.join(todo)}){budget}"
-    if todo: print(message, file=sys.stderr)
+    if todo:
+        print(message, file=sys.stderr)
+        remove_leftovers(folder("runs"))
     is_parallel = jobs > 1 and len(todo) > 1
     results = (run_in_parallel(section_names, profile, data, jobs) if is_parallel
                else run_sequentially(section_names, profile, data))

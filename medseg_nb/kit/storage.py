@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'TEXT_MARK', 'COLUMNS_MARK', 'COLUMN_END', 'QUOTED', 'POINTER_MARK', 'ARCHIVE_TIME', 'XZ_MAGIC',
            'SHARDS', 'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
-           'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'shrink_png', 'shorten_uses', 'shrink_svg',
-           'shrink_pdf']
+           'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'remove_leftovers', 'shrink_png',
+           'shorten_uses', 'shrink_svg', 'shrink_pdf']
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
 import base64
@@ -18,11 +18,12 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain, groupby
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .core import InputError, digest, folder, write
 
@@ -199,6 +200,20 @@ def shorten_json(text: str) -> str:
             return "{\n" + ",\n".join(f"{dump(k)}:{dump(v)}" for k, v in value.items()) + "\n}"
         return "[\n" + ",\n".join(map(dump, value)) + "\n]" if isinstance(value, list) and value else dump(value)
     return "{\n" + ",\n".join(f"{dump(k)}:{lines(v)}" for k, v in json.loads(text).items()) + "\n}\n"
+
+# %% ../../nbs/library/0_kit/02_storage.ipynb #72c35304
+def remove_leftovers(runs: Path) -> list[Path]:  # what was removed
+    "Remove the half-written files of runs that no process holds"
+    removed = []
+    for run in sorted({p.parent for p in runs.glob("*/.*-*") if (p.parent / "lock").is_file()}):
+        with ExitStack() as held:
+            try:
+                for lock in run.glob("*lock"): held.enter_context(FileLock(lock, timeout=0))
+            except Timeout: continue
+            leftovers = sorted(run.glob(".*-*"))
+            for path in leftovers: path.unlink()
+            removed += leftovers
+    return removed
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #c862870d
 def shrink_png(picture: bytes) -> bytes:
