@@ -8,9 +8,9 @@ __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_
            'diff', 'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
            'data_edit', 'data_remove', 'data_audit', 'pack', 'unpack', 'train', 'models_list', 'models_card',
            'models_examples', 'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom',
-           'serve_page', 'serve_readers', 'serve_navigation', 'evaluate', 'bench', 'stream', 'claims_list',
-           'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse', 'doctor',
-           'refused', 'name_nearest', 'main']
+           'serve_page', 'serve_readers', 'serve_navigation', 'evaluate', 'transfer', 'radiomics', 'bench', 'stream',
+           'claims_list', 'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse',
+           'doctor', 'refused', 'name_nearest', 'main']
 
 # %% ../nbs/library/99_cli.ipynb #8549f12c
 import os
@@ -192,7 +192,7 @@ def _plan_start(id: str, name: str) -> tuple[str, str]:
 
 def _carry_out(id: str, plan: Path, workers: int) -> None:
     "Train what a study's plan names, write its report, and name its best network"
-    from medseg_nb.training.plan import OWN_PLAN, PRETRAINED, planned_starts
+    from medseg_nb.training.plan import HEADS_NETWORK, OWN_PLAN, PRETRAINED, planned_starts
     from medseg_nb.training.study_plan import choose_recipe
     for line in choose_recipe(id, plan): print(line, flush=True)
     os.environ[OWN_PLAN] = str(plan)
@@ -203,9 +203,11 @@ def _carry_out(id: str, plan: Path, workers: int) -> None:
     from medseg_nb.training.training import name_run
     score, network, keys = find_best_network("own", id)
     name_run(f"{id}/best", keys[0])
-    print(f"{display_text(network)} has the highest mean {dict(dice='Dice', pq='PQ')[score]} of the networks; "
+    merit = ("tells objects apart" if network == HEADS_NETWORK
+             else f"has the highest mean {dict(dice='Dice', pq='PQ')[score]} of the networks")
+    print(f"{display_text(network)} {merit}; "
           f"next: medseg predict {id}/best IMAGES --out masks/")
-    if len(keys) == 1 or score == "pq": return  # the mean of several fields is no field
+    if len(keys) == 1 or score == "pq": return  # the mean of several such answers tells no objects apart
     name_run(f"{id}/ensemble", "+".join(keys))
     print(f"{id}/ensemble is the mean of its {len(keys)} trainings; nobody is left to score it on")
 
@@ -600,7 +602,8 @@ def explain(
     out: Annotated[Optional[Path], typer.Option(help="folder for the picture and the numbers")] = None,
     method: Annotated[
         Optional[str],
-        typer.Option(help="explanation method; quadtree, or tipping for an instance, if left out")] = None,
+        typer.Option(help="explanation method; quadtree, or tipping for an instance, if left out; all: a page with "
+                          "every method's map besides")] = None,
     shortcuts: Annotated[bool, typer.Option("--shortcuts", help="look instead, in test images of the model's fold, for "
                                             "what recurs beside the regions and moves the answer")] = False,
     data: Annotated[Optional[str], typer.Option(help="with --shortcuts: data set of the test images; the model's own "
@@ -617,7 +620,8 @@ def explain(
         raise typer.BadParameter("give all three, or --shortcuts", param_hint="IMAGE, --target and --out")
     from medseg_nb.deployment.explain import explain_file
     result = explain_file(model, image, target, out, method)
-    print(f"{result['picture']} and {result['numbers']}; research use only")
+    *files, last = [result[k] for k in ("page", "picture", "numbers") if k in result]
+    print(f"{', '.join(files)} and {last}; research use only")
 
 @serve_app.command("dicom", epilog="Example: medseg serve dicom 0123456789abcdef --allow CT --to PACS@pacs:104")
 def serve_dicom(
@@ -690,6 +694,45 @@ def evaluate(
     print(f"{len(table)} rows in {out}")
     if not objects and (n := table.label.nunique()) > MAX_UNCHECKED_LABELS:
         print(f"{n} labels, each scored as a class; where they number objects, add --objects", file=sys.stderr)
+    for line in rejected: print(f"error: {line}", file=sys.stderr)
+    if rejected: raise typer.Exit(3)
+
+@app.command(epilog="Example: medseg transfer skin --data my_scans --out transfer")
+def transfer(model: Annotated[str, typer.Argument(help="name of a shipped model, name or key of a run")],
+             data: Annotated[str, typer.Option(help="id of a data set with the model's labels and channels")],
+             out: Annotated[Optional[Path], typer.Option(help="folder for transfer.csv, the summary, and cases.csv, "
+                                                         "the rows of each case")] = None,
+             as_json: Json = False):
+    """Score a model on patients of another site, as it is and after each adaptation that needs no labels, beside its
+    held-out patients; what is left out, or not known, is named on standard error. Research use only."""
+    from medseg_nb.deployment.transfer import format_transfer, score_transfer
+    scores = score_transfer(model, data, out)
+    for note in scores.notes: print(note, file=sys.stderr)
+    say(scores.summary.to_dict("records"), as_json, format_transfer(scores))
+
+@app.command(epilog="Example: medseg radiomics scans/ masks/ --label 1 --out features.csv")
+def radiomics(
+    image: Annotated[Optional[Path], typer.Argument(help="a volume, a DICOM series, or a folder of volumes")] = None,
+    mask: Annotated[Optional[Path], typer.Argument(help="its label map, or a folder of them, paired by name")] = None,
+    data: Annotated[Optional[str], typer.Option(help="id of a data set, in place of IMAGE and MASK")] = None,
+    label: Annotated[Optional[int], typer.Option(min=1, help="this label alone; all if left out")] = None,
+    channel: Annotated[Optional[int], typer.Option(min=0, help="of an image that has several, from 0")] = None,
+    bins: Annotated[int, typer.Option(min=2, help="of intensity for the textures")] = 32,
+    out: Annotated[Optional[Path], typer.Option(help="CSV file, one row a label, and beside it what its columns are; "
+                                                "printed line by line if left out")] = None):
+    """Measure the regions of a mask by the IBSI definitions: first order, shape and texture; research use only.
+    Exit code 3 if a case was left out."""
+    if data: _refuse({"IMAGE": image}, "--data names the images")
+    elif not (image and mask): raise typer.BadParameter("give both, or --data", param_hint="IMAGE and MASK")
+    from medseg_nb.deployment import region_features as regions
+    if out: regions.check_output(out, image, mask)
+    table, rejected = (regions.measure_dataset(data, label, channel, bins) if data
+                       else regions.measure_files(image, mask, label, channel, bins))
+    table, names = regions.name_units(table, bins)
+    if out: print(f"{len(table)} rows in {out}, names and units in {regions.write_regions(out, table, names)}; "
+                  "research use only")
+    else: print("\n".join(regions.format_regions(table, names)))
+    for line in filter(None, map(regions.describe_cut, table.itertuples())): print(f"warning: {line}", file=sys.stderr)
     for line in rejected: print(f"error: {line}", file=sys.stderr)
     if rejected: raise typer.Exit(3)
 

@@ -147,6 +147,7 @@ BASE = {  # calls that are sound but for what is put in; {n} is new in each; wha
     "data add": ["sets/tiny", "--id", "fuzz{n}"], "train": ["--data", "tiny", "--model", "cnn"],
     "export": ["{key}", "--to", "nosuch", "--out", "exports/{n}"], "predict": ["{key}", "one.png", "--out", "masks"],
     "explain": ["{key}", "one.png", "--target", "class:x", "--out", "why"], "bench": ["nosuch"],
+    "transfer": ["nosuch", "--data", "tiny"],
     "serve dicom": ["nosuch", *DICOM], "serve app": ["nosuch"], "evaluate": ["seg", "seg", "--out", "scores.csv"],
     "claims list": [], "claims audit": ["table.csv", "--out", "verdicts.csv"], "readers new": [*STUDY, "readers/{n}"],
     "readers analyse": ["design.csv", "--key", "key.csv", "--out", "results"], "serve readers": ["nosuch"],

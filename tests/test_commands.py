@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -206,6 +208,49 @@ def test_explain_asks_for_what_is_missing(trained, tmp_path):
         assert done.returncode == 2 and "give all three, or --shortcuts" in done.stderr, (words, done.stderr)
     done = trained.call("explain", trained.key, "one.png", "--data", "phantom_skin")
     assert done.returncode == 2 and "goes with --shortcuts" in done.stderr, done.stderr
+
+
+def write_volume(path, array: np.ndarray, sides=(1., 1., 2.)):
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([*sides, 1.])), path)
+    return path
+
+
+@pytest.fixture
+def region(tmp_path):
+    "A volume and a mask of one voxel"
+    mask = np.zeros((4, 5, 6), np.uint8); mask[1, 2, 3] = 1
+    return write_volume(tmp_path / "scan.nii.gz", np.ones((4, 5, 6), np.float32)), mask
+
+
+@pytest.mark.parametrize("change, fault",
+                         [(lambda m: 0 * m, "has an empty mask"), (lambda m: m[1:], "the mask is 3 x 5 x 6"),
+                          (lambda m: m * np.float32(.5), "is no label map"), (lambda m: 3 * m, "has no label 1 in")])
+def test_radiomics_refuse_a_mask(fresh, region, tmp_path, change, fault):
+    mask = write_volume(tmp_path / "mask.nii.gz", change(region[1]))
+    done = fresh.call("radiomics", region[0], mask, "--label", "1", "--out", tmp_path / "out.csv")
+    assert refused(done, ".nii.gz", fault) and not (tmp_path / "out.csv").exists()
+
+
+def test_radiomics_refuse_another_geometry_and_what_is_no_volume(fresh, region, tmp_path):
+    mask = write_volume(tmp_path / "mask.nii.gz", region[1], (2., 1., 2.))
+    assert refused(fresh.call("radiomics", region[0], mask), "mask.nii.gz", "the affines of mask and image differ by 1")
+    hole = write_volume(tmp_path / "hole.nii.gz", np.where(region[1] > 0, np.float32(np.nan), 1))
+    mask = write_volume(tmp_path / "mask.nii.gz", region[1])
+    assert refused(fresh.call("radiomics", hole, mask), "hole.nii.gz", "holds NaN or infinity in 1 of 120 values")
+    assert refused(fresh.call("radiomics", "--data", "phantom_skin"), "phantom_skin", "is no volume")
+    assert refused(fresh.call("radiomics", region[0], mask, "--channel", "0"), "scan.nii.gz", "has one channel")
+    done = fresh.call("radiomics", region[0], mask, "--out", mask)
+    assert refused(done, "mask.nii.gz", "is one of the images and masks")
+
+
+def test_radiomics_ask_for_what_is_missing(fresh, region, tmp_path):
+    for words, fault in (((), "give both, or --data"), (("--data", "x"), "--data names the images")):
+        done = fresh.call("radiomics", region[0], *words)
+        assert done.returncode == 2 and fault in done.stderr, done.stderr
+    mask = write_volume(tmp_path / "mask.nii.gz", region[1])
+    with patch.dict(sys.modules, mirp=None, **{n: None for n in sys.modules if n.startswith("mirp.")}):
+        done = fresh.call("radiomics", region[0], mask)
+    assert done.returncode == 4 and done.stderr == 'error: mirp: is not installed; pip install "medseg_nb[radiomics]"\n'
 
 
 def test_evaluate_names_the_unit_of_a_distance(trained, scans):

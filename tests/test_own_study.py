@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -17,7 +18,13 @@ from conftest import REPO, Project, read_table
 from filelock import FileLock
 from PIL import Image
 
+from medseg_nb.data.manifest import load_cases
+from medseg_nb.evaluation.matching import instance_scores
+from medseg_nb.kit.report import read_rows
+from medseg_nb.methods.instance_heads import split_of, training_and_tuning
 from medseg_nb.paper.article import MAX_PAGES, running_text
+from medseg_nb.study.instances import list_runs
+from medseg_nb.training.training import name_run, run_training
 
 PATIENTS = 30
 LEAST_PAGES = 3  # of a report with all of its parts
@@ -74,23 +81,29 @@ def add_volumes(project: Project) -> None:
     assert added.returncode == 0, added.stderr
 
 
+def draw_cells(draws: np.random.Generator, rows: int = 64, columns: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    "A picture of three discs, two of which touch, and its label map"
+    y, x = np.mgrid[:rows, :columns]
+    first, labels = draws.integers(12, 40, 2), np.zeros((rows, columns), np.uint8)
+    for k, (row, column) in enumerate((first, first + (0, 13), (rows - 10, draws.integers(8, columns - 8))), 1):
+        labels[(y - row)**2 + (x - column)**2 < 42] = k
+    return (draws.normal(40, 9, labels.shape) + 90 * (labels > 0)).clip(0, 255).astype(np.uint8), labels
+
+
 def add_cells(project: Project) -> None:
-    "Discs, two of which touch in each of thirty pictures, as COCO"
+    "Discs, two of which touch in each of thirty pictures of fifteen patients, as COCO"
     place, draws = project.root.parent / "cells", np.random.default_rng(0)
     (place / "images").mkdir(parents=True)
-    y, x = np.mgrid[:64, :64]
-    images, annotations = [], []
+    images, annotations, angles = [], [], np.linspace(0, 2 * np.pi, 24, endpoint=False)
     for k in range(30):
-        first = draws.integers(12, 40, 2)
-        picture = draws.normal(40, 9, (64, 64))
-        for row, column in (first, first + (0, 13), (54, int(draws.integers(8, 56)))):
-            picture += 90 * ((y - row)**2 + (x - column)**2 < 42)
-            angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        picture, labels = draw_cells(draws)
+        for row, column in scipy.ndimage.center_of_mass(labels > 0, labels, np.unique(labels[labels > 0])):
             outline = np.stack([column + .5 + 6.5 * np.cos(angles), row + .5 + 6.5 * np.sin(angles)], 1)
             annotations.append(dict(id=len(annotations) + 1, image_id=k + 1, category_id=1, iscrowd=0,
                                     segmentation=[outline.ravel().tolist()], bbox=[0, 0, 13, 13], area=132))
-        images.append(dict(id=k + 1, file_name=f"c{k:02}.png", height=64, width=64))
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"c{k:02}.png")
+        name = f"p{k // 2:02}_{k % 2}.png"
+        images.append(dict(id=k + 1, file_name=name, height=64, width=64))
+        Image.fromarray(picture).save(place / "images" / name)
     (place / "cells.json").write_text(json.dumps(dict(
         images=images, annotations=annotations, categories=[dict(id=1, name="cell")])))
     added = project.call("data", "add", str(place), "--id", "cells", "--yes")
@@ -98,9 +111,11 @@ def add_cells(project: Project) -> None:
 
 
 def shorten_plan(project: Project, id: str) -> None:
-    "Each training of the plan has a second, and 100 images in it, whatever was measured on this machine"
+    """Each training of the plan has a second, and 100 images in it, whatever was measured on this machine; one of maps
+    has three"""
     path = project.root / "studies" / id / "plan.yaml"
     text, count = re.subn(r"\nseconds: \d+\.0\n", "\nseconds: 1.0\n", path.read_text(encoding="utf-8"))
+    text = re.sub(r"\n( +)unet_heads: \d+\n", r"\n\1unet_heads: 75\n", text)
     head, measured, rest = re.split(r"(?<=\nthroughput:\n)((?:  \w+: [\d.]+\n)+)", text)
     assert count == 1
     path.write_text(head + re.sub(r"[\d.]+\n", "100.0\n", measured) + rest, encoding="utf-8")
@@ -179,22 +194,77 @@ def test_a_study_goes_from_a_folder_to_a_named_model(planned):
     assert "squares/ensemble         the mean of 5 runs" in planned.call("models").stdout
 
 
-@pytest.mark.stress  # ten trainings, and five sections
+@pytest.mark.stress  # eight trainings, and five sections
 def test_objects_are_told_apart(whole):
     add_cells(whole)
     study = ("study", "cells", "--minutes", "10", "-j", "2")
     dry = whole.medseg(*study, "--dry-run")
-    assert dry.returncode == 0 and "further U-Nets tell them apart" in dry.stdout, dry.stderr
+    assert dry.returncode == 0 and "a further U-Net learns maps that tell them apart" in dry.stdout, dry.stderr
     shorten_plan(whole, "cells")
     done = whole.medseg(*study)
     assert done.returncode == 0, done.stderr
-    assert "field has the highest mean PQ of the networks" in done.stdout
+    assert "U-Net (maps of objects) tells objects apart; next: medseg predict cells/best" in done.stdout
     assert "cells/ensemble" not in done.stdout
     page = (whole.root / "studies" / "cells" / "own" / "article.html").read_text(encoding="utf-8")
-    assert "Objects told apart" in page and "phantom" not in page.lower()
-    answer = whole.medseg("predict", "cells/best", "../cells/images/c00.png", "--out", "answers")
+    assert "Objects told apart" in page and "phantom" not in page.lower() and "One U-Net learned several maps" in page
+    supplement = (whole.root / "studies" / "cells" / "own" / "supplement.html").read_text(encoding="utf-8")
+    assert "U-Net (maps of objects)" in supplement and "unet_heads" not in running_text(page)
+    answer = whole.medseg("predict", "cells/best", "../cells/images/p00_0.png", "--out", "answers")
     assert answer.returncode == 0, answer.stderr
     assert "objects" in (whole.root / "answers" / "predict.csv").read_text().splitlines()[0]
+
+
+@pytest.fixture
+def timed(monkeypatch) -> None:
+    "Networks are taken to be as fast as they were measured once"
+    speeds = dict(unet=50., residual_unet=60., unet_lite0=20., fcn=90., unet_heads=80.)
+    monkeypatch.setattr("medseg_nb.training.study_plan.measure_study_throughput", lambda *_: speeds)
+
+
+@pytest.fixture
+def mapped(whole, timed) -> Project:
+    "Cells, and the plan of their study"
+    add_cells(whole)
+    dry = whole.call("study", "cells", "--minutes", "30", "-j", "2", "--dry-run")
+    assert dry.returncode == 0 and "180 s, in windows of 64 pixels at" in dry.stdout, dry.stdout + dry.stderr
+    whole.env["MEDSEG_OWN_PLAN"] = str(whole.root / "studies" / "cells" / "plan.yaml")
+    return whole
+
+
+def test_a_plan_of_objects_parts_patients(mapped):
+    "Whoever is tested is neither learned from nor asked for settings, whatever of his pictures it is"
+    split = json.loads((mapped.root / "own" / "data" / "cells" / "splits.json").read_text(encoding="utf-8"))["folds"]
+    with mapped.inside():
+        runs, people = list_runs("own", ["cells"]), [c.patient for c in load_cases("cells")]
+        assert [(c.model, c.fold, c.seed) for c in runs] == [("unet_heads", k, 0) for k in range(5)]
+        assert {c.steps for c in runs} == {3 * 60 * 80 // 4} and len(set(people)) == 15
+        for c, fold in zip(runs, split):
+            tested, (learned, chosen) = split_of(c).test, training_and_tuning(c)
+            assert {people[i] for i in tested} == set(fold["test"]) and len(tested) == 2 * len(fold["test"])
+            assert {people[i] for i in learned} | {people[i] for i in chosen} == set(fold["train"])
+            assert not {people[i] for i in tested} & {people[i] for i in (*learned, *chosen)}
+            assert not {people[i] for i in learned} & {people[i] for i in chosen} and chosen
+
+
+def test_a_network_of_objects_answers_at_the_resolution_of_a_picture(mapped):
+    with mapped.inside():
+        run = run_training(replace(list_runs("own", ["cells"])[0], steps=200), weights=True)
+        name_run("cells/best", run.name)
+        settings = read_rows(run).query("method == 'distance'").settings.unique()
+    picture, truth = draw_cells(np.random.default_rng(9), 96, 150)
+    Image.fromarray(picture).save(mapped.root / "new.png")
+    answer = mapped.call("predict", "cells/best", "new.png", "--out", "answers")
+    assert answer.returncode == 0 and len(settings) == 1, answer.stderr
+    found = np.asarray(Image.open(mapped.root / "answers" / "new.png"))
+    assert found.shape == truth.shape and found.max() == 3, "an object a number"
+    assert instance_scores(found.astype(int), truth.astype(int))["pq"] > .7
+    for words, fault in (
+        (("explain", "cells/best", "new.png", "--target", "class:1", "--out", "why"),
+         "answers with maps of objects and not with classes"),
+        (("export", "cells/best", "--to", "onnx", "--out", "made"), "whose answers need more than its network"),
+        (("bench", "cells/best"), "whose answers need more than its network")):
+        refused = mapped.call(*words)
+        assert refused.returncode == 2 and fault in refused.stderr and len(refused.stderr.splitlines()) == 1, refused
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
@@ -237,11 +307,23 @@ def test_volumes_have_a_study_of_their_own(whole):
     assert sizes == "file,status,reason,foreground,label_1_mm3,label_2_mm3"
 
 
-@pytest.fixture
-def timed(monkeypatch) -> None:
-    "Networks are taken to be as fast as they were measured once"
-    speeds = dict(unet=50., residual_unet=60., unet_lite0=20., fcn=90.)
-    monkeypatch.setattr("medseg_nb.training.study_plan.measure_study_throughput", lambda *_: speeds)
+def test_a_plan_says_why_objects_are_told_apart_by_fields(whole, timed):
+    "Numbers of objects that have gaps, as where some were deleted"
+    place, draws = whole.root.parent / "gaps", np.random.default_rng(0)
+    for name in ("images", "masks"): (place / name).mkdir(parents=True)
+    for k in range(12):
+        picture, labels = draw_cells(draws)
+        Image.fromarray(picture).save(place / "images" / f"c{k:02}.png")
+        Image.fromarray(2 * labels).save(place / "masks" / f"c{k:02}.png")
+    added = whole.call("data", "add", str(place), "--id", "gaps", "--yes", "--set", "task=instance")
+    assert added.returncode == 0, added.stderr
+    dry = whole.call("study", "gaps", "--minutes", "8", "-j", "2", "--dry-run")
+    assert dry.returncode == 0 and "further U-Nets tell them apart, by a mask, a field" in dry.stdout, dry.stderr
+    line, = [line for line in dry.stdout.splitlines() if line.startswith("no network with all maps of objects: ")]
+    assert line.endswith("has no object 1 though its numbers reach 6; number objects 1, 2, … without holes")
+    whole.env["MEDSEG_OWN_PLAN"] = str(whole.root / "studies" / "gaps" / "plan.yaml")
+    with whole.inside(): runs = list_runs("own", ["gaps"])
+    assert {c.loss for c in runs} >= {"centre_field", "distance_field"} and {c.model for c in runs} == {"unet"}
 
 
 def test_a_plan_names_the_folds_without_a_class(whole, timed):

@@ -53,7 +53,9 @@ def planned_settings(place: Path) -> dict:
     asked = SETTINGS[place.parent.name]
     if place in OF_INSTANCES: return {k: v for k, v in asked.items() if k != "packages"}
     scale = (128 / facts(place)["size"]) ** 2
-    levels = asked["study_levels"] if place.name in STUDIES else asked["levels"]
+    levels = asked["levels"]
+    if place.name in STUDIES:  # no more trainings than the study has folds
+        levels = [[seconds, min(n, len(STUDIES[place.name].folds))] for seconds, n in asked["study_levels"]]
     return {k: v for k, v in asked.items() if k not in ("packages", "study_levels")} | dict(
         levels=levels, throughput=asked["throughput"] * scale)
 

@@ -2,11 +2,13 @@
 import os
 import time
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from medseg_nb.api import measure_radiomics
 from medseg_nb.images.files import Image
 from medseg_nb.kit.core import InputError, rng
 from medseg_nb.methods.radiomics import FAMILIES, family, feature_stability, radiomics
@@ -122,3 +124,97 @@ def test_stability_between_two_masks():
     assert table.concordance["stat_mean"] > .99 > table.concordance["morph_vol_approx"]
     with pytest.raises(InputError, match="^p9: has an empty mask"):
         radiomics(Image(np.ones((4, 4, 4)), (1., 1., 1.)), np.zeros((4, 4, 4)), "p9")
+
+
+# The command
+
+def write_volume(path, array: np.ndarray, sides: tuple[float, ...] = (2., 2., 2.)):
+    nibabel.save(nibabel.Nifti1Image(array.astype(np.int16), np.diag([*sides, 1.])), path)
+    return path
+
+
+@pytest.fixture
+def phantom(tmp_path):
+    "The digital phantom as files"
+    return write_volume(tmp_path / "image.nii.gz", planes(INTENSITIES)), write_volume(tmp_path / "mask.nii.gz",
+                                                                                       planes(REGION))
+
+
+def test_the_command_finds_the_published_values(fresh, phantom, tmp_path):
+    "Six bins from the least to the greatest of six whole numbers leave them as they are"
+    done = fresh.call("radiomics", *phantom, "--bins", "6", "--out", tmp_path / "features.csv")
+    assert done.returncode == 0 and "1 rows" in done.stdout and "research use only" in done.stdout, done.stderr
+    row, = pd.read_csv(tmp_path / "features.csv").to_dict("records")
+    names = pd.read_csv(tmp_path / "features_names.csv", keep_default_na=False).set_index("column")
+    assert (row["label"], row["voxels"], row["spacing_i_mm"], row["touches_edge"]) == (1, 74, 2, True)
+    assert "touches the edge" in done.stderr and {*names.index} <= {*row}
+    assert len(names) == names.code.nunique() == 98
+    suffixes = dict(mm="_mm", mm2="_mm2", mm3="_mm3") | {"1/mm": "_per_mm"}
+    found = {n.removesuffix(suffixes.get(u, "")).removesuffix("_fbn_n6"): row[n] for n, u in names.unit.items()}
+    expected = published()
+    assert set(found) == set(expected)
+    off = {n: (found[n], v) for n, (v, tolerance) in expected.items() if abs(three_digits(found[n]) - v) > tolerance
+           + 1e-9}
+    assert not off
+
+
+def test_names_codes_and_units_are_those_of_the_manual(fresh, phantom):
+    done = fresh.call("radiomics", *phantom, "--bins", "6")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "image, label 1: 74 voxels of 2 x 2 x 2 mm" and len(lines) == 1 + 98
+    for line in ("volume RNU0 shape 556.333 mm3", "surface to volume ratio 2PR5 shape 0.69",
+                 "maximum 3d diameter L0JK shape 13.1", "mean Q4LE first order 2.14865 intensity",
+                 "sum entropy P6QZ GLCM 2.1", "integrated intensity 99N0 shape 1195.36 intensity mm3"):
+        assert any(found.startswith(line) for found in lines), (line, lines)
+
+
+def test_units_scale_as_they_say(fresh, phantom, tmp_path):
+    "In voxels of three times the side, a length is three times as long; intensities and textures stay"
+    large = [write_volume(tmp_path / f"large_{p.name}", planes(t), (6., 6., 6.))
+             for p, t in zip(phantom, (INTENSITIES, REGION))]
+    for k, pair in enumerate((phantom, large)):
+        assert fresh.call("radiomics", *pair, "--out", tmp_path / f"{k}.csv").returncode == 0
+    small, big = (pd.read_csv(tmp_path / f"{k}.csv").iloc[0] for k in range(2))
+    units = pd.read_csv(tmp_path / "0_names.csv", keep_default_na=False).set_index("column").unit
+    powers = {"1/mm": -1, "mm": 1, "mm2": 2, "mm3": 3, "intensity mm3": 3}
+    for name, unit in units.items():
+        assert big[name] == pytest.approx(small[name] * 3. ** powers.get(unit, 0), rel=1e-4, abs=1e-6), name
+    assert set(units) == {*powers, "intensity", "intensity^2", ""}
+
+
+def test_each_label_is_a_row_and_python_says_the_same(fresh, phantom, tmp_path):
+    image, labels = planes(INTENSITIES), planes(REGION)
+    labels[:, :2] *= 3
+    mask = write_volume(tmp_path / "labels.nii.gz", labels)
+    assert fresh.call("radiomics", phantom[0], mask, "--out", tmp_path / "both.csv").returncode == 0
+    assert fresh.call("radiomics", phantom[0], mask, "--label", "3", "--out", tmp_path / "one.csv").returncode == 0
+    both, one = (pd.read_csv(tmp_path / f"{n}.csv") for n in ("both", "one"))
+    assert both.label.tolist() == [1, 3] and both.voxels.sum() == 74
+    pd.testing.assert_frame_equal(both[1:].reset_index(drop=True), one, check_dtype=False)
+    for pair, options in (((phantom[0], mask), {}), ((image.astype(float), labels), dict(spacing=(2., 2., 2.)))):
+        found = measure_radiomics(*pair, **options)
+        expected = both[found.columns].astype(float)
+        pd.testing.assert_frame_equal(found.astype(float), expected, rtol=1e-5)
+
+
+def test_a_folder_goes_on_past_a_case_that_cannot_be_measured(fresh, tmp_path):
+    for folder, text in (("images", INTENSITIES), ("masks", REGION)):
+        (tmp_path / folder).mkdir()
+        for name in "ab": write_volume(tmp_path / folder / f"{name}.nii.gz", planes(text))
+    write_volume(tmp_path / "masks" / "b.nii.gz", 0 * planes(REGION))
+    done = fresh.call("radiomics", tmp_path / "images", tmp_path / "masks", "--out", tmp_path / "out.csv")
+    assert done.returncode == 3 and "b.nii.gz: has an empty mask" in done.stderr
+    assert pd.read_csv(tmp_path / "out.csv").case.tolist() == ["a"]
+
+
+def test_regions_of_a_data_set_have_patients_and_names(tiny_data, tmp_path):
+    for folder, text in (("images", INTENSITIES), ("masks", REGION)):
+        for k in range(6): write_volume(tiny_data.data / folder / f"p{k}.nii.gz", planes(text))
+    tiny_data.table(lambda row: {k: v.replace(".png", ".nii.gz") for k, v in row.items()})
+    tiny_data.declare(spacing="file")
+    done = tiny_data.project.call("radiomics", "--data", "tiny", "--out", tmp_path / "out.csv")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table.case.tolist() == [f"c{k}" for k in range(6)] and table.patient.tolist() == [f"p{k}" for k in range(6)]
+    assert set(table.label) == {"lesion"} and table.stat_mean.tolist() == [pytest.approx(159 / 74, rel=1e-5)] * 6

@@ -184,6 +184,8 @@ WHICH = {  # tables of means, by the rows that they are of
     "part == 'instance' and method == 'tipping'": "xai.sets",
     "part == 'counterfactual'": "xai.counterfactuals",
     "part == 'planted'": "xai.planted",
+    "part == 'marked'": "xai.marks",
+    "part == 'mark effect'": "xai.mark_effects",
     "part == 'score'": "xai.learnt explained_networks.learnt",
 }
 MEANS = {tuple(name.split(".")): query for query, names in WHICH.items() for name in names.split()}
@@ -253,6 +255,7 @@ DIFFERENCES = {  # (section, table): which rows, column of what is compared, sco
     ("statistics", "empty_rules"): ("", "model", "dice", ["dataset"]),
     ("statistics", "tests"): ("", "model", "dice", ["dataset"]),
     ("synthesis", "gain"): ("part == 'segmentation'", "training", "dice", ["dataset", "setting"]),
+    ("xai", "mark_differences"): ("part == 'marked' and planted == 'cue'", "method", "mass", ["dataset"]),
     ("xai", "differences"): ("part == 'map' or found == 1", "method", "score", ["dataset", "event"]),
 }
 AGAINST = {("readers", "differences"): ("staple", "majority"), ("readers", "left_out"): ("staple", "majority")}
@@ -263,12 +266,12 @@ def sides(reports: Path, section: str, name: str, row: dict) -> tuple[pd.DataFra
     "Rows of the two sides of a comparison"
     query, way, _, shared = DIFFERENCES[section, name]
     rows = rows_of(reports, section)
-    if section == "xai" and row["event"] == "region": shared = ["dataset"]
+    if section == "xai" and row.get("event") == "region": shared = ["dataset"]
     mine = rows[np.logical_and.reduce([rows[c] == row[c] for c in shared])]
     if row.get("against") == CONTROL:
         mine = rows[(rows.dataset == row["dataset"]) & (rows[way] == row[way])]
         return again(mine.query("tool == 'control'") if "tool" in mine else mine)
-    if section == "xai": query = "part == 'map'" if row["event"] == "region" else "part == 'instance' and found == 1"
+    if "event" in row: query = "part == 'map'" if row["event"] == "region" else "part == 'instance' and found == 1"
     if query: mine = mine.query(query)
     if row.get("rule") == "counts as one": mine = mine.assign(dice=np.where(mine.outcome == "empty", 1, mine.dice))
     if row.get("rule") == "lesions alone": mine = mine[mine.outcome.isin(["found", "missed"])]

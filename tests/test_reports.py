@@ -322,7 +322,8 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
     **summaries(hospital, "reading", "round_trip"),
     **summaries(explained_networks, "learnt", "causes", "pointing", "faithfulness", "differences", "orders"),
     **summaries(xai, "learnt", "causes", "pointing", "faithfulness", "randomised", "stability", "counterfactuals",
-                "planted", "suspects", "alarms", "cost", "sets", "interventions", "differences"),
+                "planted", "marks", "mark_effects", "mark_differences", "suspects", "alarms", "cost", "sets",
+                "interventions", "differences"),
 }
 
 
@@ -700,10 +701,12 @@ def test_rows_name_the_budget_of_their_run(reports):
     studies = training_plan.load_plan("cpu").sections.peers.studies
     planned = peers.list_planned_runs("cpu", [*studies]).items()
     configs, faults, studied = {}, [], {c.key for c, how in planned if how == peers.BY_RULES}
+    by_hand = {c.key for c, how in planned if how == peers.BY_HAND}
     for key, place in stored_runs(reports).items():
         config = Config(**load(place / "config.json"))  # a training to convergence has copies of several budgets
         if config.task != TASK: configs[key] = training_track(config)
-        if key in studied:  # a study measured its own throughput
+        # a study measured its own throughput, which holds for the settings by hand too where its grid is finer
+        if key in studied or key in by_hand and config.size > 128:
             study = studies[config.dataset]
             configs[key] |= dict(budget_s=round(config.steps * config.batch / study.throughput[config.model]))
     for place in sections(reports):

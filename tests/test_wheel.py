@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PLAIN, REPO
+from conftest import PLAIN, REPO, Project
 from PIL import Image
-from test_own_study import PATIENTS, draw_squares
+from test_own_study import PATIENTS, draw_squares, shorten_plan
 
 PARTS = ("medseg_nb", "nbs", "data_manifests", "models", "reports/peers/agreement")
 FILES = ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "requirements.lock", "README.md", "LICENSE",
@@ -118,3 +118,36 @@ def test_what_an_extra_brings_is_asked_for_in_one_line(installed, tmp_path):
     assert answer.returncode == 4
     assert answer.stderr == "error: nosuch-typesetter: not installed, and needed for this; " \
                             "pip install 'medseg_nb[study]'\n"
+
+
+@pytest.mark.stress  # two minutes of the processor, most of them for trainings and report
+def test_pictures_go_from_a_folder_to_a_report_and_an_exported_model(installed, tmp_path):
+    "What the wheel promises, in a workspace far from any checkout: each command takes what the one before it has left"
+    draw_squares(tmp_path / "squares")
+    assert call(installed, tmp_path, "new", "work").returncode == 0
+    work, images = tmp_path / "work", tmp_path / "squares" / "images"
+    def medseg(*words):
+        done = call(installed, work, *words)
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
+    medseg("data", "add", "../squares", "--id", "squares", "--yes")
+    study = ("study", "squares", "--minutes", "6", "-j", "2")
+    medseg(*study, "--dry-run")
+    shorten_plan(Project(work), "squares")
+    assert "next: medseg predict squares/best IMAGES" in medseg(*study)
+    report = work / "studies" / "squares" / "own"
+    page = (report / "article.html").read_text(encoding="utf-8")
+    assert f"{PATIENTS} patients" in page and "phantom" not in page.lower()
+    assert (report / "article.pdf").read_bytes().startswith(b"%PDF")
+    shutil.copytree(images, work / "some", ignore=lambda _, names: names[3:])
+    assert "3 of 3 images segmented" in medseg("predict", "squares/best", "some", "--out", "masks")
+    medseg("export", "squares/best", "--out", "artefact")
+    assert "3 of 3 images segmented" in medseg("predict", "artefact", "some", "--out", "same")
+    pairs = [[np.asarray(Image.open(work / d / p.name)) for d in ("masks", "same")] for p in (work / "some").iterdir()]
+    assert all((a == b).mean() > .99 for a, b in pairs) and any(a.any() for a, _ in pairs)
+    picture = next((work / "some").iterdir())
+    medseg("explain", "squares/best", picture, "--target", "class:1", "--method", "grad_cam_pp", "--out", "why")
+    assert len([*(work / "why").glob("*.png")]) == len([*(work / "why").glob("*.json")]) == 1
+    made = subprocess.run([sys.executable, "-c", "import medseg_nb; print(medseg_nb.__file__)"], cwd=work, text=True,
+                          env=PLAIN | dict(PYTHONPATH=str(installed)), capture_output=True, check=True).stdout
+    assert Path(made.strip()).is_relative_to(installed), "the modules are the wheel's"

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PUBLISHED_TEST_SHARE', 'MIN_GROUP_IMAGES', 'RARE', 'MAPS', 'N_MAPS', 'OFFSET_SCALE', 'BORDER_WEIGHT', 'READINGS',
            'SET_APART', 'MAX_TUNING_IMAGES', 'MAX_DETECTIONS', 'LEAST_PIXELS', 'DETECTION_SETTINGS', 'DETECTION',
-           'HEADS_SETTINGS', 'DETECTOR', 'VIEWS', 'Split', 'group_of', 'list_splits', 'split_of', 'check_label_map',
-           'require_objects', 'load_picture', 'load_pictures', 'target_classes', 'flow_field', 'heads_loss',
-           'group_by_border', 'group_by_flow', 'read_instances', 'training_and_tuning', 'batches', 'is_detector',
-           'network', 'objective', 'instance_targets', 'paint_detections', 'answer', 'methods_of', 'label_answer',
-           'choose_settings', 'parse_settings', 'score_label_maps', 'evaluate', 'list_head_runs', 'cluster_interval']
+           'WHOLE', 'HEADS_SETTINGS', 'DETECTOR', 'VIEWS', 'MAPPED', 'NETWORKS', 'Split', 'group_of', 'list_splits',
+           'split_of', 'check_label_map', 'require_objects', 'load_picture', 'load_pictures', 'target_classes',
+           'flow_field', 'heads_loss', 'group_by_border', 'group_by_flow', 'read_instances', 'training_and_tuning',
+           'batches', 'is_detector', 'network', 'objective', 'instance_targets', 'paint_detections', 'answer',
+           'methods_of', 'label_answer', 'choose_settings', 'parse_settings', 'score_label_maps', 'evaluate',
+           'unet_heads', 'segmenting_settings', 'segment', 'list_head_runs', 'cluster_interval']
 
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #3d2fa56b
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +30,13 @@ from ..evaluation.matching import boundary_agreement, count_splits_and_merges, i
 from ..kit.core import InputError, choose, digest, rng
 from ..kit.keys import register, resolve
 from .instances import (center_field, distance_field, drop_small_labels, equivalent_radii,
-                                         group_by_centers, group_by_summits, label_pieces, minimum_area,
+                                         group_by_centers, group_by_summits, HEADS_READING, label_pieces, minimum_area,
                                          score_instances, squared_distances, watershed_instances)
-from ..preparation.preprocess import percentile
+from ..networks.unet import UNet
+from ..preparation.preprocess import percentile, resize
 from ..training import training
 from ..training.augment import intensity
+from ..training.plan import HEADS_NETWORK
 from ..training.training import Config
 
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #cc79c472
@@ -330,20 +333,49 @@ def evaluate(config: Config, net) -> pd.DataFrame:
                       .assign(settings=", ".join(f"{k} {v:g}" for k, v in s.items())) for m, s in settings.items()],
                      ignore_index=True)
 
+# %% ../../nbs/library/7_methods/17_instance_heads.ipynb #8e165f53
+@register("unet_heads")
+def unet_heads(channels: int, classes: int, ndim: int = 2, width: int = 16) -> UNet:
+    "The U-Net that learns all maps of objects"
+    return UNet(channels, classes, ndim, width)
+
+WHOLE = True  # images are segmented at their own size
+
+@lru_cache(maxsize=32)
+def segmenting_settings(config: Config, net) -> tuple[str, dict[str, float]]:
+    "The reading by which a run segments, and its settings: those of the run's rows, chosen anew where these are old"
+    method = DETECTION if is_detector(config) else HEADS_READING
+    if not training.find_stored_run(config): return method, choose_settings(config, net)[method]
+    rows = training.load_run_rows(config)
+    return method, parse_settings(rows.settings[rows.method == method].iloc[0])
+
+def segment(config: Config, net,
+            images: Sequence[np.ndarray],    # (channel, row, column) each, from 0 to 1
+            sizes: Sequence[Sequence[int]],  # of each image, on its own grid
+           ) -> Iterator[np.ndarray]:        # int32 label maps of these sizes: 0, and 1, 2, … the instances
+    "Instances that a run finds in images"
+    method, settings = segmenting_settings(config, net)
+    for image, size in zip(images, sizes):
+        found = label_answer(method, answer(config, net, image.astype(np.float16)), **settings)  # as it was scored
+        yield resize(found, size, labels=True)
+
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #b3cd9a15
 HEADS_SETTINGS = dict(size=128, width=16, batch=4, rate=2e-3, loss="heads", augment="flips", precision="bf16",
                       normalise="percentile", task="medseg_nb.methods.instance_heads", masks="instances")
 DETECTOR = dict(model="mask_rcnn", module="medseg_nb.methods.detection")
 VIEWS = ("folds", "fluorescence", "transfer")
 
+MAPPED = dict(model=HEADS_NETWORK, module="medseg_nb.methods.instance_heads")
+NETWORKS = {DETECTION: DETECTOR, HEADS_NETWORK: MAPPED}  # by the name in a plan; the others as they are above
+
 def list_head_runs(dataset: str,
-                   steps: dict[str, int],   # of each network: unet, mask_rcnn
+                   steps: dict[str, int],   # of each network: unet, unet_heads, mask_rcnn
                    splits: dict[str, list[int]],  # of each network: positions in `list_splits`, the folds first
                    settings: dict = {},     # instead of the usual ones
                   ) -> list[Config]:
     "Every run of the comparison; the data need not be here"
     base = Config(dataset, "unet", **HEADS_SETTINGS | settings)
-    return [replace(base, fold=k, steps=n, **(DETECTOR if name == DETECTION else {}))
+    return [replace(base, fold=k, steps=n, **NETWORKS.get(name, {}))
             for name, n in steps.items() for k in splits[name]]
 
 # %% ../../nbs/library/7_methods/17_instance_heads.ipynb #b51b0391

@@ -10,10 +10,9 @@ __all__ = ['SUPPORTED', 'REFUTED', 'ON_GPU', 'INK', 'PAPER', 'SET_COLOR', 'STEPS
            'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
            'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid', 'volume_controls',
            'hybrid_differences', 'pooled_differences', 'draw_opponents', 'draw_forest', 'lowest_shown', 'color_models',
-           'draw_curves', 'map_panels', 'draw_maps', 'describe_reading', 'caption_reading', 'select_gpu_rows',
-           'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe', 'describe_gpu_design',
-           'longer_settings', 'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents',
-           'compose_maps', 'compose_curves', 'draw_article_figures']
+           'draw_curves', 'describe_reading', 'caption_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu',
+           'planned_repeats', 'describe_recipe', 'describe_gpu_design', 'longer_settings', 'describe_design',
+           'compose_overview', 'compose_decided', 'compose_opponents', 'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import math
@@ -28,7 +27,6 @@ import pandas as pd
 
 from ..evaluation.claims import load_quotes
 from ..evaluation.comparisons import CONTROL
-from ..evaluation.intervals import wilson_interval
 from ..kit.report import Estimate, set_theme, write_drawing
 from .prose import PaperSection
 from .words import (clip_estimate, count_noun, describe_counts, display_name, format_estimate,
@@ -299,38 +297,6 @@ def draw_curves(budgets: pd.DataFrame):
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return fig
 
-# %% ../../nbs/library/8_paper/05_summary.ipynb #bf6a4de8
-def map_panels(pointing: pd.DataFrame, faithfulness: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    "Title and rows (method, value, low, high) of each panel: shares of hits first, gaps after them"
-    shares = [wilson_interval(round(r.hit * r.n), int(r.n)) for r in pointing.itertuples()]
-    hits = pointing[["dataset", "method"]].assign(value=pointing.hit, low=[s[1] for s in shares],
-                                                  high=[s[2] for s in shares], score=0)
-    gaps = faithfulness.rename(columns=dict(gap="value", gap_low="low", gap_high="high")).assign(score=1)
-    columns = ["dataset", "method", "value", "low", "high", "score"]
-    rows = pd.concat([hits[columns], gaps[columns]], ignore_index=True)
-    return [(display_name(d), r) for (_, d), r in rows.groupby(["score", "dataset"], sort=False)]
-
-def draw_maps(pointing: pd.DataFrame, faithfulness: pd.DataFrame):
-    "Hits of the mark above, insertion minus deletion below, one row a method"
-    import matplotlib.pyplot as plt
-    panels, methods = map_panels(pointing, faithfulness), list(dict.fromkeys(pointing.method))
-    n = pointing.dataset.nunique()
-    rows = {"share of images with the maximum on the mark": panels[:n], "insertion minus deletion": panels[n:]}
-    fig = plt.figure(figsize=(7.2, 4.6), layout="constrained")
-    for (score, row), sub in zip(rows.items(), fig.subfigures(2, 1)):
-        sub.supxlabel(score, fontsize=7.5)
-        axes = sub.subplots(1, len(row), sharex=True, sharey=True, squeeze=False)[0]
-        for ax, (title, r) in zip(axes, row):
-            r = r.set_index("method").reindex(methods)
-            ax.hlines(range(len(methods)), r.low, r.high, color=SUPPORTED, lw=1.3)
-            ax.plot(r.value, range(len(methods)), "o", color=SUPPORTED, ms=4)
-            if "random" in methods: ax.axvline(r.value["random"], color=INK, lw=.7, ls=":")
-            ax.set_title(title, fontsize=7.5); ax.tick_params(labelsize=7)
-        axes[0].set_yticks(range(len(methods)), map(display_name, methods), fontsize=7)
-        axes[0].set_ylim(len(methods) - .5, -.5)
-    return fig
-
-
 # %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
 DESIGN_CAPTION = ("What the benchmark and longer training compared. Folds are by patient; seeds are those of each "
                   "network, and in parentheses those of U-Net where it was repeated as a control. Patients or other "
@@ -473,16 +439,6 @@ def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple
         + " (on volumes that of *Ablations*)" * bool(len(volume_controls(sections))) + "."
         + is_pooled * " Means over sets are random effects; thin: the interval for a further set.")
 
-def compose_maps(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
-    "Where maps of explanation point"
-    tables = sections["xai"].tables if "xai" in sections else {}
-    if not {"pointing", "faithfulness"} <= {*tables}: return None
-    return draw_maps(tables["pointing"], tables["faithfulness"]), (
-        f"Above: share of images ({_count_cases(tables['pointing'])}) in which a map's maximum lies on the mark, ties "
-        "shared, with Wilson's 95 % interval, where the mark is the cause and, in the control, where it is not. "
-        "Below: the gap, insertion minus deletion, with 95 % intervals over images "
-        f"({_count_cases(tables['faithfulness'])}), on one axis for all sets. Dotted: random maps.")
-
 def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Dice over the seconds of training"
     curves = sections["reached"].tables.get("budgets") if "reached" in sections else None
@@ -496,7 +452,7 @@ def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[ob
 
 # each gives a drawing with its caption, or nothing where its section has no results in this folder of reports
 ARTICLE_FIGURES = dict(overview=compose_overview, decided=compose_decided, opponents=compose_opponents,
-                       maps=compose_maps, curves=compose_curves)
+                       curves=compose_curves)
 
 def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str, str]:  # caption by name
     "Write the article's own drawings, and remove those of an article before"

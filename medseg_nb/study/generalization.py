@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATASETS', 'SCANNER_SHIFT_LEVELS', 'MIN_TEST_PATIENTS',
-           'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'NETWORK_ADAPTATIONS', 'IMAGE_ADAPTATIONS',
-           'RECOVERY_PATIENTS', 'MIN_PAIRS', 'REAL_PAIRS', 'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs',
-           'list_multisite_datasets', 'test_site', 'site_pair_names', 'effective_profile', 'few_shot_plan',
-           'select_test_folds', 'list_unet_runs', 'list_source_runs', 'list_few_shot_runs', 'list_translation_runs',
-           'list_unaugmented_runs', 'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws',
-           'list_diversity_runs', 'reject_image_splits', 'list_runs', 'score_on_dataset', 'load_run_network',
-           'add_promises', 'score_on_target', 'score_at_home', 'adapted_rows', 'simulate_scanner_shift',
-           'score_scanner_shift', 'score_domain_baselines', 'collect_domain_pair_rows', 'translated_rows',
-           'forgetting_rows', 'collect_site_rows', 'collect_scanner_shift_rows', 'collect_appearance_rows',
-           'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains',
-           'summarize_recovery', 'summarize_adaptation', 'summarize_forgetting', 'summarize_diversity', 'paired_lead',
-           'summarize_carried', 'summarize_promises', 'collect_losses', 'summarize_reasons', 'summarize_shift',
-           'join_shift_and_change', 'shift_change_correlation', 'describe_budgets', 'list_generalization_claims',
-           'plot_few_shot', 'plot_change_by_shift']
+           'MAX_DRAWS', 'ARMS', 'TRANSLATION_WAYS', 'PROMISES', 'RECOVERY_PATIENTS', 'MIN_PAIRS', 'REAL_PAIRS',
+           'REASONS', 'is_dial', 'is_elsewhere', 'list_domain_pairs', 'list_multisite_datasets', 'test_site',
+           'site_pair_names', 'effective_profile', 'few_shot_plan', 'select_test_folds', 'list_unet_runs',
+           'list_source_runs', 'list_few_shot_runs', 'list_translation_runs', 'list_unaugmented_runs',
+           'list_leave_site_out_runs', 'sites_of_patients', 'sites_in_training', 'find_draws', 'list_diversity_runs',
+           'reject_image_splits', 'list_runs', 'load_run_network', 'add_promises', 'score_on_target', 'score_at_home',
+           'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
+           'collect_domain_pair_rows', 'translated_rows', 'forgetting_rows', 'collect_site_rows',
+           'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot',
+           'summarize_few_shot', 'summarize_gains', 'summarize_recovery', 'summarize_adaptation',
+           'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_promises',
+           'collect_losses', 'summarize_reasons', 'summarize_shift', 'join_shift_and_change',
+           'shift_change_correlation', 'describe_budgets', 'list_generalization_claims', 'plot_few_shot',
+           'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Iterator, Sequence
@@ -35,12 +35,12 @@ from ..methods.classical import predict_baselines
 from ..kit.core import InputError, rng
 from ..data.manifest import extract_id, load_cases, load_frozen_split, load_manifest
 from ..evaluation.groups import group_difference
-from ..kit.keys import load_module, resolve
+from ..kit.keys import resolve
 from ..kit.report import Estimate, Report, label_networks, list_budgets
-from ..methods.shift import (FEATURES, NORMALIZED_FEATURES, adapt_batch_norm, check_sets, apply_scanner_shift,
-                                     appearance_distance, appearance_gaps, split_patients_in_half, patient_appearance,
-                                     average_by_patient, load_prepared_set, domain_auc, match_amplitudes,
-                                     match_histograms, minimize_entropy)
+from ..methods.shift import (FEATURES, IMAGE_ADAPTATIONS, NETWORK_ADAPTATIONS, NORMALIZED_FEATURES,
+                                     apply_scanner_shift, appearance_distance, appearance_gaps, average_by_patient,
+                                     check_sets, domain_auc, load_prepared_set, patient_appearance, score_on_dataset,
+                                     split_patients_in_half)
 from ..methods import head_tuning
 from ..methods.translated_runs import translated_run, translation_run
 from ..methods.uncertainty import expected_dice
@@ -51,7 +51,7 @@ from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, contrast_
                                               compare_models, holm, is_above_zero, is_below_zero)
 from ..evaluation.intervals import mean_interval, round_six_digits
 from ..evaluation.comparisons import paired_differences, patient_matrix
-from ..training.training import (Config, fit_runs, load_run, score_predictions, task_module, training_cases,
+from ..training.training import (Config, fit_runs, load_run, score_predictions, training_cases,
                                          add_budget_columns, run_training)
 from ..training.training import load_run_rows as stored_rows
 
@@ -216,18 +216,6 @@ def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     return list(reject_image_splits(list(dict.fromkeys(runs))))
 
 # %% ../../nbs/study/23_generalization.ipynb #33c3a920
-def score_on_dataset(config: Config, net,
-                     dataset: str,
-                     chosen: Sequence[int],             # positions in `load_cases(dataset)`
-                     images: np.ndarray | None = None,  # of all its cases as a network sees them, if not the set's own
-                    ) -> pd.DataFrame:                  # per-case rows
-    "Scores of a network on cases of any set"
-    test_cases = [load_cases(dataset)[i] for i in chosen]
-    images = load_prepared_set(dataset, config.shape, config.normalise)[0] if images is None else images
-    masks = load_module(task_module(config)).segment(config, net, images[list(chosen)],
-                                                     [c.semantic_mask().shape for c in test_cases])
-    return score_predictions(replace(config, dataset=dataset), list(zip(test_cases, masks))).assign(run=config.key)
-
 def load_run_network(config: Config): return load_run(run_training(config, weights=True).name)[1]
 
 def add_promises(rows: pd.DataFrame, config: Config, dataset: str, positions: Sequence[int],
@@ -254,8 +242,6 @@ def score_at_home(config: Config) -> pd.DataFrame:
                         fold_indices(config.dataset, config.fold, config.unit)[1])
 
 PROMISES = ("promised", "calibration_error")
-NETWORK_ADAPTATIONS = {"batch statistics": adapt_batch_norm, "entropy": minimize_entropy}
-IMAGE_ADAPTATIONS = {"histograms": match_histograms, "amplitudes": match_amplitudes}
 
 def adapted_rows(config: Config, dataset: str, positions: Sequence[int] | None = None,
                  images: np.ndarray | None = None,  # of all cases of the set as a network sees them, if not its own

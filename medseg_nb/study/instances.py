@@ -6,10 +6,10 @@
 __all__ = ['INSTANCE_STUDY_METRICS', 'PUBLISHED_AP50', 'MASK_RULES', 'SHOWN_READING', 'LONGER', 'TOOLS', 'LEARNED_MAPS',
            'METHOD_PAIRS', 'RIVALS', 'PLOT_ORDER', 'VIEW_TITLES', 'SHOWN_WINDOW', 'reason_not_applicable', 'list_runs',
            'has_heads', 'view_of', 'fitted_and_tested', 'chance_maps', 'otsu_maps', 'score_baselines',
-           'summarize_views', 'load_tool_rows', 'count_tool_images', 'summarize_scores', 'summarize_recognition',
-           'summarize_comparisons', 'summarize_kinds', 'summarize_counts', 'summarize_settings', 'list_instance_claims',
-           'plot_instance_scores', 'plot_transfer', 'select_window', 'select_shown_cases', 'find_label_map',
-           'match_outlines', 'plot_outlines']
+           'summarize_views', 'load_tool_rows', 'count_tool_images', 'pool_kinds', 'summarize_scores',
+           'summarize_recognition', 'summarize_comparisons', 'summarize_kinds', 'summarize_counts',
+           'summarize_settings', 'list_instance_claims', 'plot_instance_scores', 'plot_transfer', 'select_window',
+           'select_shown_cases', 'find_label_map', 'match_outlines', 'plot_outlines']
 
 # %% ../../nbs/study/16_instances.ipynb #4810231b
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def score_baselines(config: Config) -> pd.DataFrame:
 # %% ../../nbs/study/16_instances.ipynb #ab8f1a68
 INSTANCE_STUDY_METRICS = ["pq", "ap50", "ap75", "dice", "boundary_f1"]
 PUBLISHED_AP50 = .86  # of StarDist's authors on the fluorescence images, about, by as many training and test images
-MASK_RULES, SHOWN_READING = ("watershed", "mask_watershed"), "distance"
+MASK_RULES, SHOWN_READING = ("watershed", "mask_watershed"), instances.HEADS_READING
 LONGER = "_longer"  # ends the name of a tool that had more time than our networks
 TOOLS = ("stardist", "cellpose", f"stardist{LONGER}")  # which tests/peers trains
 LEARNED_MAPS = (*instances.FIELD_CHANNELS, "border", "distance", "center", "flow")
@@ -138,9 +138,13 @@ def count_tool_images(rows: pd.DataFrame) -> pd.DataFrame:  # as `summarize_view
     return groups.agg(steps=("steps", "first"), splits=("fold", "nunique"), images=("case", "size"),
                       kinds=("group", "nunique"))
 
+def pool_kinds(rows: pd.DataFrame) -> pd.DataFrame:
+    "The same rows; networks that left out different kinds of images are no repetitions, and count as one training"
+    return rows.assign(fold=rows.fold.mask(rows.part == VIEWS[-1], 0))
+
 def summarize_scores(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean scores by view and method, of the first seed; of PQ the interval when whole kinds of images are drawn too"
-    rows = rows[rows.seed == 0]
+    rows = pool_kinds(rows[rows.seed == 0])
     scored = [m for m in INSTANCE_STUDY_METRICS if rows[m].notna().any()]
     table = summarize_patient_scores(rows, ["dataset", "part", "method"], scored)
     groups = rows.groupby(["dataset", "part", "method"], sort=False)
@@ -149,12 +153,13 @@ def summarize_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 def summarize_recognition(rows: pd.DataFrame) -> pd.DataFrame:
     "What PQ is made of, and average precision over all overlaps, by view and method, of the first seed"
-    return summarize_patient_scores(rows[rows.seed == 0], ["dataset", "part", "method"], ["rq", "sq", "ap"])
+    rows = pool_kinds(rows[rows.seed == 0])
+    return summarize_patient_scores(rows, ["dataset", "part", "method"], ["rq", "sq", "ap"])
 
 def summarize_comparisons(rows: pd.DataFrame) -> pd.DataFrame:
     "Differences of PQ on the same images, and one reading against itself with another seed"
     records = []
-    for (dataset, part), group in rows.groupby(["dataset", "part"], sort=False):
+    for (dataset, part), group in pool_kinds(rows).groupby(["dataset", "part"], sort=False):
         methods, control_rows = dict(iter(group[group.seed == 0].groupby("method"))), group[
             group.method.isin([SHOWN_READING, "distance_field"])]
         pairs = [(a, b, methods[a], methods[b]) for a, b in METHOD_PAIRS if {a, b} <= set(methods)]
@@ -219,7 +224,7 @@ def list_instance_claims(table: pd.DataFrame) -> list[dict]:
 
 # %% ../../nbs/study/16_instances.ipynb #69320787
 PLOT_ORDER = ("otsu", "components", "mask_components", "watershed", "mask_watershed", *LEARNED_MAPS, DETECTION, *TOOLS)
-VIEW_TITLES = dict(folds="folds by image", fluorescence="fluorescence alone", transfer="kind left out")
+VIEW_TITLES = dict(folds="folds", fluorescence="fluorescence alone", transfer="kind left out")
 
 def plot_instance_scores(scores: pd.DataFrame):
     "Scores with interval by method, one row a view; chance is a dotted line"

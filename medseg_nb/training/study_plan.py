@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
            'NETWORKS', 'RUN_SECONDS', 'NIGHT_FACTORS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES',
-           'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint',
-           'structure_width', 'measure_fingerprint', 'choose_grid', 'choose_volume_grid', 'choose_settings',
-           'has_objects', 'Rung', 'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs',
-           'list_networks', 'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds',
-           'describe_plan', 'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study',
+           'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE', 'HEADS_MODULE', 'WINDOW', 'WINDOW_STEP',
+           'MAX_OBJECT_WIDTH', 'MAX_HELD_BYTES', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint',
+           'structure_width', 'object_widths', 'measure_fingerprint', 'choose_grid', 'choose_volume_grid',
+           'choose_settings', 'has_objects', 'Rung', 'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds',
+           'list_recipe_runs', 'choose_window', 'plan_maps', 'list_map_runs', 'list_networks',
+           'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan',
+           'describe_objects', 'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study',
            'list_curve_runs', 'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
@@ -26,9 +28,11 @@ from filelock import FileLock, Timeout
 from ..data.manifest import content_key, load_cases, load_manifest
 from ..data.splits import describe_missing_labels, list_folds, load_frozen_split, load_split
 from ..kit.core import InputError, ResourceError, progress
+from ..kit.keys import load_module
 from ..kit.report import display_text
 from .default_runs import default_run, list_models
-from .plan import Runs, TrainingPlan, load_plan, planned_steps, read_plan, write_plan
+from .plan import (HEADS_NETWORK, HeadsPlan, Runs, TrainingPlan, load_plan, planned_steps, read_plan,
+                                     write_plan)
 from .throughput import has_bf16, measure_throughput
 from .training import Config, load_run_rows, train_missing, training_cases
 
@@ -46,6 +50,7 @@ class Fingerprint:
     instances: bool        # whether masks tell objects of a label apart
     lesion_width: float    # 0 to 1: tenth percentile of a label's width in a case, as a share of the longer side
     empty_share: float     # 0 to 1: cases without any label
+    object_width: float = 0.  # pixels of an image: of the wider objects where masks tell them apart; else 0
 
 def structure_width(mask: np.ndarray,  # bool
                    ) -> float:            # in pixels; 0 for an empty mask
@@ -55,20 +60,27 @@ def structure_width(mask: np.ndarray,  # bool
     surface = faces * (np.pi / 4 if mask.ndim == 2 else 2 / 3)
     return float(2 * mask.ndim * np.count_nonzero(mask) / surface) if surface else 0.
 
+def object_widths(ids: np.ndarray) -> np.ndarray:  # pixels
+    "Diameters of the discs that are as large as the objects of a label map"
+    areas = np.bincount(ids.ravel())[1:]
+    return 2 * np.sqrt(areas[areas > 0] / np.pi)
+
 def measure_fingerprint(dataset: str) -> Fingerprint:
     "Read cases of a data set, evenly over the list"
     cases, labels = load_cases(dataset), [*load_manifest(dataset).foreground.values()]
     positions = np.unique(np.linspace(0, len(cases) - 1, min(len(cases), MAX_FINGERPRINT_CASES)).round().astype(int))
-    sizes, widths, n_empty = [], [], 0
+    has_instances = load_manifest(dataset).task == "instance"
+    sizes, widths, n_empty, objects = [], [], 0, [np.zeros(0)]
     for case in progress([cases[i] for i in positions], f"look at {dataset}"):
         mask = case.semantic_mask()
         found = [structure_width(mask == v) / max(mask.shape[:2]) for v in labels if (mask == v).any()]
         sizes.append(mask.shape); widths += found; n_empty += not found
+        if has_instances: objects.append(object_widths(case.mask()))
     if not widths: raise InputError(dataset, "shows no label in any case that was read", "see medseg data show")
     return Fingerprint(len({c.patient for c in cases}), len(cases), tuple(int(n) for n in np.median(sizes, 0)),
-                       len(load_manifest(dataset).image.channels), len(labels),
-                       load_manifest(dataset).task == "instance",
-                       round(float(np.quantile(widths, .1)), 4), round(n_empty / len(positions), 3))
+                       len(load_manifest(dataset).image.channels), len(labels), has_instances,
+                       round(float(np.quantile(widths, .1)), 4), round(n_empty / len(positions), 3),
+                       round(float(np.quantile(np.concatenate(objects), .9)), 1) if has_instances else 0.)
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #89d89668
 GRIDS, MIN_LESION_PIXELS = (96, 128, 192, 256), 10
@@ -107,7 +119,8 @@ NIGHT_FACTORS = (2, 4, 8)  # times the longest run, once there are three seeds: 
 
 CURVE_SHARES = (.25, .5)  # of the training patients of the first fold, with which U-Net learns again
 MAX_SITES = 6  # hospitals that U-Net learns without, one at a time: those with most patients
-# of each fold at most, to tell objects apart: a mask on a fine grid, a field of centres, one of distances
+# of each fold at most, to tell objects apart: a mask on a fine grid, a field of centres, one of distances; where one
+# network learns all maps, it has the time of all three
 N_OBJECT_RUNS = 3
 
 def has_objects(fingerprint: Fingerprint) -> bool:
@@ -176,6 +189,38 @@ def list_recipe_runs(dataset: str, plan: TrainingPlan) -> list[Config]:
     steps = planned_steps("unet", plan.model_copy(update=dict(seconds=seconds)))
     return [Config(dataset, "unet", steps=steps, unit="validation", **plan.settings | recipe) for recipe in RECIPES]
 
+# %% ../../nbs/library/6_training/09_study_plan.ipynb #00965797
+HEADS_MODULE = "medseg_nb.methods.instance_heads"
+WINDOW, WINDOW_STEP = 128, 16  # pixels; of smaller images a window is as large as they are, in steps
+MAX_OBJECT_WIDTH = 64          # pixels: half a window; U-Net looks about as far around a pixel
+MAX_HELD_BYTES = 2e9           # of a process: images in 16 bits, label maps in 32
+
+def choose_window(dataset: str, fingerprint: Fingerprint) -> tuple[int | None, str]:  # pixels; why there is none
+    "The window in which one network learns all maps of objects, where that suits them"
+    if not has_objects(fingerprint): return None, ""
+    held = fingerprint.cases * np.prod(fingerprint.size, dtype=float) * (2 * fingerprint.channels + 4)
+    if fingerprint.object_width > MAX_OBJECT_WIDTH:
+        return None, f"objects are up to {fingerprint.object_width:.0f} pixels wide, too much for its windows"
+    if held > MAX_HELD_BYTES: return None, f"the images take {held / 1e9:.1f} GB of memory at their own size"
+    cases, check_label_map = load_cases(dataset), load_module(HEADS_MODULE).check_label_map
+    try:
+        for case in progress(cases, f"look at the objects of {dataset}"): check_label_map(case.mask(), case.id)
+    except InputError as e: return None, f"{e.subject} {e.fault}; {e.remedy}"
+    return min(WINDOW, WINDOW_STEP * int(np.ceil(max(fingerprint.size) / WINDOW_STEP))), ""
+
+def plan_maps(window: int, precision: str,
+              images: float,       # windows that each training learns from
+              folds: Sequence[int]) -> HeadsPlan:
+    "The part of a plan that names trainings of one network with all maps of objects"
+    settings = dict(size=window, precision=precision)
+    batch = load_module(HEADS_MODULE).HEADS_SETTINGS["batch"]
+    return HeadsPlan(settings=settings, steps={HEADS_NETWORK: max(1, round(images / batch))},
+                     splits={HEADS_NETWORK: [*folds]})
+
+def list_map_runs(dataset: str, heads: HeadsPlan) -> list[Config]:
+    "Trainings that a plan names"
+    return load_module(HEADS_MODULE).list_head_runs(dataset, heads.steps, heads.splits, heads.settings)
+
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #6ff06855
 THROUGHPUT_ROUNDS, THROUGHPUT_STEPS = 2, 4
 
@@ -186,11 +231,13 @@ def list_networks(axes: int, start: str | None) -> tuple[str, ...]:
 
 def measure_study_throughput(dataset: str, settings: dict,
                              start: str | None = None,  # plug-in that starts from another model
+                             window: int | None = None, # pixels: of the network with all maps of objects; None: without
                             ) -> dict[str, float]:      # images a processor second, by network
     "What each network trains on this machine, on one thread"
     modules, networks = list_models("cpu"), list_networks(3 if "depth" in settings else 2, start)
     if start: modules |= {start: f"own.{start}"}
     configs = {n: Config(dataset, n, steps=1, module=modules[n], **settings) for n in networks}
+    if window: configs[HEADS_NETWORK] = list_map_runs(dataset, plan_maps(window, settings["precision"], 1, [0]))[0]
     speeds = defaultdict(list)
     for row in measure_throughput(configs, THROUGHPUT_ROUNDS, THROUGHPUT_STEPS):
         speeds[row["name"]].append(row["speed"])
@@ -198,18 +245,21 @@ def measure_study_throughput(dataset: str, settings: dict,
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #7388a942
 def study_plan(dataset: str, fingerprint: Fingerprint, rung: Rung, throughput: dict[str, float],
-               precision: str, start: str | None = None) -> TrainingPlan:
+               precision: str, start: str | None = None,
+               window: int | None = None,  # pixels: of the network with all maps of objects; None: a network a field
+              ) -> TrainingPlan:
     "What is trained on a data set"
     networks = list_networks(len(fingerprint.size), start)[:rung.networks]
-    plan = load_plan("own")
+    plan, folds = load_plan("own"), [*range(rung.folds)]
     if has_objects(fingerprint):
-        instances = plan.sections.instances.model_copy(update=dict(folds=[*range(rung.folds)]))
+        heads = window and plan_maps(window, precision, N_OBJECT_RUNS * rung.seconds * throughput[HEADS_NETWORK], folds)
+        instances = plan.sections.instances.model_copy(update=dict(folds=folds, heads=heads))
         plan = plan.model_copy(update=dict(sections=plan.sections.model_copy(update=dict(instances=instances))))
     # by which a run of volumes is known to have its budget
     if len(fingerprint.size) == 3: throughput = throughput | {f"{name}_3d": v for name, v in throughput.items()}
     return plan.model_copy(update=dict(
         settings=choose_settings(fingerprint, precision), seconds=rung.seconds, seconds_of={}, throughput=throughput,
-        runs={dataset: Runs(folds=[*range(rung.folds)], seeds=[*range(rung.seeds)], models=networks)}))
+        runs={dataset: Runs(folds=folds, seeds=[*range(rung.seeds)], models=networks)}))
 
 def list_tested_sites(dataset: str) -> list[int]:  # folds of the unit `site`, most patients first; none without sites
     "Hospitals with patients enough to test a network on that has learned from the others"
@@ -244,13 +294,20 @@ def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, wo
     site_runs = len(list_tested_sites(dataset))
     if site_runs and len(runs.folds) > 1: yield f"other hospitals: U-Net without each of {site_runs}, tested there"
     object_runs = N_OBJECT_RUNS * has_objects(fingerprint)
-    if object_runs: yield (f"objects: in each fold up to {object_runs} further U-Nets tell them apart, by a mask, a "
-                           "field of centres and one of distances")
+    if object_runs: yield describe_objects(plan)
     rung = Rung(len(runs.folds), len(runs.models), plan.seconds, len(runs.seeds), object_runs, site_runs)
     cost = rung.cost + choice_seconds
     cores = f"{workers} core{'s' * (workers > 1)}"
     training, whole = (_in_minutes(cost / workers / share) for share in (1, TRAINING_SHARE))
     yield f"training takes about {training} on {cores} here, {whole} together with the report"
+
+def describe_objects(plan: TrainingPlan) -> str:
+    "How networks are to tell objects apart, in words"
+    heads = plan.sections.instances.heads
+    if heads is None: return (f"objects: in each fold up to {N_OBJECT_RUNS} further U-Nets tell them apart, by a mask, "
+                              "a field of centres and one of distances")
+    return (f"objects: in each fold a further U-Net learns maps that tell them apart, {N_OBJECT_RUNS * plan.seconds:g} "
+            f"s, in windows of {heads.settings['size']} pixels at the images' own resolution")
 
 def _in_minutes(seconds: float) -> str:
     minutes = max(1, round(seconds / 60))
@@ -290,11 +347,13 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path,
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
         precision = "bf16" if has_bf16() else "fp32"
         throughput = known_throughput(place, head.partition(", ")[0])
-        if not set(networks) <= set(throughput):
-            throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision), start)
-        plan = study_plan(dataset, fingerprint, rung, throughput, precision, start)
+        window, reason = choose_window(dataset, fingerprint)
+        if not {*networks, *([HEADS_NETWORK] if window else [])} <= set(throughput):
+            throughput = measure_study_throughput(dataset, choose_settings(fingerprint, precision), start, window)
+        plan = study_plan(dataset, fingerprint, rung, throughput, precision, start, window)
         lines = [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)]
-        lines[-1:] = [*describe_missing_labels(dataset, range(rung.folds)),
+        lines[-1:] = [*([f"no network with all maps of objects: {reason}"] if reason else []),
+                      *describe_missing_labels(dataset, range(rung.folds)),
                       *describe_next_rung(rungs, rung, workers, axes), lines[-1]]
         write_plan(plan, place, head, [*lines[:-1], *([start_line] if start else []), lines[-1]])
     return read_plan(place)[1]

@@ -67,7 +67,9 @@ def grid_size(dataset: str) -> int: return max(SIZE, STUDIES[dataset].settings["
 
 def settings_for(dataset: str, known: dict) -> dict:
     "What a peer is given on a data set: on that of a study its own levels, and steps that follow from a finer grid"
-    levels = known.get("study_levels", []) if dataset in STUDIES else known["levels"]
+    levels = known["levels"]
+    if dataset in STUDIES:
+        levels = [[s, min(n, len(STUDIES[dataset].folds))] for s, n in known.get("study_levels", [])]
     throughput = known["throughput"] * (SIZE / grid_size(dataset)) ** 2
     return {k: v for k, v in known.items() if k != "study_levels"} | dict(levels=levels, throughput=throughput)
 
