@@ -85,7 +85,7 @@ def predict(run: str,                 # key or name of a run, name of an ensembl
 def explain(run: str, image: Path, target: str, out: Path,
             method: str | None = None,  # the usual one; "all": a page with every method's map besides
            ) -> dict:  # facts, with the paths of picture and numbers
-    "What in an image made a model answer as it did at a target: pixel:x,y or class:N"
+    "What in an image made a model answer as it did at a target: region@x,y, class:N and others"
     from medseg_nb.deployment.explain import explain_file
     return explain_file(run, Path(image), target, Path(out), method)
 

@@ -597,8 +597,11 @@ def _print_shortcuts(model: str, data: str | None, out: Path | None) -> None:
 def explain(
     model: Annotated[str, typer.Argument(help="name of a shipped model, or key of a run")],
     image: Annotated[Optional[Path], typer.Argument(help="one image; none with --shortcuts")] = None,
-    target: Annotated[Optional[str], typer.Option(help="pixel:x,y (x counts columns, both from 0), class:N, "
-                                                  "boundary:N, contrast:N,M or instance:N")] = None,
+    target: Annotated[Optional[str], typer.Option(help="NAME@x,y (x counts columns, both from 0; NAME: "
+                                                  "pixel, region, class, boundary, instance, contrast[:N], "
+                                                  "uncertainty[:region]), or class:N, boundary:N, instance:N, "
+                                                  "contrast:N,M, uncertainty:N; docs/deployment.md has a line for "
+                                                  "each")] = None,
     out: Annotated[Optional[Path], typer.Option(help="folder for the picture and the numbers")] = None,
     method: Annotated[
         Optional[str],

@@ -9,10 +9,12 @@ import time
 import zlib
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pikepdf
 import pytest
 from PIL import Image
+from scipy import ndimage
 from test_app import chromium, choose, desk, line, models, post, saved, served, shot, slices  # noqa: F401 (fixtures)
 
 from medseg_nb.data.manifest import load_cases
@@ -20,6 +22,7 @@ from medseg_nb.deployment.correction import QUICK_METHODS
 from medseg_nb.deployment.dicom import read_series
 from medseg_nb.data.annotations import read_seg
 from medseg_nb.images.files import Encoding, read_image, read_mask
+from medseg_nb.methods import watched
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def test_an_explanation_is_quick_and_a_slow_one_can_be_cancelled(skin):
     assert skin.client.get("/api/explanations").json()["quick"][0] == "grad_cam_coarse"
     y, x = (int(v) for v in np.argwhere(labels(skin, case)[0])[0])
     at, seconds = f"/api/cases/{case['id']}/explanation", []
-    for what in ("pixel", "object"):
+    for what in ("pixel", "instance"):
         begun = time.process_time()  # of the server, too, and not of what else runs on this machine
         found = skin.client.post(at, json=dict(x=x, y=y, what=what)).json()
         seconds.append(time.process_time() - begun)
@@ -112,7 +115,7 @@ def test_an_explanation_is_quick_and_a_slow_one_can_be_cancelled(skin):
     line(skin.client.post(at, json=dict(x=10 ** 6, y=0)), 400, "outside of the image")
     line(skin.client.post(at, json=dict(x=x, y=y, method="magic")), 400, "magic")
     background = np.argwhere(labels(skin, case)[0] == 0)[0]
-    line(skin.client.post(at, json=dict(x=int(background[1]), y=int(background[0]), what="object")), 400,
+    line(skin.client.post(at, json=dict(x=int(background[1]), y=int(background[0]), what="instance")), 400,
          "in no object")
     answers = []
     def slow(): answers.append(skin.client.post(at, json=dict(x=x, y=y, method="quadtree")))
@@ -123,6 +126,106 @@ def test_an_explanation_is_quick_and_a_slow_one_can_be_cancelled(skin):
     asking.join(20)
     line(answers[0], 409, "was cancelled")
     assert skin.client.post(at, json=dict(x=x, y=y)).status_code == 200, "the next question is answered"
+
+
+def asked(page, case: dict, **facts):
+    "Lines of an explanation that is watched, as they come"
+    with page.client.stream("POST", f"/api/cases/{case['id']}/explanation/steps", json=facts) as answer:
+        assert answer.status_code == 200, answer.read()
+        yield from map(json.loads, answer.iter_lines())
+
+
+@pytest.fixture
+def slow_networks():
+    "Each pass of a network that is watched takes a while; gives how many there were"
+    passes, see = [], watched.Watch.see
+    def see_slowly(self, images, logits):
+        time.sleep(.05); passes.append(len(images)); see(self, images, logits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watched.Watch, "see", see_slowly)
+        yield passes
+
+
+def picture_of(step: dict) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(step["picture"].split(",")[1]))))
+
+
+def is_still(passes: list) -> bool:
+    "Whether nothing passes through the network any more"
+    before = len(passes); time.sleep(.2)
+    return len(passes) == before
+
+
+@pytest.mark.parametrize("method", ["quadtree", "rise", "kernel_shap", "occlusion"])
+def test_a_slow_explanation_tells_how_far_it_is(skin, slow_networks, method):
+    case = post(skin, (lesion().name, lesion().read_bytes())).json()
+    y, x = (int(v) for v in np.argwhere(labels(skin, case)[0])[0])
+    *steps, last = asked(skin, case, x=x, y=y, what="region", method=method)
+    shares, pictures = [s["step"]["done"] for s in steps], [s["step"] for s in steps if s["step"]["picture"]]
+    assert shares == sorted(shares) and shares[0] < .1 and all(s < 1 for s in shares)
+    assert picture_of(pictures[0]).shape == (*case["shape"], 4) and picture_of(pictures[-1])[..., 3].any()
+    assert last["found"]["target"] == f"region@{x},{y}" and last["found"]["score_is"] == "mean log-odds"
+    assert [r["facts"]["method"] for r in skin.client.get("/api/log").json()] == [last["found"]["method"]]
+
+
+def test_a_cancelled_explanation_stops_within_a_second_and_blocks_nobody(skin, slow_networks):
+    case = post(skin, (lesion().name, lesion().read_bytes())).json()
+    facts = dict(x=3, y=3, method="quadtree", session="a")
+    lines = asked(skin, case, **facts)
+    assert "step" in next(lines)
+    with httpx.Client(base_url=skin.base, headers=dict(skin.client.headers), trust_env=False, timeout=60) as other:
+        assert other.post(f"/api/cases/{case['id']}/explanation", json=dict(x=3, y=3, session="b")).status_code == 200
+        assert other.get(f"/api/cases/{case['id']}/image/0.png").status_code == 200 and not is_still(slow_networks)
+        assert other.delete("/api/explanation?session=c").json() == dict(cancelled=0)
+        begun = time.monotonic()
+        assert other.delete("/api/explanation?session=a").json() == dict(cancelled=1)
+        *_, last = lines
+    assert time.monotonic() - begun < 1 and last == dict(error="explanation: was cancelled; ask again")
+    assert is_still(slow_networks)
+
+
+def test_a_second_question_of_a_session_replaces_the_first(skin, slow_networks):
+    case = post(skin, (lesion().name, lesion().read_bytes())).json()
+    first = asked(skin, case, x=3, y=3, method="rise", session="a")
+    next(first)
+    with httpx.Client(base_url=skin.base, headers=dict(skin.client.headers), trust_env=False, timeout=60) as other:
+        found = other.post(f"/api/cases/{case['id']}/explanation", json=dict(x=5, y=4, session="a")).json()
+    assert found["target"] == "pixel:5,4" and [*first][-1] == dict(error="explanation: was cancelled; ask again")
+
+
+def test_who_reads_no_more_ends_the_work(skin, slow_networks):
+    case = post(skin, (lesion().name, lesion().read_bytes())).json()
+    lines = asked(skin, case, x=3, y=3, method="quadtree")
+    next(lines); lines.close()
+    end = time.monotonic() + 1
+    while time.monotonic() < end and not is_still(slow_networks): pass
+    assert is_still(slow_networks) and sum(slow_networks) < 400 and skin.client.get("/api/log").json() == []
+
+
+def test_each_target_is_answered_or_refused_in_one_line(skin):
+    case = post(skin, (lesion().name, lesion().read_bytes())).json()
+    offered = [t["name"] for t in skin.client.get("/api/explanations").json()["targets"]]
+    mask, at = labels(skin, case)[0], f"/api/cases/{case['id']}/explanation"
+    y, x = (int(v) for v in np.argwhere(ndimage.binary_erosion(mask, iterations=2))[0])
+    for what in offered:
+        answer = skin.client.post(at, json=dict(x=x, y=y, what=what))
+        assert answer.status_code == 200, (what, answer.text)
+        assert answer.json()["target"].split("@")[0] == dict(pixel=f"pixel:{x},{y}", instance="instance:1",
+                                                             **{"class": "class:1"}).get(what, what), answer.text
+    assert {"region", "boundary", "contrast", "uncertainty", "uncertainty:region"} < set(offered)
+    against = skin.client.post(at, json=dict(x=x, y=y, what="contrast", against=0)).json()
+    assert against["label"] == "lesion and not background" and against["target"] == f"contrast:0@{x},{y}"
+    by, bx = (int(v) for v in np.argwhere(mask == 0)[0])
+    for facts, status, words in [(dict(x=10 ** 5), 400, "lies outside of the image"),
+                                 (dict(what="contrast", against=1), 400, "against itself"),
+                                 (dict(what="contrast", against=9), 400, "the network does not know"),
+                                 (dict(what="region", against=0), 400, "ask for a contrast"),
+                                 (dict(what="uncertainty", method="counterfactual"), 400, "does not explain an unc"),
+                                 (dict(what="mood"), 422, "what"), (dict(method="magic"), 400, "unknown explanation"),
+                                 *[(dict(x=bx, y=by, what=w), 400, "lies on the background")
+                                   for w in ("region", "boundary", "uncertainty:region")],
+                                 (dict(x=bx, y=by, what="instance"), 400, "lies in no object")]:
+        for route in (at, f"{at}/steps"): line(skin.client.post(route, json=dict(x=x, y=y) | facts), status, words)
 
 
 # In the browser
@@ -232,12 +335,38 @@ def test_explain_on_click_and_by_keys(skin, desk):
     shot(tab, "explained"); print(f"explained with {seconds:.2f} s of the processor")
     assert tab.is_visible("#explained") and "Red speaks for it" in tab.inner_text("#reason")
     tab.keyboard.press("Shift+ArrowLeft")
-    with tab.expect_response("**/explanation"): tab.keyboard.press("Enter")
+    with tab.expect_response("**/explanation/steps"): tab.keyboard.press("Enter")
     tab.wait_for_selector("body[data-why=shown]")
     asked = [r["facts"]["target"] for r in skin.client.get("/api/log").json() if r["what"] == "explain"]
     place = [tuple(map(int, t.removeprefix("pixel:").split(","))) for t in asked]
     assert len(place) == 2 and place[1][0] < place[0][0] and place[1][1] == place[0][1] and abs(place[0][0] - x) <= 1
     assert seconds < 1.5, "the click, the answer, and the picture of it"
+
+
+def test_a_slow_explanation_is_watched_and_ended_by_keys(skin, desk, slow_networks):
+    "The share that is done grows, a provisional map is there, Escape ends it, and a contrast is asked for"
+    tab = desk(skin)
+    choose(tab, lesion())
+    tab.wait_for_selector(f"body[data-explains='{len(QUICK_METHODS)}']")
+    assert tab.is_hidden("#against") and "class of one pixel" in tab.inner_text("#meaning")
+    tab.select_option("#method", "quadtree"); tab.keyboard.press("x")
+    tab.keyboard.press("Shift+ArrowLeft"); tab.keyboard.press("Enter")
+    tab.wait_for_selector("body[data-why=provisional]")
+    first, end = float(tab.get_attribute("#done", "value")), time.monotonic() + 20
+    while time.monotonic() < end and float(tab.get_attribute("#done", "value") or 0) <= first + .05: time.sleep(.05)
+    assert first + .05 < float(tab.get_attribute("#done", "value")) < 1; shot(tab, "provisional")
+    assert tab.is_visible("#explained") and "%, provisional map" in tab.inner_text("#so-far").replace(" %", "%")
+    tab.focus("#method"); begun = time.monotonic(); tab.keyboard.press("Escape")
+    tab.wait_for_selector("body[data-why=none]")
+    assert time.monotonic() - begun < 2 and is_still(slow_networks), "a second on the server, and the page's own time"
+    assert tab.is_hidden("#progress") and tab.is_hidden("#explained") and "was cancelled" in tab.inner_text("#reason")
+    tab.select_option("#method", "grad_cam"); tab.select_option("#what", "contrast")
+    assert tab.is_visible("#against")
+    tab.select_option("#against", "1"); tab.focus("#layers"); tab.keyboard.press("Enter")
+    tab.wait_for_selector("#reason:has-text('not'):has-text('mean log-odds'), #reason:has-text('against itself')")
+    tab.select_option("#what", "uncertainty"); tab.focus("#layers"); tab.keyboard.press("Enter")
+    tab.wait_for_selector("#reason:has-text('mean entropy')")
+    shot(tab, "uncertainty")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -173,8 +173,9 @@ def test_explain(trained, scans):
 
 
 @pytest.mark.parametrize("target, fault",
-                         [("pixel:64,3", "lies outside the image"),
-                          ("class:2", "was not found in the answer"), ("instance:90", "was not found in the answer"),
+                         [("pixel:64,3", "lies outside of the image"),
+                          ("class:2", "a class that the network does not know"),
+                          ("instance:90", "was not found in the answer"),
                           ("nucleus", "is no target")])
 def test_explain_refuses_a_target(trained, scans, target, fault):
     done = trained.call("explain", trained.key, next((scans / "scans").glob("*.png")),

@@ -24,7 +24,9 @@ from medseg_nb.kit.report import read_rows
 from medseg_nb.methods.instance_heads import split_of, training_and_tuning
 from medseg_nb.paper.article import MAX_PAGES, running_text
 from medseg_nb.study.instances import list_runs
-from medseg_nb.training.training import name_run, run_training
+from medseg_nb.training.default_runs import list_runs as list_default_runs
+from medseg_nb.training.study_plan import list_curve_runs
+from medseg_nb.training.training import name_run, run_training, training_pool
 
 PATIENTS = 30
 LEAST_PAGES = 3  # of a report with all of its parts
@@ -130,6 +132,7 @@ def planned(tmp_path_factory) -> Project:
     project = copy_sections(tmp_path_factory.mktemp("planned"))
     add_squares(project, hospitals=3)
     project.dry = project.medseg(*SQUARES, "--dry-run")
+    assert not (project.root / "studies" / "squares" / "own").exists()
     return project
 
 
@@ -152,12 +155,37 @@ def test_a_set_that_changed_and_a_second_call_are_refused(planned):
     assert (place / "plan.yaml").read_bytes() == plan and not (place / "own").exists()
 
 
+NO_SPACE = """
+import errno, tempfile
+_made = tempfile.mkstemp
+def mkstemp(suffix=None, prefix=None, dir=None, text=False):
+    if (prefix or "").startswith(".weights.safetensors-"): raise OSError(errno.ENOSPC, "No space left on device")
+    return _made(suffix, prefix, dir, text)
+tempfile.mkstemp = mkstemp
+"""
+
+
+@pytest.mark.stress  # two kernels and two trainings more
+def test_a_disk_that_fills_stops_a_study_in_one_line(planned, tmp_path):
+    "The section before is kept, and no training is begun that would find no room; the next test goes on from here"
+    shorten_plan(planned, "squares")
+    (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
+    done = planned.medseg(*SQUARES, PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}")
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 4 and "weights.safetensors: the disk is full; free some space and call again" in line
+    assert line.startswith("error: ") and "Traceback" not in done.stderr
+    place = planned.root / "studies" / "squares" / "own"
+    assert (place / "data" / "results.json").is_file() and not (place / "benchmark").exists()
+    assert len([*planned.runs.glob("*/config.json")]) == 2, "as many as were under way"
+    assert not [*planned.runs.glob("*/.*-*")] and not [*place.rglob(".stage-*")], "nothing half-written"
+
+
 def test_a_study_goes_from_a_folder_to_a_named_model(planned):
     study, dry, report = SQUARES, planned.dry, planned.root / "studies" / "squares" / "own"
-    assert dry.returncode == 0 and not report.exists(), dry.stderr
+    assert dry.returncode == 0, dry.stderr
     assert f"{PATIENTS} patients, {2 * PATIENTS} cases" in dry.stdout and "5 folds, 1 seed, 60 s each" in dry.stdout
     assert "other hospitals: U-Net without each of 3" in dry.stdout
-    shorten_plan(planned, "squares")
+    shorten_plan(planned, "squares")  # once more, where this test is called alone
     done = planned.medseg(*study)
     assert done.returncode == 0, done.stderr
     assert "next: medseg predict squares/best IMAGES" in done.stdout
@@ -344,6 +372,69 @@ def test_a_plan_names_the_folds_without_a_class(whole, timed):
     others = ", ".join(str(k) for k in range(len(split)) if k != fold)
     assert len(split) == 5 and line.endswith(f" is missing from the test patients of folds {others} and from the "
                                              f"training patients of fold {fold}"), line
+
+
+def draw_cases(place: Path, labels: list[bool | None]) -> None:  # None: without a mask
+    "A picture a case, with a rectangle, without one, or without a mask"
+    draws = np.random.default_rng(0)
+    for name in ("images", "masks"): (place / name).mkdir(parents=True)
+    for k, label in enumerate(labels):
+        mask = np.zeros((48, 48), np.uint8)
+        if label: mask[12:24, 12:24] = 1
+        picture = (90 * mask + draws.integers(0, 80, mask.shape)).astype(np.uint8)
+        Image.fromarray(picture).save(place / "images" / f"{k:03}.png")
+        if label is not None: Image.fromarray(mask).save(place / "masks" / f"{k:03}.png")
+
+
+def plan_cases(project: Project, labels: list[bool | None]):
+    "What a dry run says of cases that are drawn and added"
+    place = project.root.parent / "drawn"
+    draw_cases(place, labels)
+    added = project.call("data", "add", str(place), "--id", "drawn", "--yes")
+    assert added.returncode in (0, 3), added.stderr
+    return project.call("study", "drawn", "--minutes", "13", "-j", "2", "--dry-run")
+
+
+def test_a_plan_says_which_images_have_no_mask(whole, timed):
+    dry = plan_cases(whole, [True, None] * 12)
+    assert dry.returncode == 0 and "unknown patients, 12 cases" in dry.stdout, dry.stderr
+    assert ("left out when the data set was added: images/001.png: has no mask (or more than one); bring both under "
+            "one name, or take it out (and so for 11 more, up to images/023.png)") in dry.stdout
+    assert "patients are unknown: where two images are of one patient, scores are too good" in dry.stdout
+
+
+def test_too_few_patients_are_counted_with_those_left_out(whole):
+    done = plan_cases(whole, [True, None] * 6)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "has 6 images of the 10 that a study needs; left out: images/001.png: has no mask" in done.stderr
+
+
+def test_one_patient_is_refused_in_one_line(whole):
+    place = whole.root.parent / "alone"
+    draw_cases(place, [True] * 12)
+    (place / "patients.csv").write_text("\n".join(["image,patient", *(f"{k:03}.png,p1" for k in range(12))]))
+    added = whole.call("data", "add", str(place), "--id", "alone", "--yes")
+    assert added.returncode == 2 and "holds 1 patient or unit, so that nothing could be tested" in added.stderr
+    (place / "patients.csv").write_text("\n".join(["image,patient", *(f"{k:03}.png,p{k % 4}" for k in range(12))]))
+    assert whole.call("data", "add", str(place), "--id", "alone", "--yes").returncode == 0
+    done = whole.call("study", "alone", "--minutes", "13", "--dry-run")
+    assert done.returncode == 2 and done.stderr.endswith(
+        "error: alone: has 4 patients of the 10 that a study needs; collect more, or train one network: medseg train\n")
+
+
+def test_a_fold_without_a_label_is_left_out(whole, timed):
+    "No training would learn from it, or could be scored on it, and the others go on"
+    dry = plan_cases(whole, [True, True, True, *[False] * 17])
+    split = json.loads((whole.root / "own" / "data" / "drawn" / "splits.json").read_text(encoding="utf-8"))["folds"]
+    usable = [k for k, fold in enumerate(split) if {*fold["test"]} & {"000", "001", "002"}]
+    others = [str(k) for k in range(len(split)) if k not in usable]
+    assert len(split) == 5 and 2 <= len(usable) <= 3 and dry.returncode == 0, dry.stderr
+    assert f"folds {', '.join(others)} left out: no image that would be tested, or none" in dry.stdout
+    whole.env["MEDSEG_OWN_PLAN"] = str(whole.root / "studies" / "drawn" / "plan.yaml")
+    with whole.inside():
+        configs = list_default_runs("own", ["drawn"])
+        assert {c.fold for c in configs} == {*usable}
+        for c in (*configs, *list_curve_runs("own", "drawn")): training_pool(c)  # raises where a side shows nothing
 
 
 def test_a_refused_study_leaves_nothing(whole):

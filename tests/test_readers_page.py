@@ -17,17 +17,18 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import REPO, needs, refused
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medseg_nb.data.manifest import load_cases
 from medseg_nb.deployment import reader_page
-from medseg_nb.deployment.reader_analysis import analyze_study
+from medseg_nb.deployment.reader_analysis import analyze_study, count_causes
 from medseg_nb.deployment.reader_page import ReaderDesk, ReaderGuard, create_reader_app, reader_tokens
-from medseg_nb.deployment.reader_study import (check_unseen, export_readings, pack_mask, unpack_mask,
-                                               write_served_study)
-from medseg_nb.deployment.reading import choose_study_cases
+from medseg_nb.deployment.reader_study import (check_unseen, export_readings, pack_mask, read_study,
+                                               unpack_mask, write_served_study)
+from medseg_nb.deployment.reading import choose_study_cases, read_key, read_readings
 from medseg_nb.deployment.web import create_server, listen
 from medseg_nb.images.files import Encoding, read_mask
 from medseg_nb.kit.core import InputError, rng, write
@@ -429,6 +430,34 @@ def _actions(page, row) -> list[dict]:
     "What was done in a reading, from its drafts and its answer"
     return [a for r in page.desk.log.rows() if r.code == row.code and r.kind in ("draft", "answer")
             for a in r.data["actions"]]
+
+
+def test_causes_are_asked_for_kept_and_counted(chromium, tmp_path):
+    "Several causes are ticked by keys, come back after a reload, and are counted beside the model's explanation"
+    place = new_study(tmp_path / "study", "rate", ["m=reference"])
+    study = yaml.safe_load((place / "study.yaml").read_text())
+    study["questions"] = [dict(name="causes", kind="several", text="What in the image made you decide?",
+                               options=["border", "pigment network", "shape", "other"])]
+    write(place / "study.yaml", yaml.safe_dump(study))
+    with served(place) as page, opened(chromium, page, "R1") as tab:
+        for value in ("border", "shape"):
+            tab.focus(f"#q-causes input[value='{value}']"); tab.keyboard.press("Space")
+        end = time.monotonic() + 20
+        def drafts(): return [r.data["answers"].get("causes") for r in page.desk.log.rows() if r.kind == "draft"]
+        while time.monotonic() < end and "border; shape" not in drafts(): tab.wait_for_timeout(50)
+        tab.reload(); tab.wait_for_selector("body[data-state=reading]")
+        ticked = tab.locator("#q-causes input:checked")
+        assert [ticked.nth(k).get_attribute("value") for k in range(ticked.count())] == ["border", "shape"]
+        shot(tab, "causes"); go_on(tab)
+        tab.focus("#q-causes input[value='other']"); tab.keyboard.press("Space"); go_on(tab)
+        kept = [r.data["answers"]["causes"] for r in page.desk.log.rows() if r.kind == "answer"]
+    assert kept == ["border; shape", "other"]
+    filled = read_readings([export_readings(place, tmp_path / "out")], read_key(place / "key.csv"), ["causes"])
+    explained = filled.drop_duplicates(["dataset", "case"])[["dataset", "case"]].assign(cause="border; other")
+    write(place / "explained.csv", explained.to_csv(index=False))
+    counted = count_causes(filled, read_study(place).questions, place / "explained.csv").groupby("cause").sum()
+    assert counted.named.to_dict() == {"border": 1, "other": 1, "pigment network": 0, "shape": 1}
+    assert counted.loc["shape", "model"] == 0 < counted.loc["border", "model"]
 
 
 def test_side_by_side_at_the_size_of_a_tablet(chromium, tmp_path):

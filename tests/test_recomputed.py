@@ -255,6 +255,9 @@ DIFFERENCES = {  # (section, table): which rows, column of what is compared, sco
     ("statistics", "empty_rules"): ("", "model", "dice", ["dataset"]),
     ("statistics", "tests"): ("", "model", "dice", ["dataset"]),
     ("synthesis", "gain"): ("part == 'segmentation'", "training", "dice", ["dataset", "setting"]),
+    ("synthesis", "uses"): ("part == 'use'", "training", "dice", ["dataset"]),
+    ("synthesis", "small_lesions"): ("part == 'use' and small == 1", "training", "dice", ["dataset"]),
+    ("synthesis", "robustness"): ("part == 'artefact'", "training", "score", ["dataset"]),
     ("xai", "mark_differences"): ("part == 'marked' and planted == 'cue'", "method", "mass", ["dataset"]),
     ("xai", "differences"): ("part == 'map' or found == 1", "method", "score", ["dataset", "event"]),
 }
@@ -675,6 +678,25 @@ def test_ranks_follow_the_means_and_their_draws(reports):
                     and abs(row["first"] - (draws[:, k] == 1).mean()) < .1)
             if not (right and near and row["rank_low"] <= row["rank"] <= row["rank_high"]):
                 faults.append((row, means[k], draws[:, k].mean()))
+    none(faults)
+
+
+def test_methods_that_track_a_mark_are_ranked_with_it(reports):
+    "Over networks, the share on the mark against what the mark is worth: a correlation of ranks, on Fisher's scale"
+    stored, names, faults = table(reports, "xai", "mark_tracking"), ["planted", "fold", "seed"], []
+    effects = rows_of(reports, "xai", "part == 'mark effect' and method == 'mark'")
+    shares = rows_of(reports, "xai", "part == 'marked'")
+    for row in stored.to_dict("records"):
+        def network_means(rows, value):
+            mine = rows[rows.dataset == row["dataset"]]
+            return numbers(mine, value).groupby([mine[name] for name in names]).mean()
+        share = network_means(shares[shares.method == row["method"]], "mass")
+        both = pd.DataFrame(dict(share=share, worth=network_means(effects, "needed"))).dropna()
+        r = np.corrcoef(both.rank().to_numpy().T)[0, 1]
+        half = 1.959964 * math.sqrt((1 + r**2 / 2) / (len(both) - 3))
+        expected = [r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)]
+        found = [row[f"correlation{end}"] for end in ("", "_low", "_high")]
+        if row["trainings"] != len(both) or not all(map(equal, found, expected)): faults.append((row, expected))
     none(faults)
 
 

@@ -152,7 +152,8 @@ class Draft:
         "The manifest with its guesses as comments"
         head = ["# Drafted by `medseg data add`. After a change remove splits.json beside this file: it is then drawn "
                 "anew."]
-        return "\n".join([*head, *(f"# {line}" for line in [*self.guessed, *self.notes])]) + "\n" + self.to_yaml()
+        left_out = [line.replace("problem: ", "left out: ", 1) for line in format_problems(self.problems)]
+        return "\n".join([*head, *(f"# {line}" for line in [*self.guessed, *self.notes, *left_out]), self.to_yaml()])
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #91a6bc7c
 def _read_tables(draft: Draft, files: list[Path]) -> dict[Path, pd.DataFrame]:

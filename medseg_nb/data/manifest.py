@@ -11,7 +11,7 @@ __all__ = ['RelativePath', 'NonEmptyName', 'FiniteNumber', 'Template', 'GENERATO
            'Fold', 'FrozenSplit', 'load_frozen_split', 'content_key', 'locate_dataset', 'base_folder', 'ensure_dataset',
            'generate_phantoms', 'unpack_archive', 'archive_stem', 'fetch_dataset', 'list_files', 'hash_files',
            'verify_files', 'read_table', 'Case', 'case_image', 'case_reader_masks', 'case_mask', 'case_semantic_mask',
-           'extract_id', 'read_field', 'load_cases', 'content_hash', 'describe_manifest']
+           'extract_id', 'read_field', 'load_cases', 'content_hash', 'list_left_out', 'describe_manifest']
 
 # %% ../../nbs/library/2_data/00_manifest.ipynb #138d6c56
 import contextlib
@@ -871,6 +871,10 @@ def _describe_split(m: Manifest) -> str:
     sides = ", ".join(f"{side} {_format_range([(len(f[side]),) for f in folds])}" for side in ("train", "test"))
     return f"{len(folds)} fold{'s' * (len(folds) > 1)} {how}: {sides}"
 
+def list_left_out(id: str) -> list[str]:
+    "Why files took no part when a data set of one's own was added, as the head of its manifest says"
+    return re.findall("^# left out: (.*)", read_text(manifest_folder(id) / "dataset.yaml"), re.M)
+
 def describe_manifest(id: str) -> list[str]:  # lines
     "What is known of a data set, for a person to read"
     m, place, manifest = load_manifest(id), locate_dataset(id), manifest_folder(id) / "dataset.yaml"
@@ -881,6 +885,7 @@ def describe_manifest(id: str) -> list[str]:  # lines
     guesses = re.findall("^# guessed: (.*)", read_text(manifest), re.M)
     lines = [*facts.items(), *(("guessed", g.rpartition("; ")[0] or g) for g in guesses[:MAX_SHOWN_GUESSES])]
     if more := guesses[MAX_SHOWN_GUESSES:]: lines.append(("guessed", f"and {len(more)} more, see the manifest"))
+    lines += [("left out", line) for line in list_left_out(id)[:MAX_SHOWN_GUESSES]]
     lines += [("files", m.root or place or "not on this machine"), ("manifest", manifest)]
     wrapped = [textwrap.wrap(f"{name:9} {to_one_line(text)}", SHOWN_WIDTH, subsequent_indent=" " * 10,
                              break_long_words=False, break_on_hyphens=False) for name, text in lines if text]

@@ -10,6 +10,7 @@ __all__ = ['PICTURE_SUFFIXES', 'VOLUME_SUFFIXES', 'MAX_BYTES', 'MAX_CASES', 'MAX
            'report_facts', 'report_pdf', 'front_page', 'create_app', 'run_app_server']
 
 # %% ../../nbs/library/9_deployment/22_app.ipynb #4072f664
+import asyncio
 import base64
 import re
 import shutil
@@ -17,8 +18,8 @@ import subprocess
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -27,12 +28,12 @@ from secrets import token_hex
 import numpy as np
 
 from ..data.annotations import is_dicom
-from ..kit.core import (InputError, MedsegError, ResourceError, folder, replace_folder, sha256,
+from ..kit.core import (InputError, MedsegError, ResourceError, folder, replace_folder, sha256, to_json,
                                 translate_write_errors, write)
 from ..data.manifest import unpack_archive
 from .case_report import outlined_png, typeset_case, utc_minute
-from .correction import (Cancelled, Explainer, SentQuestion, SentReview, account, corrected_seg,
-                                             label_bytes, measure_change, picture_of, pixel_digest, read_label_bytes)
+from .correction import (Explainer, SentQuestion, SentReview, account, corrected_seg, label_bytes,
+                                             measure_change, picture_of, pixel_digest, read_label_bytes)
 from .dicom import DicomWebArchive, DimseArchive, read_with_headers, to_bytes, to_seg
 from ..images.files import Image, suffix, write_mask
 from .reader_page import page_file, refusal
@@ -40,7 +41,8 @@ from .reader_study import ReadingLog
 from .segmenter import Segmenter
 from .views import (LABEL_COLORS, display_pixels, display_windows, encode_nifti, encode_png,
                                         label_color, label_sizes, slice_view, volume_plane)
-from .web import NOTE, Guard, listen, new_api, page, create_server
+from .web import FAILURE_LINE, NOTE, Guard, listen, new_api, page, create_server
+from ..methods.watched import Cancelled
 
 # %% ../../nbs/library/9_deployment/22_app.ipynb #30c6ac93
 PICTURE_SUFFIXES, VOLUME_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff"), (".nii", ".nii.gz")
@@ -432,15 +434,45 @@ def send_mask(desk: Desk, case: OpenCase) -> dict:
     desk.note(case, "send", object=uid, to=str(desk.archive))
     return dict(sent=uid, to=str(desk.archive))
 
-def explain_point(desk: Desk, case: OpenCase, question: SentQuestion) -> dict:
+def explain_point(desk: Desk, case: OpenCase, question: SentQuestion,
+                  *watched) -> dict:  # who hears how far it is, and what ends it: see `Explainer.ask`
     "Why the model answers so at a point"
     if question.k >= case.slices: raise InputError(case.name, f"has {case.slices} slices", "count from 0")
     picture = picture_of(desk.cases.model, case.image, question.k)
-    try: found = desk.explainer.ask(picture, question, case.name)
+    try: found = desk.explainer.ask(picture, question, case.name, *watched)
     except Cancelled: raise refusal(409, "explanation: was cancelled; ask again") from None
     desk.note(case, "explain", target=found["target"], method=found["method"], slice=question.k)
     case.explanation = found
     return found
+
+# %% ../../nbs/library/9_deployment/22_app.ipynb #8ce62152
+def _explain_aside(desk: Desk, case: OpenCase, question: SentQuestion) -> tuple[asyncio.Queue, threading.Event]:
+    "Explain a point in a thread of its own: what it says on the way, then the answer or what went wrong; and an end"
+    events, stop, loop = asyncio.Queue(), threading.Event(), asyncio.get_running_loop()
+    def say(event: dict | Exception) -> None:
+        with suppress(RuntimeError): loop.call_soon_threadsafe(events.put_nowait, event)  # the server may have gone
+    def work() -> None:
+        try: say(dict(found=explain_point(desk, case, question, lambda step: say(dict(step=step)), stop)))
+        except Exception as e: say(e)
+    threading.Thread(target=work, daemon=True).start()
+    return events, stop
+
+def _describe_event(event: dict | Exception) -> dict:
+    "What the page hears; a fault of the program is told on the terminal"
+    if isinstance(event, dict): return event
+    return dict(error=str(event) if isinstance(event, MedsegError) else getattr(event, "detail", FAILURE_LINE))
+
+async def _event_lines(events: asyncio.Queue, first: dict, stop: threading.Event) -> AsyncIterator[str]:
+    "Each event as a line of JSON; who stops to read ends the work"
+    event = first
+    try:
+        while True:
+            yield " ".join(to_json(_describe_event(event)).split()) + "\n"
+            if isinstance(event, Exception) or "found" in event: break
+            event = await events.get()
+    finally: stop.set()
+    if isinstance(event, Exception) and _describe_event(event)["error"] == FAILURE_LINE: raise event
+
 
 # %% ../../nbs/library/9_deployment/22_app.ipynb #39cd79f1
 def _size_text(row: dict, instances: bool) -> str:
@@ -483,6 +515,7 @@ def _explained_png(case: OpenCase, flip: list[bool]) -> bytes:
 def _add_review_routes(api, desk: Desk, get: Callable) -> None:
     "Routes by which a person works on a case"
     from fastapi import Response
+    from fastapi.responses import StreamingResponse
     def data(content, kind="application/octet-stream"): return Response(content, media_type=kind)
     @api.get("/api/cases/{id}/planes", description="Pixels of one channel as shown: bytes by slice, row and column")
     def planes(id: str, channel: int = 0):
@@ -498,10 +531,18 @@ def _add_review_routes(api, desk: Desk, get: Callable) -> None:
     @api.get("/api/explanations", description="Methods of explanation, quick and slow, or why there is none")
     def methods(): return desk.explainer.describe()
     @api.post("/api/cases/{id}/explanation",
-              description="Why the model answers so at a point; ends the question before")
+              description="Why the model answers so at a point; ends the question before of the same session")
     def ask_why(id: str, question: SentQuestion): return explain_point(desk, get(id), question)
-    @api.delete("/api/explanation", description="Cancel the explanation that is worked on")
-    def cancel(): return dict(cancelled=desk.explainer.cancel())
+    @api.post("/api/cases/{id}/explanation/steps",
+              description="The same as lines of JSON: steps, each with the share that is done and a provisional "
+              "picture, then the answer or an error; who stops to read ends the question")
+    async def watch_why(id: str, question: SentQuestion):
+        events, stop = _explain_aside(desk, get(id), question)
+        first = await events.get()
+        if isinstance(first, Exception): raise first
+        return StreamingResponse(_event_lines(events, first, stop), media_type="application/x-ndjson")
+    @api.delete("/api/explanation", description="Cancel the explanation that a session waits for")
+    def cancel(session: str = ""): return dict(cancelled=desk.explainer.cancel(session))
     @api.get("/api/cases/{id}/report.pdf", description="The report of a case as PDF")
     def report(id: str):
         case = get(id)
@@ -530,7 +571,7 @@ def create_app(model: Segmenter, log: Path | None = None,  # where it lies; with
             cases.place = Path(t)
             desk.log = ReadingLog(log or Path(t) / "log.sqlite")
             try: yield
-            finally: desk.log.close()
+            finally: desk.explainer.close(); desk.log.close()
     api = new_api("medseg serve app", medseg_nb.__version__, page_file("app.css"), lifespan)
     get = _add_case_routes(api, cases, str(archive or ""))
     _add_review_routes(api, desk, get)

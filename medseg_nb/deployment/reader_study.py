@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'THEMES', 'SYNTHETIC', 'TRUTH_COLUMNS', 'LOG_KINDS', 'MAX_CO
            'Study', 'read_study', 'to_planes', 'from_planes', 'shown_planes', 'LooseImage', 'list_images',
            'case_digest', 'mask_source', 'parse_sources', 'check_unseen', 'plan_task', 'truth_of_field',
            'write_served_study', 'LogRow', 'ReadingLog', 'pack_mask', 'unpack_mask', 'Progress', 'check_answers',
-           'read_sent_mask', 'export_readings']
+           'split_several', 'read_sent_mask', 'export_readings']
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #3690102d
 import base64
@@ -43,16 +43,18 @@ from ..evaluation.reader_studies import SUS_ITEMS
 class Question(BaseModel, extra="forbid", frozen=True):
     "What a reader is asked of a case"
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")  # column of the export
-    kind: Literal["scale", "choice", "percent", "text"]
+    kind: Literal["scale", "choice", "several", "percent", "text"]
     text: str = Field(min_length=1, max_length=300)
     ends: tuple[str, str] = ("", "")  # what the lowest and the highest value mean
-    options: tuple[str, ...] = ()     # of a choice
+    options: tuple[str, ...] = ()     # of a choice, or of several
     required: bool = True
 
     @model_validator(mode="after")
     def _check(self):
-        if (self.kind == "choice") != (len(self.options) > 1):
-            raise ValueError(f"question `{self.name}`: a choice, and nothing else, has two options or more")
+        if (self.kind in ("choice", "several")) != (len(self.options) > 1):
+            raise ValueError(f"question `{self.name}`: a choice or several, and nothing else, has two options or more")
+        if self.kind == "several" and any(";" in o for o in self.options):
+            raise ValueError(f"question `{self.name}`: options of several hold no semicolon, which stands between them")
         if self.name in DESIGN_COLUMNS and self.name not in ("rating", "comment"):
             raise ValueError(f"question `{self.name}`: this is a column of the design")
         return self
@@ -394,12 +396,17 @@ def check_answers(questions: Sequence[Question], answers: Mapping[str, object]) 
 
 MAX_COMMENT = 4000  # letters
 
+def split_several(answer: str) -> list[str]: return [part.strip() for part in answer.split(";") if part.strip()]
+
 def _check_answer(question: Question, answer: str) -> None:
     allowed = dict(scale=list("12345"), percent=[str(v) for v in range(101)], choice=question.options)
     if question.kind == "text" and len(answer) > MAX_COMMENT:
         raise InputError(question.text, f"has {len(answer):,} letters", f"write at most {MAX_COMMENT:,}")
-    if question.kind != "text" and answer not in allowed[question.kind]:
-        raise InputError(question.text, f"cannot be `{answer[:20]}`", "choose one of the answers that are shown")
+    if question.kind == "several":
+        chosen = split_several(answer)
+        if len(set(chosen)) == len(chosen) and set(chosen) <= set(question.options): return
+    elif question.kind == "text" or answer in allowed[question.kind]: return
+    raise InputError(question.text, f"cannot be `{answer[:20]}`", "choose one of the answers that are shown")
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #91563f69
 def read_sent_mask(text: str,               # planes: zlib, then base64

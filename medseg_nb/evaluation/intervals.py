@@ -7,7 +7,7 @@ __all__ = ['BOOTSTRAP_DRAWS', 'DRAWS_BEYOND_LIMIT', 'COMPARISON_DRAWS', 'JACKKNI
            'bootstrap_means', 'acceleration', 'bca_limits', 'VarianceComponents', 'variance_components',
            'mean_intervals', 'mean_interval', 'summarize_patient_scores', 'p_value_by_inversion', 'ContrastDraws',
            'draw_contrasts', 'contrast_intervals', 'contrast', 'interval_and_p_value', 'wilson_interval',
-           'name_interval', 'generated_distance_interval']
+           'name_interval', 'rank_correlation', 'generated_distance_interval']
 
 # %% ../../nbs/library/4_evaluation/05_intervals.ipynb #a0bd187a
 from collections.abc import Callable, Iterator, Sequence
@@ -328,6 +328,17 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float, float]:  # share, 
 def name_interval(name: str, triple: Sequence[float]) -> dict[str, float]:  # NAME, NAME_low, NAME_high
     "A value and its interval as cells of a row"
     return {f"{name}{end}": float(v) for end, v in zip(("", "_low", "_high"), triple)}
+
+# %% ../../nbs/library/4_evaluation/05_intervals.ipynb #dfe43020
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:  # correlation with its ends, p
+    "Spearman's correlation with its 95 % interval; nan for fewer than five pairs or values that are all alike"
+    from scipy.stats import spearmanr
+    names = ("correlation", "correlation_low", "correlation_high", "p")
+    if len(a) < 5 or np.ptp(a) == 0 or np.ptp(b) == 0: return dict.fromkeys(names, np.nan)
+    r = float(np.clip(spearmanr(a, b).statistic, -.999, .999))
+    z, error = np.arctanh(r), np.sqrt((1 + r**2 / 2) / (len(a) - 3))
+    low, high = np.tanh(z + np.array([-1, 1]) * ndtri(.975) * error)
+    return dict(zip(names, (r, float(low), float(high), float(2 * ndtr(-abs(z) / error)))))
 
 # %% ../../nbs/library/4_evaluation/05_intervals.ipynb #742fbfa3
 JACKKNIFE_PARTS = 20

@@ -387,7 +387,8 @@ def convert_kernel_error(section: str, name: str, text: str, failed_notebook: Pa
     kinds = dict(InputError=InputError, ResourceError=ResourceError)
     if name in kinds and (m := re.fullmatch(r"(.*?): (.*); (.*)", text, re.S)): return kinds[name](*m.groups())
     if "No space left on device" in text or "Disk quota" in text:
-        return ResourceError(section, "the disk is full",
+        file = re.search(r"'([^']+)'$", text.strip())
+        return ResourceError(file[1] if file else section, "the disk is full",
                              "free some space and call again; earlier results are untouched")
     if name in ("MemoryError", "DeadKernelError"):
         return ResourceError(section, "ran out of memory", "close other programs and call again")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CAUSE_PHANTOMS', 'N_TRAININGS', 'reason_not_applicable', 'REGION_METHODS', 'PIXEL_METHODS', 'SHOWN_CASES', 'MARKED',
-           'PERTURBATIONS', 'MARK_METHODS', 'PLOTTED_METHODS', 'holds_instances', 'list_explained_runs',
-           'select_marked_cases', 'list_runs', 'select_region_methods', 'score_counterfactual', 'score_causes',
-           'top_pixels', 'random_pixels', 'score_tipping_sets', 'instance_segmenter', 'pick_instance', 'explain_run',
-           'explanation_code_key', 'report_network', 'report_networks', 'summarize_learnt', 'summarize_causes',
-           'summarize_pointing', 'summarize_marks', 'summarize_mark_effects', 'summarize_faithfulness',
-           'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals', 'summarize_cost',
-           'summarize_sets', 'summarize_interventions', 'summarize_mark_differences', 'summarize_differences',
-           'list_xai_claims', 'plot_event_rates', 'plot_explanation_maps', 'plot_tipping_sets']
+           'PERTURBATIONS', 'MARK_METHODS', 'NETWORK', 'TRACKED', 'LEGEND', 'PLOTTED_METHODS', 'holds_instances',
+           'list_explained_runs', 'select_marked_cases', 'list_runs', 'select_region_methods', 'score_counterfactual',
+           'score_causes', 'top_pixels', 'random_pixels', 'score_tipping_sets', 'instance_segmenter', 'pick_instance',
+           'explain_run', 'explanation_code_key', 'report_network', 'report_networks', 'summarize_learnt',
+           'summarize_causes', 'summarize_pointing', 'summarize_marks', 'summarize_mark_effects',
+           'summarize_faithfulness', 'summarize_randomised', 'summarize_stability', 'summarize_counterfactuals',
+           'summarize_cost', 'summarize_sets', 'summarize_interventions', 'summarize_mark_differences',
+           'summarize_differences', 'summarize_marked_networks', 'summarize_mark_tracking', 'list_xai_claims',
+           'plot_event_rates', 'plot_mark_tracking', 'plot_explanation_maps', 'plot_tipping_sets']
 
 # %% ../../nbs/study/17_xai.ipynb #b030dd78
 import time
@@ -46,7 +47,7 @@ from ..data.manifest import load_cases, load_manifest
 from ..data.splits import fold_indices
 from ..preparation.preprocess import load_prepared_cases
 from ..kit.report import Estimate, Report, list_budgets, choose_sentence
-from ..evaluation.intervals import summarize_patient_scores, wilson_interval
+from ..evaluation.intervals import rank_correlation, summarize_patient_scores, wilson_interval
 from ..evaluation.comparisons import compare_models, holm, is_above_zero, is_below_zero
 from ..training.plan import section_plan
 from ..training.training import Config, fit_runs, add_budget_columns
@@ -340,6 +341,26 @@ def summarize_differences(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
 
+# %% ../../nbs/study/17_xai.ipynb #81c05324
+NETWORK = ["dataset", "planted", "fold", "seed"]
+
+def summarize_marked_networks(rows: pd.DataFrame) -> pd.DataFrame:  # a row a network and method
+    "What the mark is worth to each network, in log-odds (`needed`), and the share of each method's map on it (`mass`)"
+    effects = _select_part(rows, "mark effect")
+    worth = effects[effects.method == "mark"].groupby(NETWORK).needed.mean()
+    shares = _select_part(rows, "marked").groupby([*NETWORK, "method"], sort=False).mass.mean()
+    return shares.reset_index().join(worth, on=NETWORK)
+
+def summarize_mark_tracking(rows: pd.DataFrame) -> pd.DataFrame:
+    "Correlation, over networks, of the share of a method's map on the mark with what the mark is worth"
+    networks = summarize_marked_networks(rows)
+    networks = networks[networks.method != AGAIN + MARKED]
+    records = [dict(dataset=dataset, method=method, trainings=len(part), **rank_correlation(part.mass, part.needed))
+               for (dataset, method), part in networks.groupby(["dataset", "method"], sort=False)]
+    table = pd.DataFrame(records)
+    if table.empty or table.correlation.isna().all(): return table.iloc[:0]
+    return list_budgets(table.assign(p_holm=holm(table.p)), _select_part(rows, "marked"))
+
 # %% ../../nbs/study/17_xai.ipynb #1457a6c5
 def list_xai_claims(differences: pd.DataFrame, pointing: pd.DataFrame, randomised: pd.DataFrame,
                     mark_differences: pd.DataFrame) -> list[dict]:
@@ -390,6 +411,29 @@ def plot_event_rates(interventions: pd.DataFrame):
         ax.errorbar(r.rate, r.method, xerr=[r.rate - low, high - r.rate], fmt="o", capsize=2, ms=4)
         ax.set(xlim=(-.05, 1.05)); ax.set_title(f"{dataset}\nthe instance {event}", fontsize=7)
     for ax in axes[-1]: ax.set_xlabel("rate of the event", fontsize=8)
+    return fig
+
+# %% ../../nbs/study/17_xai.ipynb #0c6c5b5f
+TRACKED = ("quadtree", "gradient_shap", "integrated_gradients", "kernel_shap", "grad_cam_pp")  # that the figure shows
+LEGEND = dict(cue="marks are the cue", unrelated="marks are unrelated")
+
+def plot_mark_tracking(rows: pd.DataFrame):
+    "Share of the attribution on the mark against what the mark is worth, a dot a network"
+    import matplotlib.pyplot as plt
+    networks = summarize_marked_networks(rows)
+    datasets = networks.dataset.unique()
+    fig, axes = plt.subplots(len(datasets), len(TRACKED), sharex="row", sharey="row", squeeze=False,
+                             layout="constrained", figsize=(1.5 * len(TRACKED), 1.6 * len(datasets) + .3))
+    for ax, (dataset, method) in zip(axes.flat, product(datasets, TRACKED)):
+        here = networks[networks.dataset == dataset]
+        chance_share = here[here.method == "random" + MARKED].mass.mean()
+        for k, (planted, part) in enumerate(here[here.method == method + MARKED].groupby("planted")):
+            ax.plot(part.needed, part.mass, "os"[k], ms=4, color=f"C{k}", label=LEGEND[planted], alpha=.8)
+        ax.axhline(chance_share, color="0.4", ls="--", lw=.8)
+        ax.set_title(f"{dataset}\n{method}{MARKED}", fontsize=7)
+    for ax in axes[:, 0]: ax.set_ylabel("share on marks", fontsize=8)
+    for ax in axes[-1]: ax.set_xlabel("worth of marks\n(log-odds)", fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=7)
     return fig
 
 # %% ../../nbs/study/17_xai.ipynb #1a7eb2d4

@@ -6,27 +6,28 @@
 __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 'VOXEL_STEP', 'TRAINING_SHARE', 'MIN_PATIENTS',
            'NETWORKS', 'RUN_SECONDS', 'NIGHT_FACTORS', 'CURVE_SHARES', 'MAX_SITES', 'N_OBJECT_RUNS', 'RECIPE_LOSSES',
            'RECIPE_POLICIES', 'RECIPES', 'MAX_CHOICE_SHARE', 'HEADS_MODULE', 'WINDOW', 'WINDOW_STEP',
-           'MAX_OBJECT_WIDTH', 'MAX_HELD_BYTES', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'Fingerprint',
-           'structure_width', 'object_widths', 'measure_fingerprint', 'choose_grid', 'choose_volume_grid',
-           'choose_settings', 'has_objects', 'Rung', 'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds',
-           'list_recipe_runs', 'choose_window', 'plan_maps', 'list_map_runs', 'list_networks',
-           'measure_study_throughput', 'study_plan', 'list_tested_sites', 'count_folds', 'describe_plan',
-           'describe_objects', 'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study',
-           'list_curve_runs', 'list_site_runs']
+           'MAX_OBJECT_WIDTH', 'MAX_HELD_BYTES', 'THROUGHPUT_ROUNDS', 'THROUGHPUT_STEPS', 'MAX_PLAIN_SIDE',
+           'Fingerprint', 'structure_width', 'object_widths', 'measure_fingerprint', 'shows_label', 'is_usable',
+           'list_usable_folds', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
+           'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'choose_window',
+           'plan_maps', 'list_map_runs', 'list_networks', 'measure_study_throughput', 'study_plan', 'list_tested_sites',
+           'count_folds', 'describe_limits', 'describe_plan', 'describe_objects', 'describe_next_rung',
+           'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs', 'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cache
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..data.manifest import content_key, load_cases, load_manifest
-from ..data.splits import describe_missing_labels, list_folds, load_frozen_split, load_split
+from ..data.manifest import content_key, list_left_out, load_cases, load_manifest
+from ..data.splits import describe_missing_labels, fold_indices, list_folds
 from ..kit.core import InputError, ResourceError, progress
 from ..kit.keys import load_module
 from ..kit.report import display_text
@@ -81,6 +82,20 @@ def measure_fingerprint(dataset: str) -> Fingerprint:
                        len(load_manifest(dataset).image.channels), len(labels), has_instances,
                        round(float(np.quantile(widths, .1)), 4), round(n_empty / len(positions), 3),
                        round(float(np.quantile(np.concatenate(objects), .9)), 1) if has_instances else 0.)
+
+# %% ../../nbs/library/6_training/09_study_plan.ipynb #395ef822
+@cache
+def shows_label(dataset: str, position: int) -> bool:
+    "Whether a case's mask shows anything but background"
+    return bool(load_cases(dataset)[position].semantic_mask().any())
+
+def is_usable(dataset: str, fold: int, unit: str = "patient") -> bool:
+    "Whether some case on each side of a fold shows a label"
+    return all(any(shows_label(dataset, i) for i in side) for side in fold_indices(dataset, fold, unit))
+
+def list_usable_folds(dataset: str, unit: str = "patient") -> list[int]:
+    "Folds that can be trained and tested"
+    return [k for k in range(len(list_folds(dataset, unit))) if is_usable(dataset, k, unit)]
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #89d89668
 GRIDS, MIN_LESION_PIXELS = (96, 128, 192, 256), 10
@@ -187,7 +202,8 @@ def list_recipe_runs(dataset: str, plan: TrainingPlan) -> list[Config]:
     "U-Net with each recipe, scored on patients that are set apart among those who train"
     seconds = RUN_SECONDS[3 if "depth" in plan.settings else 2][0]
     steps = planned_steps("unet", plan.model_copy(update=dict(seconds=seconds)))
-    return [Config(dataset, "unet", steps=steps, unit="validation", **plan.settings | recipe) for recipe in RECIPES]
+    fold = list_usable_folds(dataset, "validation")[0]
+    return [Config(dataset, "unet", fold, steps=steps, unit="validation", **plan.settings | r) for r in RECIPES]
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #00965797
 HEADS_MODULE = "medseg_nb.methods.instance_heads"
@@ -236,8 +252,9 @@ def measure_study_throughput(dataset: str, settings: dict,
     "What each network trains on this machine, on one thread"
     modules, networks = list_models("cpu"), list_networks(3 if "depth" in settings else 2, start)
     if start: modules |= {start: f"own.{start}"}
-    configs = {n: Config(dataset, n, steps=1, module=modules[n], **settings) for n in networks}
-    if window: configs[HEADS_NETWORK] = list_map_runs(dataset, plan_maps(window, settings["precision"], 1, [0]))[0]
+    folds = list_usable_folds(dataset)[:1]
+    configs = {n: Config(dataset, n, *folds, steps=1, module=modules[n], **settings) for n in networks}
+    if window: configs[HEADS_NETWORK] = list_map_runs(dataset, plan_maps(window, settings["precision"], 1, folds))[0]
     speeds = defaultdict(list)
     for row in measure_throughput(configs, THROUGHPUT_ROUNDS, THROUGHPUT_STEPS):
         speeds[row["name"]].append(row["speed"])
@@ -250,7 +267,7 @@ def study_plan(dataset: str, fingerprint: Fingerprint, rung: Rung, throughput: d
               ) -> TrainingPlan:
     "What is trained on a data set"
     networks = list_networks(len(fingerprint.size), start)[:rung.networks]
-    plan, folds = load_plan("own"), [*range(rung.folds)]
+    plan, folds = load_plan("own"), list_usable_folds(dataset)[:rung.folds]
     if has_objects(fingerprint):
         heads = window and plan_maps(window, precision, N_OBJECT_RUNS * rung.seconds * throughput[HEADS_NETWORK], folds)
         instances = plan.sections.instances.model_copy(update=dict(folds=folds, heads=heads))
@@ -265,14 +282,35 @@ def list_tested_sites(dataset: str) -> list[int]:  # folds of the unit `site`, m
     "Hospitals with patients enough to test a network on that has learned from the others"
     if not load_manifest(dataset).site: return []
     patients = [len(fold["test"]) for fold in list_folds(dataset, "site")]
-    return sorted(range(len(patients)), key=lambda k: -patients[k])[:MAX_SITES]
+    return sorted(list_usable_folds(dataset, "site"), key=lambda k: -patients[k])[:MAX_SITES]
 
 def count_folds(dataset: str, fingerprint: Fingerprint) -> int:
-    "Folds of a data set that has patients enough"
-    if fingerprint.patients < MIN_PATIENTS:
-        raise InputError(dataset, f"has {fingerprint.patients} patients of the {MIN_PATIENTS} that a study needs",
+    "Folds that can be used of a data set that has patients enough"
+    if (n := fingerprint.patients) < MIN_PATIENTS:
+        unit, left_out = _name_unit(dataset) + "s" * (n != 1), [*map("; left out: {}".format, list_left_out(dataset))]
+        raise InputError(dataset, "".join([f"has {n} {unit} of the {MIN_PATIENTS} that a study needs", *left_out[:1]]),
                          "collect more, or train one network: medseg train")
-    return len((load_frozen_split(dataset) or load_split(dataset))["folds"])
+    if folds := list_usable_folds(dataset): return len(folds)
+    raise InputError(dataset, "shows a label on one side alone of each fold", "outline more of its images")
+
+MAX_PLAIN_SIDE = 2048  # pixels or voxels, above which reading and scoring an image take seconds
+
+def _name_unit(dataset: str) -> str: return load_manifest(dataset).unit.partition(" ")[0]  # such as patient, image
+
+def describe_limits(dataset: str) -> Iterator[str]:
+    "What of a data set takes no part in its study, and what is not known of it"
+    unit, usable = _name_unit(dataset), list_usable_folds(dataset)
+    if load_manifest(dataset).patient == "unknown":
+        yield (f"patients are unknown: where two {unit}s are of one patient, scores are too good; name the patients in "
+               "a column of a table")
+    yield from (f"left out when the data set was added: {line}" for line in list_left_out(dataset))
+    left_out = [str(k) for k in range(len(list_folds(dataset, "patient"))) if k not in usable]
+    if left_out: yield (f"fold{'s' * (len(left_out) > 1)} {', '.join(left_out)} left out: no {unit} that would be "
+                        "tested, or none that would be learned from, shows a label")
+    if max(size := load_cases(dataset)[0].image().shape) > MAX_PLAIN_SIDE:
+        yield (f"masks are scored on the images' own {'×'.join(map(str, size))} "
+               f"{'pixels' if len(size) == 2 else 'voxels'}, which may take longer than training; smaller copies of "
+               "images and masks save that")
 
 def describe_plan(dataset: str, fingerprint: Fingerprint, plan: TrainingPlan, workers: int,
                   choice_seconds: float = 0) -> Iterator[str]:
@@ -342,7 +380,7 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path,
     networks = list_networks(axes, start)
     rungs = list_rungs(count_folds(dataset, fingerprint), len(networks), RUN_SECONDS[axes],
                        N_OBJECT_RUNS * has_objects(fingerprint), len(list_tested_sites(dataset)))
-    choice_seconds = recipe_seconds(minutes, workers, axes)
+    choice_seconds = recipe_seconds(minutes, workers, axes) if list_usable_folds(dataset, "validation") else 0
     rung = choose_rung(rungs, minutes, workers, dataset, choice_seconds)
     if not (place.is_file() and place.read_text(encoding="utf-8").startswith(f"{head}\n")):
         precision = "bf16" if has_bf16() else "fp32"
@@ -353,7 +391,7 @@ def prepare_study(dataset: str, minutes: float, workers: int, place: Path,
         plan = study_plan(dataset, fingerprint, rung, throughput, precision, start, window)
         lines = [*describe_plan(dataset, fingerprint, plan, workers, choice_seconds)]
         lines[-1:] = [*([f"no network with all maps of objects: {reason}"] if reason else []),
-                      *describe_missing_labels(dataset, range(rung.folds)),
+                      *describe_limits(dataset), *describe_missing_labels(dataset, plan.runs[dataset].folds),
                       *describe_next_rung(rungs, rung, workers, axes), lines[-1]]
         write_plan(plan, place, head, [*lines[:-1], *([start_line] if start else []), lines[-1]])
     return read_plan(place)[1]
@@ -402,9 +440,14 @@ def list_curve_runs(profile: str, dataset: str) -> list[Config]:  # fewest patie
     "U-Net on parts and on all of the training patients of the first fold"
     runs = load_plan(profile).runs.get(dataset)
     if runs is None or len(runs.folds) == 1: return []
-    cases, all_patients = load_cases(dataset), default_run(profile, dataset, "unet")
+    cases = load_cases(dataset)
+    all_patients = replace(default_run(profile, dataset, "unet"), fold=runs.folds[0])
     n = len({cases[i].patient for i in training_cases(all_patients)})
-    return [*(replace(all_patients, patients=max(1, round(share * n))) for share in CURVE_SHARES), all_patients]
+    numbers = [max(1, round(share * n)) for share in CURVE_SHARES]
+    drawn = (replace(all_patients, patients=min(numbers), draw=k) for k in count())
+    # of patients some of whom show a label, which the fold has; more of them begin with these
+    fewest = next(c for c in drawn if any(shows_label(dataset, i) for i in training_cases(c)))
+    return [*(replace(fewest, patients=n) for n in numbers), all_patients]
 
 def list_site_runs(profile: str, dataset: str) -> list[Config]:  # none with one fold
     "U-Net on all hospitals but one, for each that can be tested"

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LOOP_CHOICES', 'SHARED_WITH_GENERATOR', 'KEY_STOPS', 'HISTORY_FILE', 'HISTORY_POINTS', 'RUN_FILES', 'COST_FILE',
-           'RunFolder', 'PRELOADED', 'UNDER_WAY_INTERVAL_S', 'Config', 'task_module', 'defining_module', 'loss_module',
-           'starting_points', 'run_key', 'scoring_key', 'Task', 'load_task', 'answers_by_class', 'network', 'objective',
-           'use_one_thread', 'memory_layout', 'initialize_weights', 'train', 'run_label', 'training_cases',
-           'training_pool', 'metadata_of', 'append_metadata_channels', 'batches', 'segment', 'evaluate',
-           'score_predictions', 'archive_path', 'open_archives', 'find_stored_run', 'read_failure_reason',
-           'load_run_rows', 'thin_history', 'load_history', 'start_meter', 'rank_and_world_size', 'shard_batches',
-           'reject_unsafe_convolutions', 'run_training', 'names_file', 'load_run_names', 'name_run',
+           'RunFolder', 'PRELOADED', 'MIN_FREE_BYTES', 'DISK_FULL', 'UNDER_WAY_INTERVAL_S', 'Config', 'task_module',
+           'defining_module', 'loss_module', 'starting_points', 'run_key', 'scoring_key', 'Task', 'load_task',
+           'answers_by_class', 'network', 'objective', 'use_one_thread', 'memory_layout', 'initialize_weights', 'train',
+           'run_label', 'training_cases', 'training_pool', 'metadata_of', 'append_metadata_channels', 'batches',
+           'segment', 'evaluate', 'score_predictions', 'archive_path', 'open_archives', 'find_stored_run',
+           'read_failure_reason', 'load_run_rows', 'thin_history', 'load_history', 'start_meter', 'rank_and_world_size',
+           'shard_batches', 'reject_unsafe_convolutions', 'run_training', 'names_file', 'load_run_names', 'name_run',
            'list_trained_runs', 'refuse_ensemble', 'resolve_run', 'load_run', 'train_missing', 'fit_runs',
            'publish_run', 'keep_measures', 'add_budget_columns']
 
@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -495,7 +496,10 @@ def load_run_names() -> dict[str, str]:  # key by name
 
 def name_run(name: str, key: str) -> None:
     "Give a run a name, which it then has instead of a former one"
-    write(names_file(), to_json(load_run_names() | {name: key}))
+    from filelock import FileLock
+    lock = folder("runs") / "locks" / "names.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock): write(names_file(), to_json(load_run_names() | {name: key}))
 
 def list_trained_runs() -> list[str]:  # keys
     "Runs whose weights are stored"
@@ -576,8 +580,12 @@ def _run(config: dict, log: str, environment: dict[str, str], where: str) -> Non
         print(e, file=sys.stderr)
         sys.exit(e.code)
 
+MIN_FREE_BYTES, DISK_FULL = 2**20, "the disk is full"
+
 def _worker_error(config: Config, log: Path) -> MedsegError:
     last = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
+    # then the log has no room for what its process had to say
+    if DISK_FULL not in last and shutil.disk_usage(log.parent).free < MIN_FREE_BYTES: last = DISK_FULL
     return ResourceError(run_label(config), f"training failed ({last})",
                          f"see {log}, mend the cause and call again; finished runs are kept")
 
@@ -616,7 +624,7 @@ def _print_under_way(logs: Iterable[Path], finished: int, total: int, start: flo
 
 def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
     """Train the runs that are not stored, and yield each as it finishes; of those that fail the first is named when all
-    others are done"""
+    others are done. Where this machine lacks something, no more are begun"""
     if rank_and_world_size()[1] > 1:
         raise InputError("several processes", "train one run at a time", "launch `medseg train` with them")
     todo, running, failed = [c for c in dict.fromkeys(configs) if not find_stored_run(c)], {}, []
@@ -637,6 +645,8 @@ def train_missing(configs: Sequence[Config]) -> Iterator[Config]:
                 give_back()
                 if process.exitcode: failed.append(_worker_error(config, log))
                 else: yield config
+                # what one run lacks, such as room on the disk, the others lack too
+                if process.exitcode == ResourceError.code or failed and DISK_FULL in failed[-1].fault: todo.clear()
                 last_print = time.monotonic()
             if time.monotonic() - last_print > UNDER_WAY_INTERVAL_S and not sys.stderr.isatty():
                 logs = [log for _, log, _ in running.values()]

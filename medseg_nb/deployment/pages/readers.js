@@ -27,9 +27,10 @@ async function work(does) {
 // Questions
 
 function options(question, values) {
-  const box = make('div', '', { className: `options ${question.kind}${values.length === 3 ? ' short' : ''}` })
+  const several = question.kind === 'several'
+  const box = make('div', '', { className: `options ${several ? 'choice several' : question.kind}${values.length === 3 ? ' short' : ''}` })
   for (const v of values) {
-    const label = make('label'), input = make('input', '', { type: 'radio', name: question.name, value: v })
+    const label = make('label'), input = make('input', '', { type: several ? 'checkbox' : 'radio', name: question.name, value: v })
     input.onchange = () => { act('answer', { question: question.name, value: v }); later() }
     label.append(input, v); box.append(label)
   }
@@ -49,7 +50,7 @@ function ask_one(question) {
   const set = make('fieldset', '', { id: `q-${question.name}` })
   set.append(make('legend', question.text + (question.required ? '' : ' (optional)')))
   if (question.kind === 'scale') set.append(options(question, ['1', '2', '3', '4', '5']))
-  if (question.kind === 'choice') set.append(options(question, question.options))
+  if (['choice', 'several'].includes(question.kind)) set.append(options(question, question.options))
   if (question.kind === 'percent') set.append(percent(question))
   if (question.kind === 'text') set.append(make('textarea', '', { name: question.name, maxLength: 4000, ariaLabel: question.text, oninput: later }))
   if (question.ends?.some(Boolean)) { const ends = make('div', '', { className: 'ends' }); ends.append(...question.ends.map(e => make('span', e))); set.append(ends) }
@@ -57,14 +58,17 @@ function ask_one(question) {
 }
 
 function answers() {
-  return Object.fromEntries([...new FormData($('form'))].filter(([name, v]) => v !== '' && !$('form').elements[name].closest?.('.open')))
+  const form = new FormData($('form')), names = [...new Set(form.keys())].filter(name => !$('form').elements[name].closest?.('.open'))
+  return Object.fromEntries(names.map(name => [name, form.getAll(name).join('; ')]).filter(([, v]) => v !== ''))
 }
 
 function fill(kept) {
   for (const [name, value] of Object.entries(kept)) {
     const field = $('form').elements[name]
     if (!field) continue
-    field.value = value
+    const boxes = field.length && field[0].type === 'checkbox' ? [...field] : []
+    for (const box of boxes) box.checked = value.split('; ').includes(box.value)
+    if (!boxes.length) field.value = value
     if (field.type === 'range') { field.parentElement.classList.remove('open'); field.nextSibling.textContent = `${value} %` }
   }
 }

@@ -4,7 +4,20 @@ import { Pane, attachBrush, pack } from '/brush.js'
 const $ = id => document.getElementById(id)
 const make = (tag, text, more = {}) => Object.assign(document.createElement(tag), { textContent: text, ...more })
 const post = body => ({ method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) })
+const session = crypto.getRandomValues(new Uint32Array(3)).join('-') // of this tab: its new question ends its last one
+const targetNames = { instance: 'object', contrast: 'class, and not another', uncertainty: 'uncertainty here', 'uncertainty:region': 'uncertainty of the region' }
 const bytes = async path => { const found = await fetch(path); if (!found.ok) throw new Error((await found.json()).error); return found.arrayBuffer() }
+
+async function* lines(body) { // of an answer that comes bit by bit, each from JSON; who leaves the loop ends the answer
+  const reader = body.getReader(), decoder = new TextDecoder()
+  try {
+    for (let rest = '', part; !(part = await reader.read()).done;) {
+      const found = (rest + decoder.decode(part.value, { stream: true })).split('\n')
+      rest = found.pop()
+      for (const line of found) yield JSON.parse(line)
+    }
+  } finally { reader.cancel().catch(() => {}) }
+}
 
 export class Review {
   constructor(page) { // {ask, work, redraw, changed, model, rgb} of the page
@@ -14,7 +27,7 @@ export class Review {
     $('accept').onclick = () => this.decide('accept'); $('restore').onclick = () => this.decide('restore')
     $('correct').onclick = () => this.begin(); $('save').onclick = () => this.save(); $('discard').onclick = () => this.discard()
     $('explain').onclick = () => this.toggleExplain(); $('cancel').onclick = () => this.cancel(); $('send').onclick = () => this.send()
-    $('layers').onclick = event => this.clicked(event)
+    $('layers').onclick = event => this.clicked(event); $('what').onchange = () => this.offerTarget()
     addEventListener('keydown', event => this.key(event))
     addEventListener('beforeunload', event => { if (this.dirty) event.preventDefault() })
   }
@@ -23,6 +36,7 @@ export class Review {
   get dirty() { return !!this.pane && this.pane.strokes.length > 0 }
 
   show(c) {
+    if (this.running) this.cancel()
     this.now = c; $('explained').hidden = $('cross').hidden = true; this.point = this.why = null; $('reason').textContent = $('sent').textContent = ''
     if (!c) return
     const d = c.change, unit = c.kind === 'volume' ? 'voxels' : 'pixels'
@@ -125,16 +139,27 @@ export class Review {
   async offer() {
     if (this.offered) return
     this.offered = true
-    const found = await this.page.ask('/api/explanations').catch(e => ({ quick: [], slow: [], reason: e.message }))
+    const found = await this.page.ask('/api/explanations').catch(e => ({ quick: [], slow: [], targets: [], reason: e.message }))
     const named = (list, note) => list.map(m => make('option', m.replaceAll('_', ' ').replace('grad cam pp', 'Grad-CAM++').replace('grad cam', 'Grad-CAM').replace(/^./, s => s.toUpperCase()) + note, { value: m }))
     $('method').replaceChildren(...named(found.quick, ''), ...named(found.slow, ' (slow)'))
-    for (const id of ['explain', 'method', 'what']) $(id).disabled = !found.quick.length
+    this.meanings = Object.fromEntries(found.targets.map(t => [t.name, t.meaning]))
+    $('what').replaceChildren(...found.targets.map(t => make('option', targetNames[t.name] ?? t.name, { value: t.name })))
+    const classes = [{ label: 0, name: 'background' }, ...this.page.model.labels.filter(l => l.label)]
+    $('against').replaceChildren(make('option', 'next likely', { value: '' }), ...classes.map(l => make('option', l.name, { value: l.label })))
+    for (const id of ['explain', 'method', 'what', 'against']) $(id).disabled = !found.quick.length
+    this.offerTarget()
     if (found.reason) $('reason').textContent = `No explanation: ${found.reason}`
     document.body.dataset.explains = found.quick.length
   }
 
+  offerTarget() {
+    $('against-choice').hidden = $('what').value !== 'contrast'
+    $('meaning').textContent = (this.meanings[$('what').value] || '').replace(/^./, s => s.toUpperCase())
+  }
+
   toggleExplain(on = !this.asks) {
     if (this.pane || $('method').disabled) return
+    if (!on && this.running) this.cancel()
     this.asks = on; $('explain').setAttribute('aria-pressed', on); $('layers').classList.toggle('asks', on); $('layers').tabIndex = on ? 0 : -1
     $('cross').hidden = true; this.point = null
     if (!on) { $('explained').hidden = true; this.why = null }
@@ -156,17 +181,43 @@ export class Review {
     this.mark(); this.explain()
   }
 
+  question() {
+    const [x, y] = this.point, what = $('what').value, against = what === 'contrast' && $('against').value
+    return { x, y, k: +$('slice').value, what, method: $('method').value, session, ...against ? { against: +against } : {} }
+  }
+
   async explain() {
-    const [x, y] = this.point, c = this.now, k = +$('slice').value, ticket = this.ticket = {}
-    $('cancel').hidden = false; $('reason').textContent = 'Asking the model …'; $('explained').hidden = true; document.body.dataset.why = 'asked'
+    const c = this.now, asked = this.question(), ticket = this.ticket = {}
+    this.why = null; this.running = true; this.wait(true); $('reason').textContent = 'Asking the model …'; document.body.dataset.why = 'asked'
     try {
-      const found = await this.page.ask(`/api/cases/${c.id}/explanation`, post({ x, y, k, what: $('what').value, method: $('method').value }))
-      if (ticket !== this.ticket || c !== this.now) return
-      this.why = found; this.place(+$('slice').value)
-      $('reason').textContent = `${found.label}: mean log-odds ${found.score.toFixed(2)}. Red speaks for it, blue against it. ${found.forward} passes, ${found.seconds.toFixed(2)} s.`
-      document.body.dataset.why = 'shown'
-    } catch (e) { if (ticket === this.ticket) { $('reason').textContent = e.message; document.body.dataset.why = 'none' } }
-    if (ticket === this.ticket) $('cancel').hidden = true
+      const answer = await fetch(`/api/cases/${c.id}/explanation/steps`, post(asked))
+      if (!answer.ok) throw new Error((await answer.json()).error)
+      for await (const { step, found, error } of lines(answer.body)) {
+        if (ticket !== this.ticket || c !== this.now) return
+        if (error) throw new Error(error)
+        if (step) this.progress(step, asked.k); else this.answered(found)
+      }
+      if (!this.why?.label) throw new Error('The server stopped before it answered.')
+    } catch (e) { if (ticket === this.ticket) { this.why = null; $('explained').hidden = true; $('reason').textContent = e.message; document.body.dataset.why = 'none' } }
+    finally { if (ticket === this.ticket) { this.running = false; this.wait(false) } }
+  }
+
+  wait(on) { // while the server works
+    $('cancel').hidden = $('progress').hidden = !on; $('so-far').textContent = ''; $('done').removeAttribute('value')
+    if (on) $('explained').hidden = true
+  }
+
+  progress(step, k) {
+    if (step.done !== null) $('done').value = step.done
+    $('so-far').textContent = (step.done === null ? `${step.passes} passes` : `${Math.round(100 * step.done)} %`) + (step.picture ? ', provisional map' : '')
+    if (!step.picture) return
+    this.why = { k, picture: step.picture }; this.place(+$('slice').value); document.body.dataset.why = 'provisional'
+  }
+
+  answered(found) {
+    this.why = found; this.place(+$('slice').value)
+    $('reason').textContent = `${found.label.replace(/^./, s => s.toUpperCase())}: ${found.score_is} ${found.score.toFixed(2)}. Red speaks for it, blue against it. ${found.forward} passes, ${found.seconds.toFixed(2)} s.`
+    document.body.dataset.why = 'shown'
   }
 
   place(k) { // an explanation belongs to the slice of which it was asked
@@ -174,7 +225,7 @@ export class Review {
     if (this.why && !$('explained').hidden) $('explained').src = this.why.picture
   }
 
-  cancel() { fetch('/api/explanation', { method: 'DELETE' }) }
+  cancel() { fetch(`/api/explanation?session=${session}`, { method: 'DELETE' }) }
 
   // Keys
 
@@ -190,7 +241,7 @@ export class Review {
 
   key(event) {
     const field = event.target.closest?.('select, textarea, input:not([type=range]):not([type=checkbox])'), named = event.key.toLowerCase(), held = event.ctrlKey || event.metaKey
-    if (!this.now || field) return
+    if (!this.now || field && named !== 'escape') return
     const arrow = event.key.startsWith('Arrow')
     const does = held ? { s: () => this.save(), z: () => this.step('undo'), y: () => this.step('redo') }[named]
       : arrow && event.shiftKey ? this.asks && (() => this.move(event.key))
