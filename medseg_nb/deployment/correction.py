@@ -86,7 +86,7 @@ class SentQuestion(BaseModel, extra="forbid"):
     what: Literal[WHAT] = "pixel"
     against: int | None = Field(None, ge=0, le=10 ** 6)  # of a contrast: the other class; None: the next likely one
     method: str = Field("grad_cam_coarse", max_length=60)
-    session: str = Field("", max_length=40)  # who asks, such as a tab of a browser: his new question ends his last one
+    session: str = Field("", max_length=40)  # who asks, such as a tab of a browser: a new question ends the last one
 
     @property
     def target(self) -> str:
@@ -126,10 +126,10 @@ QUICK_METHODS = ("grad_cam_coarse", "grad_cam", "grad_cam_pp", "hires_cam", "gra
 SLOW_METHODS = ("integrated_gradients", "gradient_shap", "occlusion", "kernel_shap", "rise", "quadtree",
                 "counterfactual")
 
-MAX_SESSIONS = 4  # who asks at once; each has a network of his own
+MAX_SESSIONS = 4  # who asks at once; each has its own network
 
 class Session:
-    "The network of one who asks, and whether he still does"
+    "The network of one who asks, and which of the questions are still open"
     def __init__(self, model: str, config: Config, net):
         net = copy.deepcopy(net)
         self.net, self.group, self.config = class_network(config, net), object_grouping(model, config, net), config
