@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stored_runs(reports: Path) -> dict[str, zipfile.Path]:
     "Runs that are committed with the reports of a profile, by key; no file stays open"
     runs = {}
-    for path in sorted((reports / "runs").glob("?.zip.xz")):  # of many runs each
+    for path in sorted((reports / "runs").glob("*.zip.xz")):  # of many runs each
         runs |= {p.name: p for p in zipfile.Path(io.BytesIO(lzma.decompress(path.read_bytes()))).iterdir()}
     for path in sorted((reports / "runs").glob("*.zip")):  # written later, so that they count
         runs[path.stem] = zipfile.Path(io.BytesIO(path.read_bytes()))

@@ -64,7 +64,7 @@ def unpack_text(packed: bytes) -> str:
 
 def read_committed_runs(reports: Path):
     "Rows of each committed run that has some; one that diverged has none"
-    for path in sorted((reports / "runs").glob("?.zip.xz")):  # each holds many
+    for path in sorted((reports / "runs").glob("*.zip.xz")):  # each holds many
         with zipfile.ZipFile(io.BytesIO(lzma.decompress(path.read_bytes()))) as archive:
             for name in archive.namelist():
                 if not name.endswith("cases.csv.xz"): continue

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'TEXT_MARK', 'COLUMNS_MARK', 'COLUMN_END', 'QUOTED', 'POINTER_MARK', 'ARCHIVE_TIME', 'XZ_MAGIC',
-           'SHARDS', 'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
+           'SHARD', 'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
            'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'remove_leftovers', 'shrink_png',
            'shorten_uses', 'shrink_svg', 'shrink_pdf']
 
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -132,13 +132,15 @@ def _zip_files(files: Sequence[tuple[str, bytes]], compression: int) -> bytes:
             archive.writestr(member, content, compression, 9)
     return data.getvalue()
 
-def _write_shard(path: Path, files: Mapping[str, bytes]) -> Path:  # by run and name
+def _write_shard(path: Path, runs: Mapping[str, Mapping[str, bytes]]) -> Path:  # by run and name
     "Store the files of many runs, those of one name beside each other"
-    by_name = sorted(files.items(), key=lambda item: item[0].split("/")[::-1])
-    return write(path, _compress(_zip_files(by_name, zipfile.ZIP_STORED)))
+    by_name = sorted((name, run, content) for run, files in runs.items() for name, content in files.items())
+    return write(path, _compress(_zip_files([(f"{run}/{name}", content) for name, run, content in by_name],
+                                            zipfile.ZIP_STORED)))
 
 @lru_cache(maxsize=32)
-def _open_content(content: bytes) -> zipfile.Path | None:  # None where it is damaged
+def _open_stamped(path: Path, stamp: tuple[int, ...]) -> zipfile.Path | None:  # None where it is damaged
+    content = path.read_bytes()
     try:
         if content.startswith(XZ_MAGIC): content = lzma.decompress(content)
         with zipfile.ZipFile(io.BytesIO(content)) as archive: is_whole = archive.testzip() is None
@@ -146,15 +148,15 @@ def _open_content(content: bytes) -> zipfile.Path | None:  # None where it is da
     return zipfile.Path(io.BytesIO(content)) if is_whole else None
 
 def _open_file(path: Path) -> zipfile.Path | None:
-    try: content = path.read_bytes()
+    try: facts = path.stat()
     except FileNotFoundError: return None
-    archive = _open_content(content)
+    archive = _open_stamped(path.absolute(), (facts.st_mtime_ns, facts.st_size, facts.st_ino))
     if archive is None: raise InputError(str(path), "is damaged", f"fetch it again: git checkout -- {path}")
     return archive
 
-XZ_MAGIC, SHARDS = b"\xfd7zXZ\0", "?.zip.xz"
+XZ_MAGIC, SHARD = b"\xfd7zXZ\0", "all.zip.xz"
 
-def _shard(path: Path) -> Path: return path.with_name(SHARDS.replace("?", path.stem[0]))
+def _shard(path: Path) -> Path: return path.with_name(SHARD)
 
 def open_archive(path: Path) -> zipfile.Path | None:  # None where there is none
     """An archive, by itself or put together with others, as a folder: `place / name` has `read_text`, `read_bytes` and
@@ -167,25 +169,23 @@ def pack_archives(place: Path) -> None:
     lock = folder("runs") / "locks" / "archives.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        for shard, paths in groupby(sorted(place.glob("*.zip")), _shard):
-            added = [p.stem for p in paths]
-            packed = _open_file(shard)
-            files = {f"{a.name}/{name}": content for a in (packed.iterdir() if packed else ()) if a.name not in added
-                     for name, content in _read_files(a).items()}
-            for run in added:
-                for name, content in _read_files(open_archive(shard.with_name(f"{run}.zip"))).items():
-                    if name.endswith(PACKED_SUFFIX):
-                        content = point_at_rows(content, run, sorted(place.parent.glob(f"*/{name}")))
-                    files[f"{run}/{name}"] = content
-            _write_shard(shard, files)
-            for run in added: shard.with_name(f"{run}.zip").unlink()
+        paths, shard = sorted(place.glob("*.zip")), place / SHARD
+        if not paths: return
+        packed = _open_file(shard)
+        runs = {a.name: _read_files(a) for a in (packed.iterdir() if packed else ())}
+        for path in paths:
+            files = runs[path.stem] = _read_files(open_archive(path))
+            for name in (n for n in files if n.endswith(PACKED_SUFFIX)):
+                files[name] = point_at_rows(files[name], path.stem, sorted(place.parent.glob(f"*/{name}")))
+        _write_shard(shard, runs)
+        for path in paths: path.unlink()
 
 def _read_files(archive: zipfile.Path) -> dict[str, bytes]: return {f.name: f.read_bytes() for f in archive.iterdir()}
 
 def release_rows(section: Path) -> None:  # folder of its results, which are about to change
     "Give runs that point at a section's tables their own rows again, each in an archive of its own"
     place, mark = section.parent / "runs", f'{POINTER_MARK}{{"table": "{section.parent.name}/{section.name}/'.encode()
-    for archive in chain.from_iterable(_open_file(shard).iterdir() for shard in sorted(place.glob(SHARDS))):
+    for archive in chain.from_iterable(_open_file(shard).iterdir() for shard in place.glob(SHARD)):
         path, files = place / f"{archive.name}.zip", _read_files(archive)
         if path.is_file() or not any(content.startswith(mark) for content in files.values()): continue
         tables = {n: pack_table(unpack_table(c).read()) for n, c in files.items() if n.endswith(PACKED_SUFFIX)}
