@@ -81,8 +81,8 @@ def count_changed_sides(table: pd.DataFrame, rule: str) -> int:
 # %% ../../nbs/study/13_statistics.ipynb #d86b1c02
 STUDY_DESIGNS = ((1, 1, 15), (1, 1, 150), (1, 2, 10), (1, 2, 150), (1, 3, 9), (1, 3, 150), (1, 9, 60), (1, 9, 150),
                  (2, 1, 8), (2, 1, 20), (2, 1, 44), (2, 1, 222), (2, 2, 44), (2, 3, 13), (3, 1, 9), (3, 1, 89),
-                 (3, 1, 665), (3, 2, 9), (3, 2, 89), (3, 2, 665), (3, 3, 60), (3, 3, 665), (4, 1, 40), (5, 1, 15), (5, 1, 110),
-                 (5, 1, 555), (5, 2, 110), (5, 3, 110))  # folds, seeds, patients
+                 (3, 1, 665), (3, 2, 9), (3, 2, 89), (3, 2, 665), (3, 3, 60), (3, 3, 665), (4, 1, 40), (5, 1, 15),
+                 (5, 1, 110), (5, 1, 555), (5, 2, 110), (5, 3, 110))  # folds, seeds, patients
 TRAINING_SDS = (0., .01, .02, .04)  # standard deviation of trainings
 PATIENT_SD, MODEL_PATIENT_SD, RESIDUAL_SD = .15, .08, .08  # of patients, of a model with a patient, and of what is left
 
