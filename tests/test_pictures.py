@@ -15,7 +15,7 @@ from medseg_nb.data.duplicates import ORIENTATIONS, dct_coefficients, hash_dista
 from medseg_nb.data.manifest import load_cases, load_manifest, locate_dataset
 from medseg_nb.kit.core import manifest_folders
 
-EMBEDDED = re.compile(r"data:image/(?:png|jpeg);base64,\s*([A-Za-z0-9+/=\s]+)|\"image/png\": \"([A-Za-z0-9+/=]+)")
+EMBEDDED = re.compile(r"data:image/(?:png|jpeg|webp);base64,\s*([A-Za-z0-9+/=\s]+)|\"image/png\": \"([A-Za-z0-9+/=]+)")
 CANDIDATE, COPY = .16, .95  # distance of hashes, share of bits; correlation of planes of 48 × 48 pixels
 MIN_SIDE, SIDE = 16, 48
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKED_SUFFIX', 'TEXT_MARK', 'COLUMNS_MARK', 'COLUMN_END', 'QUOTED', 'POINTER_MARK', 'ARCHIVE_TIME', 'XZ_MAGIC',
            'SHARD', 'pack_table', 'unpack_table', 'lay_out_columns', 'point_at_rows', 'remember', 'write_archive',
-           'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'remove_leftovers', 'shrink_png',
+           'open_archive', 'pack_archives', 'release_rows', 'shorten_json', 'remove_leftovers', 'shrink_picture',
            'shorten_uses', 'shrink_svg', 'shrink_pdf']
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #319488ed
@@ -216,15 +216,14 @@ def remove_leftovers(runs: Path) -> list[Path]:  # what was removed
     return removed
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #c862870d
-def shrink_png(picture: bytes) -> bytes:
-    "The same pixels in fewer bytes: a picture whose pixels are all opaque or gray is stored as such"
+def shrink_picture(picture: bytes  # PNG
+                  ) -> bytes:      # WebP
+    "The same pixels in fewer bytes, those below transparency too"
     from PIL import Image
-    with Image.open(io.BytesIO(picture)) as image: red, green, blue, alpha = image.convert("RGBA").split()
-    if alpha.getextrema() != (255, 255): return picture
-    is_gray = red.tobytes() == green.tobytes() == blue.tobytes()
     data = io.BytesIO()
-    (red if is_gray else Image.merge("RGB", (red, green, blue))).save(data, "PNG", optimize=True)
-    return min(picture, data.getvalue(), key=len)
+    with Image.open(io.BytesIO(picture)) as image:
+        image.convert("RGBA").save(data, "WEBP", lossless=True, quality=100, method=6, exact=True)
+    return data.getvalue()
 
 _USE, _TARGET = re.compile(r"<use [^>]*>"), re.compile(r'href="#([^"]*)"')
 _PLACE, _SHIFT = re.compile(r'\b(x|y)="([^"]*)"'), re.compile(r"translate\(([^)]*)\)")
@@ -259,14 +258,14 @@ _PICTURE = re.compile(r"data:image/png;base64,\s*([\w+/=\s]+)")
 
 def shrink_svg(drawing: str) -> str:
     "A drawing with equal looks and fewer bytes; coordinates keep five digits"
-    def shrink_picture(match):
-        return "data:image/png;base64," + base64.b64encode(shrink_png(base64.b64decode(match[1]))).decode()
+    def embed(match):
+        return "data:image/webp;base64," + base64.b64encode(shrink_picture(base64.b64decode(match[1]))).decode()
     from scour import scour
     options = scour.sanitizeOptions()
     options.digits = options.cdigits = 5
     options.group_create = options.group_collapse = options.strip_ids = options.shorten_ids = True
     options.indent_type, options.newlines, options.remove_metadata = "none", False, True
-    small = _PICTURE.sub(shrink_picture, scour.scourString(drawing, options))
+    small = _PICTURE.sub(embed, scour.scourString(drawing, options))
     link = ' xmlns:xlink="http://www.w3.org/1999/xlink"'  # SVG 2 needs no name space for references
     return shorten_uses(small.replace(link, "").replace("xlink:href=", "href="))
 
