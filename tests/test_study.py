@@ -236,6 +236,14 @@ def test_kill_at_any_moment(project):
     assert project.files() == whole and not list(project.reports.rglob(".*"))
 
 
+def test_a_notebook_that_was_half_written_goes(project):
+    "Killed while prose was filled in, which executes nothing: the next call does not execute the section either"
+    half_written = project.reports / "smoke" / "c" / ".notebook.ipynb-eqx2ebaq"
+    half_written.write_text("{")
+    done = project.medseg("paper")
+    assert done.returncode == 0 and executed(done) == [] and not half_written.exists()
+
+
 def test_two_calls_at_once(fresh, built):
     both = [fresh.start("paper") for _ in range(2)]
     ends = [p.communicate(timeout=120) for p in both]

@@ -11,7 +11,12 @@ import base64
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
 
 from ..kit.core import folder, write
 from ..kit.execution import (normalize_notebook, notebook_path, read_notebook, results_folder,
@@ -91,13 +96,19 @@ def refresh_notebooks(profile: str, states: dict[str, str], only: list[str]
     sections = load_readable_sections(profile, states)
     names = only or [name for name in sections if name != "article"]
     places = {name: results_folder(name, profile) / "notebook.ipynb" for name in names}
-    places = {name: place for name, place in places.items() if place.is_file()}
-    works, changed = read_references(), []
-    for name, place in places.items():
-        old, source = place.read_text(encoding="utf-8"), read_notebook(notebook_path(name))
-        for cell in source["cells"]:
-            if cell["cell_type"] == "markdown":
-                cell["source"] = link_citations(fill_cell(cell["source"], sections[name], sections, profile), works)
-        new = normalize_notebook(source, shrink_outputs(json.loads(old)))
-        if new != old: write(place, new); changed.append(name)
-    return changed
+    lock = folder("runs") / "locks" / f"{profile}-notebooks.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        works = read_references()
+        def fill(name, text): return link_citations(fill_cell(text, sections[name], sections, profile), works)
+        return [name for name, place in places.items()
+                if place.is_file() and _refresh_notebook(place, notebook_path(name), partial(fill, name))]
+
+def _refresh_notebook(place: Path, source_path: Path, fill: Callable) -> bool:  # whether it changed
+    for half_written in place.parent.glob(f".{place.name}-*"): half_written.unlink()  # by a process that was killed
+    old, source = place.read_text(encoding="utf-8"), read_notebook(source_path)
+    for cell in source["cells"]:
+        if cell["cell_type"] == "markdown": cell["source"] = fill(cell["source"])
+    new = normalize_notebook(source, shrink_outputs(json.loads(old)))
+    if new != old: write(place, new)
+    return new != old
