@@ -38,6 +38,7 @@ from ..evaluation.intervals import (generated_distance_interval, contrast, round
                                             summarize_patient_scores, wilson_interval)
 from ..kit.core import InputError, rng
 from ..kit.keys import register
+from ..kit.report import name_budgets
 from ..methods.classical import constant_mask
 from ..methods.generated_sets import generated_first, generated_set
 from ..methods.generation import MODULES, generator_config, sample_images, synthesise
@@ -641,6 +642,8 @@ def label_use_rows(runs: dict[tuple, Config],  # of one data set, as `list_use_r
         parts.append(one_each.assign(training=f"{generator}, {USES['once']}"))
     parts.append(rows.assign(training=rows.run.map(uses)))
     table = pd.concat(parts, ignore_index=True).assign(part="use", setting=fewest.setting.iloc[0])
+    later = [c.key for c in runs.values() if c.start]  # than a run on generated images alone
+    table.loc[table.run.isin(later), "setting"] += ", generated images first"
     small = has_small_lesions(dataset, fold)
     return table.assign(small=table.patient.isin(small.index[small]).astype(float))
 
@@ -650,10 +653,10 @@ def summarize_uses(rows: pd.DataFrame) -> pd.DataFrame:
     for dataset, group in rows.groupby("dataset", sort=False):
         sets = dict(iter(group.groupby("training", sort=False)))
         names = [f"{generator}, {use}" for generator in MODULES for use in USES.values()]
-        records += [dict(dataset=dataset, training=name, against="none")
+        records += [dict(dataset=dataset, setting=sets[name].setting.iloc[0], training=name, against="none")
                     | compare_models(sets[name], sets["none"], "dice") for name in names if name in sets]
     table = pd.DataFrame(records)
-    return table.assign(p_holm=holm(table.p))
+    return name_budgets(table.assign(p_holm=holm(table.p)), rows)
 
 def summarize_small_lesions(rows: pd.DataFrame) -> pd.DataFrame:
     "The same for patients with small lesions alone"
