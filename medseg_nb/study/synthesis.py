@@ -517,7 +517,7 @@ def plot_nearest_distances(rows: pd.DataFrame):
     return fig
 
 # %% ../../nbs/study/14_synthesis.ipynb #83ce676c
-USE_LABELS = ["50 %", "100 %", "200 %", "400 %", "agreeing", "small\nlesions", "before\nreal ones"]
+USE_LABELS = ["50 %", "100 %", "200 %", "400 %", "agreeing", "small lesions", "before real ones"]
 
 def plot_uses(worth: pd.DataFrame,          # as `summarize_uses` gives it
               small_lesions: pd.DataFrame,  # as `summarize_small_lesions`
@@ -525,13 +525,14 @@ def plot_uses(worth: pd.DataFrame,          # as `summarize_uses` gives it
     "Difference in Dice with interval by use of generated images, a row for all patients and one for small lesions"
     import matplotlib.pyplot as plt
     datasets, tables = list(dict.fromkeys(worth.dataset)), {"all patients": worth, "small lesions": small_lesions}
-    fig, axes = plt.subplots(2, len(datasets), figsize=(3.4 * len(datasets), 4.2), sharex=True, sharey="row",
+    fig, axes = plt.subplots(2, len(datasets), figsize=(3.4 * len(datasets), 4.4), sharex=True, sharey="row",
                              squeeze=False)
     for row, (patients, table) in zip(axes, tables.items()):
         row[0].set_ylabel(f"difference in Dice,\n{patients}")
         for ax, dataset in zip(row, datasets): draw_uses(ax, table[table.dataset == dataset])
     for ax, dataset in zip(axes[0], datasets): ax.set_title(dataset)
-    for ax in axes[1]: ax.set_xticks(range(len(USES)), USE_LABELS, rotation=35, ha="right")
+    for ax in axes[1]: ax.set_xticks(range(len(USES)), USE_LABELS, rotation=35, ha="right", rotation_mode="anchor")
+    axes[1][0].set_xlim(-.6, len(USES) - .4)
     axes[0][0].legend(frameon=False)
     return fig
 
