@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['MIN_FEATURE_IMAGES', 'N_NEIGHBOURS', 'REDUCED_SIDE', 'N_NEXT_PATIENTS', 'NEAR_QUANTILE', 'REFERENCE_IMAGES',
            'COPY_CHECKS', 'CONTROL_IMAGES', 'GENERATOR_NAMES', 'CONTROL_TRAINING_SET', 'REAL_TRAINING_IMAGES',
-           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'USE_LABELS', 'USES', 'REALISM_RIVALS', 'pool_activations',
-           'random_filters', 'fid', 'kid', 'generated_precision', 'generated_recall', 'density', 'coverage',
-           'mask_residuals', 'likeness', 'nearest_patient_distances', 'relative_nearest_distance',
+           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'USE_LABELS', 'USES', 'REALISM_RIVALS',
+           'pool_activations', 'random_filters', 'fid', 'kid', 'generated_precision', 'generated_recall', 'density',
+           'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances', 'relative_nearest_distance',
            'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable', 'list_generators',
            'list_segmentation_runs', 'list_use_runs', 'list_runs', 'setting_name', 'training_set_name',
            'summarize_scores', 'summarize_gain', 'summarize_heeded', 'summarize_scarcity', 'RepeatedImages',
            'load_image_groups', 'load_training_images', 'load_test_images', 'feature_spaces', 'measure_with_limits',
            'summarize_quality', 'split_measures', 'sample_at_most', 'check_copies', 'load_unused_training_images',
-           'measure_recall', 'rank_generator_pairs', 'plot_training_sets', 'plot_nearest_distances', 'plot_uses',
-           'draw_uses', 'plot_generated_images', 'list_synthesis_claims', 'score_constant_mask_of_run',
-           'label_segmentation_rows', 'has_small_lesions', 'label_use_rows', 'summarize_uses',
-           'summarize_small_lesions', 'score_stress', 'add_change', 'summarize_robustness', 'list_realism_claims']
+           'measure_recall', 'DrawInCalls', 'relative_fid', 'summarize_calls', 'rank_generator_pairs',
+           'plot_training_sets', 'plot_nearest_distances', 'plot_uses', 'draw_uses', 'plot_generated_images',
+           'list_synthesis_claims', 'score_constant_mask_of_run', 'label_segmentation_rows', 'has_small_lesions',
+           'label_use_rows', 'summarize_uses', 'summarize_small_lesions', 'score_stress', 'add_change',
+           'summarize_robustness', 'list_realism_claims']
 
 # %% ../../nbs/study/14_synthesis.ipynb #b06fbce3
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ from ..kit.core import InputError, rng
 from ..kit.keys import register
 from ..kit.report import name_budgets
 from ..methods.classical import constant_mask
+from ..methods.diffusion import sample_ddim
 from ..methods.generated_sets import generated_first, generated_set
 from ..methods.generation import MODULES, generator_config, sample_images, synthesise
 from ..methods.mask_errors import measure_lesions, score_under_artifacts
@@ -465,6 +467,42 @@ def measure_recall(config: Config, seed: int, images, masks, patients, training_
                                                        seed), masks)
     return relative_own_distance(generated_residuals, mask_residuals(images, masks),
                                  nearest_patient_distances(generated_residuals, training_residuals, owners, patients))
+
+# %% ../../nbs/study/14_synthesis.ipynb #bd77a3ce
+CALLS = (5, 10, 25, 100)  # of the network for an image
+
+class DrawInCalls(nn.Module):
+    "A trained diffusion network that draws with another number of calls"
+    def __init__(self, net: nn.Module, calls: int):
+        super().__init__()
+        self.net, self.calls, self.classes = net, calls, net.classes
+
+    def sample(self, condition: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(len(condition), self.net.channels, *condition.shape[2:], generator=generator)
+        def direction(z, angle): return self.net.direction(z, condition, angle)
+        return sample_ddim(direction, noise.to(condition), self.calls)
+
+def relative_fid(pairs: np.ndarray,     # (image, 2, feature): of some images, and of those that they stand for
+                 features: np.ndarray,  # of real images
+                ) -> float:
+    "By what share images lie farther from real ones than others do; 0.05: by 5 %"
+    return fid(pairs[:, 0], features) / fid(pairs[:, 1], features) - 1
+
+def summarize_calls(group: RepeatedImages, dataset: str, extractors: dict[str, Callable]) -> pd.DataFrame:
+    "Fréchet distance of a diffusion network's images by number of calls, also relative to the most calls"
+    real, _, patients = load_test_images(group.configs[0])
+    nets = [load_run(run_training(c, weights=True).name)[1] for c in group.configs]
+    images = {calls: [sample_images(DrawInCalls(net, calls), masks, seed)
+                      for seed, (net, masks) in enumerate(zip(nets, group.masks))] for calls in CALLS}
+    table = []
+    for (space, extract), calls in product(extractors.items(), CALLS):
+        pairs = [np.stack([extract(x), extract(most)], 1) for x, most in zip(images[calls], images[CALLS[-1]])]
+        row = dict(dataset=dataset, space=space, setting=group.setting, calls=calls, runs=len(nets), n=len(pairs[0]))
+        for name, measure in (("fid", lambda pair, features: fid(pair[:, 0], features)), ("relative", relative_fid)):
+            limits = generated_distance_interval(measure, pairs, group.patients, extract(real), patients)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), limits))
+        table.append(row)
+    return pd.DataFrame(table)
 
 # %% ../../nbs/study/14_synthesis.ipynb #094641bf
 def rank_generator_pairs(quality: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
