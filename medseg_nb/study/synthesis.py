@@ -625,7 +625,8 @@ def list_synthesis_claims(gains: pd.DataFrame, scarcity: pd.DataFrame, robustnes
                                      "Outline, 4.2 and 5.4"))
     for r in scarcity.itertuples():
         statement = f"{r.training} gains more with few real images than with all"
-        claims.append(make_claim(f"synthesis.scarcity.{r.training.replace(' + ', '_')}", r, statement, "Outline, 5.4"))
+        claims.append(make_claim(f"synthesis.scarcity.{r.training.replace(' + ', '_')}", r, statement,
+                                 "Outline, 1.3 and 5.4"))
     generated = [f"none + {name}" for name in MODULES]
     is_asked = (robustness.score == "change") & robustness.training.isin(generated)
     for r in robustness[is_asked].itertuples():
