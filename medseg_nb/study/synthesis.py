@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_FEATURE_IMAGES', 'N_NEIGHBOURS', 'REDUCED_SIDE', 'N_NEXT_PATIENTS', 'NEAR_QUANTILE', 'REFERENCE_IMAGES',
            'COPY_CHECKS', 'CONTROL_IMAGES', 'GENERATOR_NAMES', 'CONTROL_TRAINING_SET', 'REAL_TRAINING_IMAGES',
-           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'USE_LABELS', 'USES', 'REALISM_RIVALS',
+           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'USE_LABELS', 'USES', 'STRESSED', 'REALISM_RIVALS',
            'pool_activations', 'random_filters', 'fid', 'kid', 'generated_precision', 'generated_recall', 'density',
            'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances', 'relative_nearest_distance',
            'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable', 'list_generators',
@@ -703,21 +703,20 @@ def summarize_small_lesions(rows: pd.DataFrame) -> pd.DataFrame:
     return summarize_uses(rows[rows.small == 1])
 
 # %% ../../nbs/study/14_synthesis.ipynb #c2f1d38a
+STRESSED = ("none", "standard", CONTROL_TRAINING_SET)  # beside the generated images of the plain ones
+
 def score_stress(profile: str, dataset: str) -> pd.DataFrame:
     "Dice of the runs with fewest real images under artefacts, and its change from the Dice without"
-    plan, parts = section_plan("synthesis", profile), []
-    patients = next(iter(plan.training_sets()))
-    runs = [c for c in list_segmentation_runs(profile, dataset) if c.patients == patients]
-    def add(name, configs):
-        rows = score_under_artifacts(configs, plan.stressed)
-        parts.append(rows.assign(part="artefact", training=name, setting=setting_name(configs[0]),
-                                 seed=rows.seed % plan.seeds))
-    for name in dict.fromkeys(map(training_set_name, runs)):
-        if " + " in name and not name.startswith("none + ") or name == "strong": continue
-        add(name, [c for c in runs if training_set_name(c) == name and c.seed < plan.seeds])
-    control = [c for c in runs if c.seed >= plan.seeds]
-    if control: add(CONTROL_TRAINING_SET, control)
-    return add_change(pd.concat(parts, ignore_index=True))
+    plan = section_plan("synthesis", profile)
+    patients, runs = next(iter(plan.training_sets())), []
+    for c in list_segmentation_runs(profile, dataset):
+        name = CONTROL_TRAINING_SET if c.seed >= plan.seeds else training_set_name(c)
+        if c.patients == patients and (name in STRESSED or name.startswith("none + ")): runs.append((name, c))
+    names, configs = zip(*runs)
+    rows = score_under_artifacts(configs, plan.stressed)  # network by network for each artefact and level
+    in_order = rows.groupby(["artefact", "level"]).cumcount() // (len(rows[rows.level == 0]) // len(configs))
+    return add_change(rows.assign(part="artefact", training=np.array(names)[in_order], setting=setting_name(configs[0]),
+                                  seed=rows.seed % plan.seeds))
 
 def add_change(rows: pd.DataFrame) -> pd.DataFrame:
     "Rows of images with artefacts, with the change from the Dice of the same image without"
