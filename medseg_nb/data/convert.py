@@ -331,8 +331,11 @@ def _write_files(recipe: Recipe, contents: pd.DataFrame, pool: Pool, stage: Path
 
 def _compare_contents(recipe: Recipe, contents: pd.DataFrame, stage: Path) -> list[str]:
     "Files that decode to something else than the prepared ones"
-    return [row[c] for row in contents.to_dict("records") for c in recipe.files
-            if row[c] and file_content(stage / row[c]) != row[c + CONTENT_MARK]]
+    differing = []
+    for row in contents.to_dict("records"):
+        given = [c for c in recipe.files if row[c]]
+        differing += [row[c] for c in given if file_content(stage / row[c]) != row[c + CONTENT_MARK]]
+    return differing
 
 def _refuse_other_bytes(m: Manifest, stage: Path) -> None:
     "Refuse files whose hashes are not those of the manifest, although their content is right"

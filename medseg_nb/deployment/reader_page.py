@@ -87,8 +87,8 @@ class ReaderDesk:
                              "take both from one folder")
         self.facts = read_json(self.place / "cases.json")
         # before the threads that answer begin: in Python 3.11 two of them cannot read the heads of arrays at once
-        self.arrays = {p: np.load(p, mmap_mode="r", allow_pickle=False)
-                       for kind in ("images", "masks") for p in (self.place / kind).rglob("*.npy")}
+        files = [*(self.place / "images").rglob("*.npy"), *(self.place / "masks").rglob("*.npy")]
+        self.arrays = {p: np.load(p, mmap_mode="r", allow_pickle=False) for p in files}
         order = key.assign(session=key.session.astype(int), position=key.position.astype(int)).sort_values(
             ["session", "position"], kind="stable")
         self.readings = {r: {row["code"]: row for row in rows.to_dict("records")}

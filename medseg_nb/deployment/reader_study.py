@@ -208,7 +208,7 @@ def check_unseen(model: str,             # as for `load_segmenter`
     runs, shown = _list_trainings(model), {c.dataset for c in cases}
     remedy = f"name the run of fold {k}, or another --fold"
     learned = [*runs, *(c.start for c in runs if c.start)]
-    patients = {p for c in learned if c.dataset in shown for p in _training_patients(c)}
+    patients = set().union(*(_training_patients(c) for c in learned if c.dataset in shown))
     if seen := [c.id for c in cases if (c.dataset, c.patient) in patients]:
         raise InputError(model, f"has learned from the patient of {seen[0]}, which the study shows", remedy)
     foreign = [c for c in runs if c.dataset not in shown]

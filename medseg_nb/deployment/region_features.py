@@ -49,7 +49,7 @@ def list_labels(mask: np.ndarray, label: int | None, subject: str) -> list[int]:
 
 def touches_edge(region: np.ndarray) -> bool:
     "Whether a region reaches the first or the last voxel of an axis, so that a part of it may lie outside"
-    return any(region.take(k, axis).any() for axis in range(region.ndim) for k in (0, -1))
+    return any(region.take([0, -1], axis).any() for axis in range(region.ndim))
 
 # %% ../../nbs/library/9_deployment/27_region_features.ipynb #fb8d32f0
 def measure_regions(image: Image,
@@ -138,7 +138,9 @@ def measure_dataset(id: str, label: int | None = None, channel: int | None = Non
 def check_output(out: Path, *inputs: Path | None) -> Path:
     "`out`, if a table may be written there: neither it nor the one beside it is an input"
     output_file(out)
-    files = {f.resolve() for p in inputs if p for f in ([p] if p.is_file() else files_by_stem(p).values())}
+    files = set()
+    for path in filter(None, inputs):
+        files.update(f.resolve() for f in ([path] if path.is_file() else files_by_stem(path).values()))
     for place in (out, names_path(out)):
         if output_file(place).resolve() in files:
             raise InputError(str(place), "is one of the images and masks", "name another file for the table")

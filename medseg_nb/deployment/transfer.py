@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def check_dimensions(model: str, config: Config, dataset: str) -> None:
 def list_trainings(config: Config) -> list[Config]:
     "A run, and those that it starts from or draws images with"
     origins = [c for c in (config.start, config.generator) if c]
-    return [config, *(c for origin in origins for c in list_trainings(origin))]
+    return [config, *chain.from_iterable(map(list_trainings, origins))]
 
 def find_learned_patients(training: Config, dataset: str) -> set[str]:
     "Patients of a data set from whom a run has learned, by their ids or by nearly the same images"

@@ -159,7 +159,7 @@ def compare_modalities(rows: pd.DataFrame,           # modality, reader, case, t
     if len(table.columns) < len(names) * len(readers):
         raise InputError("scores", "not every reader has scored in every modality",
                          "finish the study, or leave one out")
-    scores = table[[(m, r) for m in names for r in readers]].to_numpy().T.reshape(len(names), len(readers), -1)
+    scores = table[list(product(names, readers))].to_numpy().T.reshape(len(names), len(readers), -1)
     found = estimate_reader_areas(scores, truth, covariance)
     each = [dict(modality=m, reader=r, auc=float(found.areas[i, j]), se=float(np.sqrt(found.covariance[i, j, i, j])))
             for (i, m), (j, r) in product(enumerate(names), enumerate(readers))]

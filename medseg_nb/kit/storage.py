@@ -134,8 +134,9 @@ def _zip_files(files: Sequence[tuple[str, bytes]], compression: int) -> bytes:
 
 def _write_shard(path: Path, runs: Mapping[str, Mapping[str, bytes]]) -> Path:  # by run and name
     "Store the files of many runs, those of one name beside each other"
-    by_name = sorted((name, run, content) for run, files in runs.items() for name, content in files.items())
-    return write(path, _compress(_zip_files([(f"{run}/{name}", content) for name, run, content in by_name],
+    members = []
+    for run, files in runs.items(): members += [(name, run, content) for name, content in files.items()]
+    return write(path, _compress(_zip_files([(f"{run}/{name}", content) for name, run, content in sorted(members)],
                                             zipfile.ZIP_STORED)))
 
 @lru_cache(maxsize=32)

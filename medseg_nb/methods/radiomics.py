@@ -93,12 +93,12 @@ def family(name: str) -> str:
     return FAMILIES[{"stat": "statistical", "morph": "morphology"}.get(prefix := name.partition("_")[0], prefix)]
 
 # %% ../../nbs/library/7_methods/15_radiomics.ipynb #c27a33f5
-_FEATURES_OF_UNITS = {
-    "mm": "morph_com morph_diam morph_pca_maj_axis morph_pca_min_axis morph_pca_least_axis", "mm2": "morph_area_mesh",
-    "mm3": "morph_volume morph_vol_approx", "1/mm": "morph_av", "intensity mm3": "morph_integ_int",
-    "intensity": "stat_mean stat_median stat_min stat_p10 stat_p90 stat_max stat_iqr stat_range stat_mad stat_rmad "
-                 "stat_medad stat_rms", "intensity^2": "stat_var stat_energy"}
-_UNITS = {feature: unit for unit, features in _FEATURES_OF_UNITS.items() for feature in features.split()}
+_UNITS = {"morph_area_mesh": "mm2", "morph_volume": "mm3", "morph_vol_approx": "mm3", "morph_av": "1/mm",
+          "morph_integ_int": "intensity mm3", "stat_var": "intensity^2", "stat_energy": "intensity^2"}
+_UNITS |= dict.fromkeys("morph_com morph_diam morph_pca_maj_axis morph_pca_min_axis "
+                        "morph_pca_least_axis".split(), "mm")
+_UNITS |= dict.fromkeys("stat_mean stat_median stat_min stat_p10 stat_p90 stat_max stat_iqr stat_range stat_mad "
+                        "stat_rmad stat_medad stat_rms".split(), "intensity")
 
 def unit(name: str) -> str:
     "Unit of a feature by its name; empty where it is a number alone, as all textures are"

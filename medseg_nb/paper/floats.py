@@ -150,8 +150,8 @@ def clip_columns(frame: pd.DataFrame, estimates: Iterable[str]) -> pd.DataFrame:
     "A table whose limits of bounded means are cut at the ends of their range, as `clip_estimate` does"
     ranges = {e: find_range(e) for e in estimates}
     bounded = {e: ends for e, ends in ranges.items() if frame[e].dropna().between(*ends).all()}
-    return frame.assign(**{f"{e}_{end}": frame[f"{e}_{end}"].clip(*ends) for e, ends in bounded.items()
-                           for end in ("low", "high")})
+    limits = {f"{e}_{end}": ends for (e, ends), end in product(bounded.items(), ("low", "high"))}
+    return frame.assign(**{column: frame[column].clip(*ends) for column, ends in limits.items()})
 
 def _format_cell(column: str, value: object, least: int, section: str) -> str:
     if value is None or pd.isna(value): return ""

@@ -20,7 +20,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
@@ -59,8 +59,8 @@ def draw_overview(sections: list[PaperSection]):
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
     steps = list_steps(sections)
-    texts = [[line for name in names for line in textwrap.wrap(f"• {name}", STEP_SIGNS, subsequent_indent="   ")]
-             for _, names in steps]
+    wrap = textwrap.TextWrapper(STEP_SIGNS, initial_indent="• ", subsequent_indent="   ").wrap
+    texts = [list(chain.from_iterable(map(wrap, names))) for _, names in steps]
     widths = [max(map(len, [title, *lines])) + 2 for (title, _), lines in zip(steps, texts)]
     fig, ax = plt.subplots(figsize=(7.2, .8 + .135 * max(map(len, texts))), layout="constrained")
     def box(left, bottom, width, height):
@@ -372,9 +372,10 @@ def describe_gpu_design(sections: list[PaperSection]) -> list[dict]:  # as rows 
     rows = select_gpu_rows(sections)
     if not len(rows): return []
     stages = section_plan("reached", "full").stages[::-1]  # the first that names a set is its usual scale
-    planned = {d: repeats for s in stages for d, repeats in s.sets.items()}
-    shared = section_plan("reached", "full").settings
-    settings = {d: shared | s.settings for s in stages for d in s.sets}
+    shared, planned, settings = section_plan("reached", "full").settings, {}, {}
+    for stage in stages:
+        planned |= stage.sets
+        settings |= dict.fromkeys(stage.sets, shared | stage.settings)
     return [dict(dataset=dataset, part="training on a GPU", networks=r.model.nunique(),
                  folds=len(planned[dataset].folds), seeds=f"{len(planned[dataset].seeds)}", patients=int(r.n.max()),
                  pixels=int(r["size"].max()), **describe_recipe(settings[dataset]),

@@ -70,7 +70,8 @@ MIN_OUTLINE_USES = 4  # of a form; a rarer outline is shorter where it stands
 def _make_form(pdf: object, outline: bytes) -> object:
     import pikepdf
     numbers = [float(x) for x in re.findall(_NUMBER, outline)]
-    corners = [round(end(numbers[axis::2]) + margin) for end, margin in ((min, -1), (max, 1)) for axis in (0, 1)]
+    x, y = numbers[::2], numbers[1::2]
+    corners = [round(n) for n in (min(x) - 1, min(y) - 1, max(x) + 1, max(y) + 1)]
     return pdf.make_indirect(pikepdf.Stream(pdf, outline, Type=pikepdf.Name.XObject, Subtype=pikepdf.Name.Form,
                                             BBox=pikepdf.Array(corners)))
 
@@ -78,8 +79,10 @@ def share_outlines(document: bytes) -> bytes:
     "The same pages, on which an outline that is filled often is stored once"
     import pikepdf
     with pikepdf.open(io.BytesIO(document)) as pdf:
-        for page in pdf.pages: page.contents_coalesce()
-        counts = Counter(x for page in pdf.pages for x in _OUTLINE.findall(page.Contents.read_bytes()))
+        counts = Counter()
+        for page in pdf.pages:
+            page.contents_coalesce()
+            counts.update(_OUTLINE.findall(page.Contents.read_bytes()))
         names = {x: b"/outline%d" % k for k, (x, n) in enumerate(counts.items()) if n >= MIN_OUTLINE_USES}
         forms = {x: _make_form(pdf, x) for x in names}
         for page in pdf.pages:

@@ -125,10 +125,10 @@ def format_as(estimate: Estimate, how: str = "") -> str:
     return FORMATS[choose(name, FORMATS, "format")](estimate, rest) if name else format_estimate(estimate)
 
 # %% ../../nbs/library/8_paper/00_words.ipynb #cd168663
-_RANGES = {(0., 1.): "dice iou sensitivity specificity accuracy precision recall auc pq sq rq ap50 ap risk share hit "
-                     "mass large sent rate plausibility deletion found stated known missing",
-           (0., np.inf): "hd95 assd fid", (-1., 1.): "spearman correlation stability agreement"}
-RANGES = {word: ends for ends, words in _RANGES.items() for word in words.split()}
+RANGES = dict.fromkeys("dice iou sensitivity specificity accuracy precision recall auc pq sq rq ap50 ap risk share hit "
+                       "mass large sent rate plausibility deletion found stated known missing".split(), (0., 1.))
+RANGES |= dict.fromkeys("hd95 assd fid".split(), (0., np.inf))
+RANGES |= dict.fromkeys("spearman correlation stability agreement".split(), (-1., 1.))
 UNBOUNDED = set("difference gain effect gap change loss".split())
 
 @lru_cache(maxsize=10_000)

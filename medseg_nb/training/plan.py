@@ -401,8 +401,8 @@ def planned_starts() -> dict[str, str]:  # start by network; empty outside of a 
     "What the networks of a study's own plan are pretrained on"
     path = own_plan_file()
     if path is None or not path.is_file(): return {}
-    models = {m for runs in load_plan("own").runs.values() for m in runs.models or () if m.startswith(START_MARK)}
-    return {m: name_start(m) for m in sorted(models)}
+    models = set().union(*(runs.models or () for runs in load_plan("own").runs.values()))
+    return {m: name_start(m) for m in sorted(models) if m.startswith(START_MARK)}
 
 PRETRAINED.update(planned_starts())
 
