@@ -1,8 +1,12 @@
-"""Scores of scikit-learn and scikit-survival in plain NumPy, for bootstraps that take them a hundred thousand times.
+"""Scores of scikit-learn, scikit-survival and SciPy in plain NumPy, for bootstraps that take them a hundred thousand
+times, and the equations of a mixed model without the inverse that statsmodels forms at each step.
 
 The packages check their arguments anew in each draw, and loop over patients. `test_reports` recomputes committed tables
 with these in their place, and asserts that both say the same, also of what has no score."""
+from collections.abc import Callable
+
 import numpy as np
+import scipy.linalg
 
 
 def average_precision_score(event: np.ndarray, risk: np.ndarray) -> float:
@@ -47,3 +51,25 @@ def concordance_index_ipcw(train: np.ndarray, test: np.ndarray, risk: np.ndarray
     ahead = risk[first, None] - risk
     right = ((ahead > 1e-8) & pairs).sum(1) + ((np.abs(ahead) <= 1e-8) & pairs).sum(1) / 2
     return (float(weights[first] @ right) / float(weights[first] @ pairs.sum(1)),)
+
+
+def rankdata(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    "Ranks from 1 within a list, or within each row of a matrix (axis 1); equal values share the mean of theirs"
+    if np.ndim(values) == 1: return rankdata(values[None], 1)[0]
+    assert axis == 1
+    order = np.argsort(values, 1)
+    ordered, ranks = np.take_along_axis(values, order, 1), np.empty(values.shape)
+    is_first = np.append(np.ones((len(values), 1), bool), np.diff(ordered) != 0, 1)
+    first = np.flatnonzero(is_first)  # of each level, in the rows one after another
+    count = np.diff(first, append=values.size)
+    mean_ranks = np.repeat(first % values.shape[1] + (count + 1) / 2, count).reshape(values.shape)
+    np.put_along_axis(ranks, order, mean_ranks, 1)
+    return ranks
+
+
+def _smw_solver(s: float, A: np.ndarray, AtA: np.ndarray, Qi: np.ndarray, di: np.ndarray) -> Callable:
+    "Solves (sI + ABA') y = x with the factors of the small matrix, where statsmodels solves it for every row of A"
+    small, m = AtA / s, len(Qi)
+    small += scipy.linalg.block_diag(Qi, np.diag(di)) if m else np.diag(di)
+    factors = scipy.linalg.lu_factor(small)
+    return lambda x: x / s - A @ scipy.linalg.lu_solve(factors, A.T @ x) / s**2

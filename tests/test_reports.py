@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import quick_scores
+import scipy.stats
 import sklearn.metrics
 import sksurv.metrics
 import sksurv.nonparametric
+import statsmodels.regression.mixed_linear_model
 import yaml
 
 from conftest import REPO, find_reports, read_table, stored_runs
@@ -24,7 +26,7 @@ from medseg_nb.study import (ablations, augmentation, benchmark,
                              instances, leakage, outcomes,
                              peers, preparation, quality, reached, readers, realtime, search,
                              statistics, synthesis, xai)
-from medseg_nb.evaluation import power
+from medseg_nb.evaluation import power, selective
 from medseg_nb.deployment import speed
 from medseg_nb.methods import baselines
 from medseg_nb.training import plan as training_plan
@@ -340,12 +342,13 @@ def control_of_risk(place: Path) -> pd.DataFrame: return quality.control_risk_by
 
 
 QUICK = {sklearn.metrics: ["average_precision_score"], sksurv.metrics: ["concordance_index_ipcw"],
-         sksurv.nonparametric: ["CensoringDistributionEstimator"]}
+         sksurv.nonparametric: ["CensoringDistributionEstimator"], scipy.stats: ["rankdata"], selective: ["rankdata"],
+         statsmodels.regression.mixed_linear_model: ["_smw_solver"]}
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    "Scores that bootstraps take in each draw, in plain NumPy"
+    "Scores that bootstraps take in each draw, and the equations of a mixed model, in plain NumPy"
     for package, names in QUICK.items():
         for name in names: monkeypatch.setattr(package, name, getattr(quick_scores, name))
 
@@ -413,6 +416,19 @@ def test_quick_scores_are_those_of_the_packages():
         assert mine == pytest.approx(other, abs=1e-9, nan_ok=True)
         defined += np.ndim(mine)
     assert 100 < defined < 400
+
+
+def test_quick_ranks_and_equations_are_those_of_the_packages():
+    random, packages = np.random.default_rng(0), statsmodels.regression.mixed_linear_model
+    for _ in range(200):
+        values = random.integers(0, random.choice([3, 99]), random.integers(1, 40, 2)) / 7
+        assert (quick_scores.rankdata(values, axis=1) == scipy.stats.rankdata(values, axis=1)).all()
+        assert (quick_scores.rankdata(values[0]) == scipy.stats.rankdata(values[0])).all()
+        rows, fixed, others = random.integers(5, 40), random.integers(0, 3), random.integers(1, 9)
+        design, x = random.normal(size=(rows, fixed + others)), random.normal(size=(rows, random.integers(1, 4)))
+        given = (random.uniform(.5, 2), design, design.T @ design, np.eye(fixed) * 3, random.uniform(.5, 9, others))
+        mine, other = (m._smw_solver(*given) for m in (quick_scores, packages))
+        assert mine(x) == pytest.approx(other(x), abs=1e-9) and mine(x[:, 0]) == pytest.approx(other(x[:, 0]), abs=1e-9)
 
 
 def test_other_numbers_name_their_file(reports):
