@@ -112,15 +112,16 @@ def add_cells(project: Project) -> None:
     assert added.returncode == 0 and "task: instance" in added.stdout, added.stdout + added.stderr
 
 
-def shorten_plan(project: Project, id: str) -> None:
-    """Each training of the plan has a second, and 100 images in it, whatever was measured on this machine; one of maps
-    has three"""
+def shorten_plan(project: Project, id: str, images: int = 100, width: int = 16) -> None:
+    """Each training of the plan has a second, and so many images in it, whatever was measured on this machine; one of
+    maps has three"""
     path = project.root / "studies" / id / "plan.yaml"
     text, count = re.subn(r"\nseconds: \d+\.0\n", "\nseconds: 1.0\n", path.read_text(encoding="utf-8"))
     text = re.sub(r"\n( +)unet_heads: \d+\n", r"\n\1unet_heads: 75\n", text)
     head, measured, rest = re.split(r"(?<=\nthroughput:\n)((?:  \w+: [\d.]+\n)+)", text)
     assert count == 1
-    path.write_text(head + re.sub(r"[\d.]+\n", "100.0\n", measured) + rest, encoding="utf-8")
+    head = re.sub(r"\n  width: 16\n", f"\n  width: {width}\n", head)
+    path.write_text(head + re.sub(r"[\d.]+\n", f"{images}.0\n", measured) + rest, encoding="utf-8")
 
 
 SQUARES = ("study", "squares", "--minutes", "13", "-j", "2")
@@ -168,7 +169,7 @@ tempfile.mkstemp = mkstemp
 @pytest.mark.stress  # two kernels and two trainings more
 def test_a_disk_that_fills_stops_a_study_in_one_line(planned, tmp_path):
     "The section before is kept, and no training is begun that would find no room; the next test goes on from here"
-    shorten_plan(planned, "squares")
+    shorten_plan(planned, "squares", images=40, width=8)
     (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
     done = planned.medseg(*SQUARES, PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}")
     line = done.stderr.splitlines()[-1]
@@ -185,7 +186,7 @@ def test_a_study_goes_from_a_folder_to_a_named_model(planned):
     assert dry.returncode == 0, dry.stderr
     assert f"{PATIENTS} patients, {2 * PATIENTS} cases" in dry.stdout and "5 folds, 1 seed, 60 s each" in dry.stdout
     assert "other hospitals: U-Net without each of 3" in dry.stdout
-    shorten_plan(planned, "squares")  # once more, where this test is called alone
+    shorten_plan(planned, "squares", images=40, width=8)  # once more, where this test is called alone
     done = planned.medseg(*study)
     assert done.returncode == 0, done.stderr
     assert "next: medseg predict squares/best IMAGES" in done.stdout
@@ -321,7 +322,7 @@ def test_volumes_have_a_study_of_their_own(whole):
     study = ("study", "boxes", "--minutes", "8", "-j", "2")
     dry = whole.medseg(*study, "--dry-run")
     assert dry.returncode == 0 and "22×18×14" in dry.stdout and "grid 32×32×16" in dry.stdout, dry.stdout + dry.stderr
-    shorten_plan(whole, "boxes")
+    shorten_plan(whole, "boxes", images=20, width=8)
     done = whole.medseg(*study)
     assert done.returncode == 0, done.stderr
     page = (whole.root / "studies" / "boxes" / "own" / "article.html").read_text(encoding="utf-8")
