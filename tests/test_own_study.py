@@ -211,7 +211,7 @@ def test_a_study_goes_from_a_folder_to_a_named_model(planned):
     best = next(r for r in runs if r["name"] == "squares/best")
     mine = [r["dice"] for r in runs if r["model"] == best["model"]]
     assert len(runs) == 5 * 2 + 2 + 3 and 5 <= len(mine) <= 10, "folds of two networks, parts, hospitals"
-    answer = planned.medseg("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
+    answer = planned.call("predict", "squares/best", "../squares/images/p00_0.png", "--out", "answers")
     assert answer.returncode == 0, answer.stderr
     made = {p.relative_to(planned.root / "answers").as_posix() for p in (planned.root / "answers").rglob("*.*")}
     assert made == {"p00_0.png", "pictures/p00_0.png", "predict.csv"}
