@@ -86,7 +86,7 @@ def list_postoperative_fields(dataset: str) -> list[str]:
     return [m.name for m in load_manifest(dataset).columns if m.known == "after" and m.name in POSTOPERATIVE_FIELDS]
 def encode_missing_fields(field_encoder: Encoder) -> list[float]:
     # the columns of a patient of whom nothing is known
-    return [x for f in field_encoder.fields for x in f.encode(None)]
+    return [*chain.from_iterable(f.encode(None) for f in field_encoder.fields)]
 def field_of_columns(field_encoder: Encoder) -> np.ndarray:
     # field of each column
     return np.repeat(np.arange(len(field_encoder.fields)), [len(f.columns) for f in field_encoder.fields])
@@ -366,7 +366,7 @@ def list_sequence_runs(profile: str, datasets: Sequence[str]) -> list[Config]:
     for dataset in (d for d in plan.trainings if d in datasets or load_manifest(d).synthetic):
         first = Config(dataset, SEQUENCE_NETWORKS[0], module=SEQUENCE_MODULE, task=SEQUENCE_MODULE, **settings)
         pairs = plan.trainings[dataset].pairs()
-        found += [replace(first, model=m, fold=f, seed=s) for m in SEQUENCE_NETWORKS for f, s in pairs]
+        found += [replace(first, model=m, fold=f, seed=s) for m, (f, s) in product(SEQUENCE_NETWORKS, pairs)]
         if plan.control: found += [replace(first, fold=f, seed=s + CONTROL_SEED) for f, s in pairs]
     return found
 
