@@ -86,7 +86,7 @@ def list_postoperative_fields(dataset: str) -> list[str]:
     return [m.name for m in load_manifest(dataset).columns if m.known == "after" and m.name in POSTOPERATIVE_FIELDS]
 def encode_missing_fields(field_encoder: Encoder) -> list[float]:
     # the columns of a patient of whom nothing is known
-    return [*chain.from_iterable(f.encode(None) for f in field_encoder.fields)]
+    return [x for f in field_encoder.fields for x in f.encode(None)]
 def field_of_columns(field_encoder: Encoder) -> np.ndarray:
     # field of each column
     return np.repeat(np.arange(len(field_encoder.fields)), [len(f.columns) for f in field_encoder.fields])
