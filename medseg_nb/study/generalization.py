@@ -611,7 +611,7 @@ def shift_change_correlation(table: pd.DataFrame) -> float:  # -1 to 1; nan for 
 # %% ../../nbs/study/23_generalization.ipynb #1a2fe186
 def describe_budgets(own: str, of_section: Sequence[str]) -> str:
     "Budgets of the networks that a claim is about, and those that networks of the same names have elsewhere"
-    labels = {*chain.from_iterable(budgets.split("; ") for budgets in of_section)} - {""}
+    labels = {label for budgets in of_section for label in budgets.split("; ")} - {""}
     others = "; ".join(sorted(labels - {*own.split("; ")}))
     if not own: return f" (budgets in this section: {others})" if others else ""
     return f" (budgets: {own}" + (f"; elsewhere in this section: {others})" if others else ")")
@@ -623,7 +623,7 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
     claims = []
     zero_shot, carried = (t[t.target.map(is_elsewhere)] for t in (zero_shot, carried))
     tables = [zero_shot, gains, adaptation, carried, diversity]
-    all_budgets = [*chain.from_iterable(t.budgets for t in tables if "budgets" in t)]
+    all_budgets = [b for t in tables if "budgets" in t for b in t.budgets]
     def add(id, statement, source, r, value="difference"):
         measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
