@@ -6,25 +6,30 @@
 __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS', 'GLIOMA_MARKERS', 'GLIOMA_FIELDS',
            'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'RADIOMICS', 'HALF', 'ENCODERS',
            'CLINICAL', 'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED',
-           'ARMS', 'SOURCE_PAIRS', 'COX_PAIRS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS',
-           'N_FIELD_PERMUTATIONS', 'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases',
-           'slice_features', 'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
+           'ARMS', 'SOURCE_PAIRS', 'COX_PAIRS', 'SHARES', 'HALF_SHARE', 'N_DRAWS', 'LEAST_EVENTS', 'RISK_DIGITS',
+           'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS', 'N_FIELD_PERMUTATIONS', 'STABLE',
+           'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features',
+           'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
            'features_under_both_masks', 'explain_risks', 'explain_largest_masks', 'select_extreme_patients',
-           'candidate_models', 'radiomics_models', 'fit_on_half', 'regression_on_half', 'exchange_bags',
-           'image_networks', 'predict_risks', 'auc_contributions', 'nested_auc', 'summarize_discrimination',
-           'summarize_calibration', 'summarize_survival', 'summarize_brier', 'summarize_optimism', 'auc_gain',
-           'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'summarize_sources',
-           'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer', 'predict_left_out_sites',
-           'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
+           'candidate_models', 'radiomics_models', 'draw_share', 'fit_on_half', 'regression_name', 'regression_on_half',
+           'exchange_bags', 'image_networks', 'count_parameters', 'predict_risks', 'auc_contributions', 'nested_auc',
+           'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'summarize_brier',
+           'summarize_optimism', 'auc_gain', 'summarize_differences', 'summarize_precision', 'summarize_timed',
+           'concordance_gain', 'summarize_sources', 'list_shares', 'predict_from_shares', 'summarize_learning',
+           'summarize_needed', 'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer',
+           'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
            'cross_validate_importance', 'summarize_importance', 'summarize_stability', 'load_radiomics_rows',
            'pivot_features', 'summarize_radiomics', 'list_outcome_claims', 'list_source_claims',
            'list_radiomics_claims', 'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences',
-           'plot_roc', 'plot_calibration', 'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
+           'plot_learning', 'plot_roc', 'plot_calibration', 'plot_net_benefit', 'plot_risk_curves',
+           'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -44,7 +49,9 @@ from ..methods.prognosis import (N_FOLDS, Endpoint, Inputs, PointScore, boosting
                                          outer_folds, predict_across_sets,
                                          risk_of, survival_boosting, survival_forest)
 from ..methods.radiomics import concordance, feature_stability
-from ..kit.report import Estimate, Report, read_rows
+from ..methods.sample_size import (AUC_WIDTH, held_out_r2, held_out_timed_r2, needed_patients,
+                                           patients_for_auc)
+from ..kit.report import Estimate, Report, choose_sentence, read_rows
 from ..evaluation.risk import (auc, average_precision, calibration_curve, calibration_statistics,
                                        concordance_contributions, decision_scores, delong, net_benefit, placements,
                                        timed_auc, uno_concordance)
@@ -279,15 +286,21 @@ def radiomics_models(study: OutcomeStudy, by_mask: dict[str, pd.DataFrame]) -> d
 
 HALF = "half the patients"
 
+def draw_share(event: pd.Series, share: float, seed: int) -> np.ndarray:  # positions
+    "A share of patients, with events in proportion"
+    from sklearn.model_selection import train_test_split
+    return train_test_split(np.arange(len(event)), train_size=share, stratify=event, random_state=seed)[0]
+
 def fit_on_half(fit: Callable, x: pd.DataFrame, outcome: pd.DataFrame):  # what `fit` gives
     "A model of half of the patients, with events in proportion"
-    from sklearn.model_selection import train_test_split
-    half, _ = train_test_split(np.arange(len(x)), train_size=.5, stratify=outcome.event, random_state=0)
+    half = draw_share(outcome.event, .5, 0)
     return fit(x.iloc[half], outcome.iloc[half])
+
+def regression_name(timed: bool) -> str: return "cox" if timed else "logistic"
 
 def regression_on_half(study: OutcomeStudy) -> dict:
     "The regression on the fields that learns from half of the patients, as `candidate_models` gives models"
-    name = "cox" if study.endpoint.time else "logistic"
+    name = regression_name(bool(study.endpoint.time))
     fit, inputs = candidate_models(study, None)[name]
     return {f"{name}, {HALF}": (partial(fit_on_half, fit), inputs)}
 
@@ -323,10 +336,18 @@ def image_networks(study: OutcomeStudy, bags: ImageBags) -> dict:
                      ALL_SOURCES: (partial(fit, bags=bags), Sources(study.fields, bags, study.genomics, table))}
     return networks
 
+def count_parameters(study: OutcomeStudy) -> int:
+    "Columns of a study's fields that do not follow from others: what a regression estimates beside its intercept"
+    study_cases = load_study_cases(study)
+    known = study.endpoint.outcomes(study_cases).index
+    people = [c for c in first_case_per_patient(study_cases) if c.patient in known]
+    columns = Inputs(study.fields).fit_encoder(people)(people)
+    return int(np.linalg.matrix_rank(columns - columns.mean()))
+
 def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame], bags: dict[str, ImageBags],
                   textures: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:  # all by data set
     """Per-patient rows of all studies: risk by model, event, time, and the share of events among those whom the model
-    learnt from"""
+    learnt from; `parameters` of the regression on the fields"""
     tables = []
     for name in names:
         study, study_cases = OUTCOME_STUDIES[name], load_study_cases(OUTCOME_STUDIES[name])
@@ -334,6 +355,7 @@ def predict_risks(names: Sequence[str], features: dict[str, pd.DataFrame], bags:
         if study.images: models |= image_networks(study, bags[study.dataset])
         if study.dataset in textures: models |= radiomics_models(study, textures[study.dataset])
         table = nested_cross_validation(study_cases, study.endpoint, models)
+        table.loc[table.model == regression_name(bool(study.endpoint.time)), "parameters"] = count_parameters(study)
         demographics = pd.DataFrame([dict(patient=c.patient, site=c.site or None, **{n: c.fields.get(n)
                                                                                    for n in ("age", "sex", "grade")})
                                      for c in first_case_per_patient(study_cases)])
@@ -359,15 +381,21 @@ def auc_contributions(risks: np.ndarray,  # (model, patient)
 def _matrix_by_fold(values: np.ndarray, rows: pd.DataFrame) -> np.ndarray:  # patients × folds, nan where there is none
     return pd.Series(values, pd.MultiIndex.from_arrays([rows.patient, rows.fold])).unstack().to_numpy()
 
+def _limits_on_logit(values: np.ndarray,  # patients × folds, nan where there is none
+                     score: float,        # their mean, a share of pairs
+                    ) -> tuple[float, float]:
+    "Limits over patients and the folds' trainings; nan where no pair of patients differs"
+    reach = float(variance_components(values[:, None, None]).half_width()[0])
+    if reach < 1e-12: return np.nan, np.nan
+    logit, half = np.log(score / (1 - score)), reach / (score * (1 - score))
+    return tuple(float(1 / (1 + np.exp(-end))) for end in (logit - half, logit + half))
+
 def nested_auc(rows: pd.DataFrame) -> dict:  # as `auc`, of one row a patient
     "AUC with its 95 % interval over patients and the folds' trainings, on the logit scale"
     estimate = auc(rows.risk, rows.event)
     values = _matrix_by_fold(auc_contributions(rows.risk.to_numpy()[None], rows.event.to_numpy(bool))[0], rows)
-    reach, area = float(variance_components(values[:, None, None]).half_width()[0]), estimate["auc"]
-    if reach < 1e-12: return estimate  # no pair of patients differs
-    logit, half = np.log(area / (1 - area)), reach / (area * (1 - area))
-    low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - half, logit + half))
-    return estimate | dict(auc_low=low, auc_high=high)
+    low, high = _limits_on_logit(values, estimate["auc"])
+    return estimate if np.isnan(low) else estimate | dict(auc_low=low, auc_high=high)
 
 def summarize_discrimination(rows: pd.DataFrame) -> pd.DataFrame:
     "AUC, and accuracy, precision, recall and specificity of calling patients, by study and model"
@@ -464,6 +492,91 @@ def summarize_sources(rows: pd.DataFrame) -> pd.DataFrame:
                                 against=CONTROL if against == OTHER_SEED else against, **gain))
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
+
+# %% ../../nbs/study/19_outcomes.ipynb #d2cb59cc
+SHARES, HALF_SHARE, N_DRAWS = (.25, .5, .75), .5, 3  # of the training patients; how often each share is drawn
+LEAST_EVENTS = 10  # of which a model learns
+RISK_DIGITS = 4    # significant ones of a stored risk
+
+def list_shares(outcome: pd.DataFrame,  # of a study's patients
+                timed: bool) -> list[float]:
+    "Shares of training patients that hold enough events, or the rarer outcome; none where half of them do not"
+    fewest = int(outcome.event.sum()) if timed else int(outcome.event.value_counts().min())
+    shares = [s for s in SHARES if s * (fewest - ceil(fewest / N_FOLDS)) >= LEAST_EVENTS]
+    return shares if HALF_SHARE in shares else []
+
+def predict_from_shares(names: Sequence[str]) -> pd.DataFrame:  # study, model, share, draw, patient, risk
+    "Risks of each study's patients by models of fewer patients that never saw them; the fold is empty"
+    rows = []
+    for name in names:
+        study, study_cases = OUTCOME_STUDIES[name], load_study_cases(OUTCOME_STUDIES[name])
+        outcome, candidates = study.endpoint.outcomes(study_cases), candidate_models(study, None)
+        timed = bool(study.endpoint.time)
+        models = {m: candidates[m] for m in (regression_name(timed), "boosting")}
+        plan = [*product(list_shares(outcome, timed), range(N_DRAWS), models)]
+        for _, train, test in outer_folds(study_cases, study.endpoint, N_FOLDS) if plan else ():
+            learnt = outcome.loc[[c.patient for c in train]]
+            for share, draw, model in plan:
+                (fit, inputs), chosen = models[model], draw_share(learnt.event, share, draw)
+                fewer = [train[i] for i in chosen]
+                encode = inputs.fit_encoder(fewer)
+                risks = risk_of(fit(encode(fewer), learnt.iloc[chosen]), encode(test))
+                rows += [dict(study=name, model=model, share=share, draw=draw, patient=c.patient,
+                              risk=float(f"{r:.{RISK_DIGITS}g}")) for c, r in zip(test, risks)]
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/study/19_outcomes.ipynb #7200ffe3
+def _join_shares(rows: pd.DataFrame) -> pd.DataFrame:  # study, model, share, draw, patient, risk, fold, event, time
+    "Risks by the share of training patients, with all of them as the last"
+    fewer, main = rows[rows.share.notna()], rows[rows.fold.notna() & rows.field.isna()]
+    whole = main.merge(fewer[["study", "model"]].drop_duplicates()).assign(share=1., draw=0)
+    known = whole[["study", "model", "patient", "fold", "event", "time"]]
+    fewer = fewer[["study", "model", "share", "draw", "patient", "risk"]].merge(known, on=["study", "model", "patient"])
+    return pd.concat([fewer, whole[fewer.columns]], ignore_index=True)
+
+def _mean_contributions(part: pd.DataFrame) -> pd.DataFrame:  # patient, fold, value
+    "What each patient adds to a model's AUC or concordance, on the mean over draws of who was learnt from"
+    risks = part.pivot(index="patient", columns="draw", values="risk")
+    known = part.drop_duplicates("patient").set_index("patient").loc[risks.index]
+    event, time = known.event.to_numpy(bool), known.time.to_numpy(float)
+    if time.any(): values = concordance_contributions(risks.groupby(known.fold).rank(pct=True).to_numpy().T, event, time)
+    else: values = auc_contributions(risks.to_numpy().T, event)
+    return pd.DataFrame(dict(patient=risks.index, fold=known.fold.to_numpy(), value=values.mean(0)))
+
+def summarize_learning(rows: pd.DataFrame) -> pd.DataFrame:
+    "AUC or concordance by share of the training patients, and what all of them add to half"
+    records = []
+    for (study, model), own in _join_shares(rows).groupby(["study", "model"], sort=False):
+        parts = {s: _mean_contributions(p) for s, p in own.groupby("share")}
+        one = own[own.share == 1]
+        for share, part in parts.items():
+            learnt, values = share * (1 - 1 / N_FOLDS), _matrix_by_fold(part.value.to_numpy(), part)
+            record = dict(study=study, model=model, score="concordance" if one.time.any() else "AUC", share=share,
+                          patients=round(learnt * len(one)), events=round(learnt * one.event.astype(bool).sum()))
+            score = float(part.value.mean())
+            record |= name_interval("value", (score, *_limits_on_logit(values, score))) | dict(n=len(one))
+            if share == HALF_SHARE:
+                gain = parts[1.].value.to_numpy() - part.value.to_numpy()
+                record |= contrast(_matrix_by_fold(gain, part)[:, None])
+            records.append(record)
+    table = pd.DataFrame(records)
+    return table.assign(p_holm=holm(table.p))
+
+def summarize_needed(rows: pd.DataFrame) -> pd.DataFrame:
+    "Of a regression on each study's fields: patients to develop it and to test it"
+    records = []
+    for study, part in rows.groupby("study", sort=False):
+        timed = bool(part.time.any())
+        own = part[part.model == regression_name(timed)]
+        event, time, n = own.event.to_numpy(bool), own.time.to_numpy(float), len(own)
+        shown = held_out_timed_r2(own) if timed else held_out_r2(own.risk, event)
+        follow_up = (float(time.mean()), float(np.median(time[event]))) if timed else ()
+        plan = needed_patients(shown, int(own.parameters.iloc[0]), float(event.mean()), *follow_up)
+        records.append(dict(
+            study=study, n=n, events=int(event.sum()), parameters=int(own.parameters.iloc[0]), shown_r2=shown,
+            taken="held out" if shown > 0 else "15 % of largest", **plan,
+            to_test=np.nan if timed else patients_for_auc(auc(own.risk, event)["auc"], float(event.mean()))))
+    return pd.DataFrame(records)
 
 # %% ../../nbs/study/19_outcomes.ipynb #0b0b0136
 TRANSFERS = [("UCSF", "UPENN"), ("UPENN", "UCSF")]
@@ -757,6 +870,28 @@ def plot_source_differences(table: pd.DataFrame):
         ax.axvline(0, ls=":", color="0.4")
         ax.set(title=study, xlabel=f"difference of {part.score.iloc[0]}", ylim=(len(pairs) - .5, -.5),
                yticks=range(len(pairs)), yticklabels=[f"{m} − {a}" for m, a in pairs])
+    return fig
+
+# %% ../../nbs/study/19_outcomes.ipynb #3b4f5e69
+def plot_learning(table: pd.DataFrame):
+    "A score by the share of training patients that was learnt from, one panel a study; the dotted line is chance"
+    import matplotlib.pyplot as plt
+    studies = list(dict.fromkeys(table.study))
+    fig, axes = plt.subplots(1, len(studies), figsize=(.9 + 1.6 * len(studies), 2.6), sharey=True, squeeze=False)
+    for ax, study in zip(axes[0], studies):
+        own = table[table.study == study]
+        for k, (is_trees, part) in enumerate(own.groupby(own.model == "boosting")):
+            ends = [part.value - part.value_low, part.value_high - part.value]
+            ax.errorbar(part.share + .03 * k - .015, part.value, yerr=ends, fmt="os"[k] + "-", ms=4, lw=1, capsize=2,
+                        label="boosted trees" if is_trees else "regression")
+        ax.axhline(.5, ls=":", color="0.4")
+        ax.set(title=f"{study.replace(', ', ',' + chr(10))}\n({own.score.iloc[0]})", xlim=(.15, 1.1),
+               xticks=[*SHARES, 1], xticklabels=["¼", "½", "¾", "all"])
+    axes[0, 0].set(ylabel="AUC or concordance")
+    fig.supxlabel("training patients learned from", fontsize="medium", y=.04)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncol=2, frameon=False,
+               bbox_to_anchor=(.5, 0))
+    fig.tight_layout()
     return fig
 
 # %% ../../nbs/study/19_outcomes.ipynb #cd310cf6
