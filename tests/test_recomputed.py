@@ -993,6 +993,121 @@ def test_fairness_counts_patients_of_a_group(reports):
     none(faults)
 
 
+def explained_by_hand(mine: pd.DataFrame) -> float:
+    "Cox and Snell's share: logarithms of risks patient by patient; with time, of chances to be the one of those there"
+    event, gain = mine.event.astype(float).to_numpy() > 0, 0.
+    if not mine.time.any():
+        for risk, had in zip(mine.risk, event):
+            gain += math.log(risk / event.mean()) if had else math.log((1 - risk) / (1 - event.mean()))
+    for _, part in mine.assign(event=event).groupby("fold") if mine.time.any() else ():
+        for r in part[part.event].itertuples():
+            there = part[part.time >= r.time]
+            gain += r.risk - math.log(np.exp(there.risk).mean())
+    return 1 - math.exp(-2 * gain / len(mine))
+
+
+def fewest(is_enough) -> int:
+    "The smallest number of patients that is enough, by halving"
+    low, high = 1, 2**24
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
+    return low
+
+
+def test_patients_needed_are_the_fewest_that_are_enough(reports):
+    "Shrinkage, optimism and error of the overall risk at a number of patients, and the AUC's error, as Riley has them"
+    faults, stored = [], table(reports, "outcomes", "needed")
+    for row in stored.to_dict("records"):
+        mine = patients_of(reports, row | dict(model="cox" if math.isnan(row["to_test"]) else "logistic"))
+        event, n = mine.event.astype(float).to_numpy() > 0, len(mine)
+        share, shown, timed = event.mean(), explained_by_hand(mine), bool(mine.time.any())
+        null = share * math.log(share) - share if timed else (
+            share * math.log(share) + (1 - share) * math.log(1 - share))
+        most = 1 - math.exp(2 * null)
+        r2, p = row["r2"], row["parameters"]
+        def shrinks_to(s): return fewest(lambda k: p <= k * (1 - s) * -math.log(1 - r2 / s))
+        rate, at = share / (mine.time.mean() or 1), np.median(mine.time[event])
+        def error(k):
+            if not timed: return 1.96 * math.sqrt(share * (1 - share) / k)
+            ends = (rate + s * 1.96 * math.sqrt(rate / (k * mine.time.mean())) for s in (-1, 1))
+            return max(abs(math.exp(-e * at) - math.exp(-rate * at)) for e in ends)
+        by = dict(by_shrinkage=shrinks_to(.9), by_optimism=shrinks_to(r2 / (r2 + .05 * most)),
+                  by_risk=fewest(lambda k: error(k) <= .05))
+        right = abs(shown - row["shown_r2"]) < 1e-5 and abs(r2 - (shown if shown > 0 else .15 * most)) < 1e-5
+        right &= (row["n"], row["events"]) == (n, event.sum()) and abs(row["largest_r2"] - most) < 1e-5
+        # r2 is stored with six digits
+        right &= all(abs(row[k] - v) <= 1 + 1e-5 * v for k, v in by.items()) and row["needed"] == max(
+            row[k] for k in by)
+        right &= row["needed_events"] == math.ceil(row["needed"] * share - 1e-9)
+        right &= equal(row["events_each"], row["needed"] * share / p)
+        if not timed:
+            area = order(mine.risk.to_numpy(), event).mean()
+            def auc_error(k):
+                a, b = k * share, k * (1 - share)
+                return math.sqrt((area * (1 - area) + (a - 1) * (area / (2 - area) - area**2)
+                                  + (b - 1) * (2 * area**2 / (1 + area) - area**2)) / (a * b))
+            right &= row["to_test"] == fewest(lambda k: k * min(share, 1 - share) > 1 and auc_error(k) <= .1 / 3.92)
+        if not right: faults.append((row, shown, most, by))
+    assert len(stored) and not faults, faults
+
+
+def learned_from(reports: Path, row: dict) -> list[pd.DataFrame]:
+    "Risks of the patients, in their order, from each draw of a share of the training patients, or from all of them"
+    whole = patients_of(reports, row)
+    if row["share"] == 1: return [whole]
+    rows = rows_of(reports, "outcomes", "share.notna()")
+    here = rows[(rows.study == row["study"]) & (rows.model == row["model"]) & (rows.share == row["share"])]
+    return [whole.assign(risk=part.set_index("patient").risk.loc[whole.patient].to_numpy())
+            for _, part in here.groupby("draw")]
+
+
+def added_to_score(mine: pd.DataFrame) -> tuple[float, np.ndarray]:
+    "AUC over pairs, or concordance over weighted pairs, and what each patient adds to it"
+    event, time, n = mine.event.astype(float).to_numpy() > 0, mine.time.to_numpy(), len(mine)
+    if not time.any():
+        kernel = order(mine.risk.to_numpy(), event)
+        return kernel.mean(), added_by_patients(kernel, event)
+    rank = mine.groupby("fold").risk.rank(pct=True).to_numpy()
+    pairs = followed_weights(time, event)[:, None] * (
+        (time[None] > time[:, None]) | ((time[None] == time[:, None]) & ~event[None]))
+    right = pairs * (np.sign(rank[:, None] - rank) + 1) / 2
+    value = right.sum() / pairs.sum()
+    return value, value + ((right.sum(0) + right.sum(1)) - value * (pairs.sum(0) + pairs.sum(1))) * n / pairs.sum()
+
+
+def test_learning_curves_are_means_of_draws(reports):
+    "On the same patients from each share; the difference of all from half, with intervals over patients and folds"
+    stored, faults = table(reports, "outcomes", "learning"), []
+    def scores(row):
+        draws = [added_to_score(d) for d in learned_from(reports, row)]
+        return len(draws), np.mean([v for v, _ in draws]), np.mean([a for _, a in draws], 0)
+    for row in stored.to_dict("records"):
+        mine = patients_of(reports, row)
+        folds, events = mine.fold.to_numpy(), (mine.event.astype(float) > 0).sum()
+        draws, value, added = scores(row)
+        learnt = row["share"] * .8
+        right = draws == (1 if row["share"] == 1 else 3) and equal(row["value"], value)
+        right &= (row["n"], row["patients"], row["events"]) == (
+            len(mine), round(learnt * len(mine)), round(learnt * events))
+        half, ends = over_folds(added, folds) / (value * (1 - value)), [row["value_low"], row["value_high"]]
+        limits = [1 / (1 + math.exp(-math.log(value / (1 - value)) - side * half)) for side in (-1, 1)]
+        # trees that could not split rank nobody: no pair differs, and nothing is estimated
+        right &= np.allclose(ends, limits, atol=1e-4) if half > 1e-12 else bool(np.isnan(ends).all())
+        if row["share"] == .5:
+            _, whole, of_whole = scores(row | dict(share=1))
+            low, shifted, high = shifted_over_folds(of_whole - added, folds)
+            ends = np.array([row["difference_low"], row["difference_high"]])
+            is_near = np.abs(ends - shifted) < .1 * 2 * over_folds(of_whole - added, folds)
+            right &= abs(row["difference"] - (whole - value)) < 1e-5 and row["trainings"] == len({*folds})
+            right &= bool((is_near | ((low <= ends) & (ends <= high))).all())
+            right &= (row["p"] < .05) == (ends[0] > 0 or ends[1] < 0)
+        else: right &= math.isnan(row["difference"])
+        if not right: faults.append((row, value))
+    none(faults)
+    assert (stored.p_holm.dropna() >= stored.p.dropna() - 1e-9).all() and set(stored.share) <= {.25, .5, .75, 1}
+
+
 def lins(a: np.ndarray, b: np.ndarray) -> float:
     "Lin's concordance by the correlation and the two kinds of bias, which its formula joins"
     sa, sb = a.std(), b.std()
