@@ -539,7 +539,8 @@ def _mean_contributions(part: pd.DataFrame) -> pd.DataFrame:  # patient, fold, v
     risks = part.pivot(index="patient", columns="draw", values="risk")
     known = part.drop_duplicates("patient").set_index("patient").loc[risks.index]
     event, time = known.event.to_numpy(bool), known.time.to_numpy(float)
-    if time.any(): values = concordance_contributions(risks.groupby(known.fold).rank(pct=True).to_numpy().T, event, time)
+    if time.any(): values = concordance_contributions(
+        risks.groupby(known.fold).rank(pct=True).to_numpy().T, event, time)
     else: values = auc_contributions(risks.to_numpy().T, event)
     return pd.DataFrame(dict(patient=risks.index, fold=known.fold.to_numpy(), value=values.mean(0)))
 
