@@ -606,7 +606,7 @@ def summarize_transfer(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for source, target in TRANSFERS:
         for _, model, target_rows in _iterate_study_models(rows[rows.study == f"{source} to {target}"], False):
-            source_rows = rows[(rows.study == source) & (rows.model == model)]
+            source_rows = rows[(rows.study == source) & (rows.model == model) & rows.fold.notna()]
             calibration_cells = {k: v for k, v in calibration_statistics(target_rows.risk, target_rows.event).items()
                                  if k.startswith(("intercept", "slope"))}
             records.append(dict(study=f"{source} to {target}", model=model) | auc(target_rows.risk, target_rows.event)
