@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['MIN_FEATURE_IMAGES', 'N_NEIGHBOURS', 'REDUCED_SIDE', 'N_NEXT_PATIENTS', 'NEAR_QUANTILE', 'REFERENCE_IMAGES',
            'COPY_CHECKS', 'CONTROL_IMAGES', 'GENERATOR_NAMES', 'CONTROL_TRAINING_SET', 'REAL_TRAINING_IMAGES',
-           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'USE_LABELS', 'USES', 'STRESSED', 'REALISM_RIVALS',
-           'pool_activations', 'random_filters', 'fid', 'kid', 'generated_precision', 'generated_recall', 'density',
-           'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances', 'relative_nearest_distance',
-           'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable', 'list_generators',
-           'list_segmentation_runs', 'list_use_runs', 'list_runs', 'setting_name', 'training_set_name',
-           'summarize_scores', 'summarize_gain', 'summarize_heeded', 'summarize_scarcity', 'RepeatedImages',
-           'load_image_groups', 'load_training_images', 'load_test_images', 'feature_spaces', 'measure_with_limits',
-           'summarize_quality', 'split_measures', 'sample_at_most', 'check_copies', 'load_unused_training_images',
-           'measure_recall', 'DrawInCalls', 'relative_fid', 'summarize_calls', 'rank_generator_pairs',
-           'plot_training_sets', 'plot_nearest_distances', 'plot_uses', 'draw_uses', 'plot_generated_images',
-           'list_synthesis_claims', 'score_constant_mask_of_run', 'label_segmentation_rows', 'has_small_lesions',
-           'label_use_rows', 'summarize_uses', 'summarize_small_lesions', 'score_stress', 'add_change',
-           'summarize_robustness', 'list_realism_claims']
+           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'CALL_IMAGES', 'USE_LABELS', 'USES', 'STRESSED',
+           'REALISM_RIVALS', 'pool_activations', 'random_filters', 'fid', 'kid', 'generated_precision',
+           'generated_recall', 'density', 'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances',
+           'relative_nearest_distance', 'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable',
+           'list_generators', 'list_segmentation_runs', 'list_use_runs', 'list_runs', 'setting_name',
+           'training_set_name', 'summarize_scores', 'summarize_gain', 'summarize_heeded', 'summarize_scarcity',
+           'RepeatedImages', 'load_image_groups', 'load_training_images', 'load_test_images', 'feature_spaces',
+           'measure_with_limits', 'summarize_quality', 'split_measures', 'sample_at_most', 'check_copies',
+           'load_unused_training_images', 'measure_recall', 'DrawInCalls', 'relative_fid', 'summarize_calls',
+           'rank_generator_pairs', 'plot_training_sets', 'plot_nearest_distances', 'plot_uses', 'draw_uses',
+           'plot_generated_images', 'list_synthesis_claims', 'score_constant_mask_of_run', 'label_segmentation_rows',
+           'has_small_lesions', 'label_use_rows', 'summarize_uses', 'summarize_small_lesions', 'score_stress',
+           'add_change', 'summarize_robustness', 'list_realism_claims']
 
 # %% ../../nbs/study/14_synthesis.ipynb #b06fbce3
 from collections.abc import Callable, Sequence
@@ -469,7 +469,7 @@ def measure_recall(config: Config, seed: int, images, masks, patients, training_
                                  nearest_patient_distances(generated_residuals, training_residuals, owners, patients))
 
 # %% ../../nbs/study/14_synthesis.ipynb #bd77a3ce
-CALLS = (5, 10, 25, 100)  # of the network for an image
+CALLS, CALL_IMAGES = (5, 10, 25, 100), 64  # of the network for an image; images of a run, at most
 
 class DrawInCalls(nn.Module):
     "A trained diffusion network that draws with another number of calls"
@@ -492,14 +492,18 @@ def summarize_calls(group: RepeatedImages, dataset: str, extractors: dict[str, C
     "Fréchet distance of a diffusion network's images by number of calls, also relative to the most calls"
     real, _, patients = load_test_images(group.configs[0])
     nets = [load_run(run_training(c, weights=True).name)[1] for c in group.configs]
-    images = {calls: [sample_images(DrawInCalls(net, calls), masks, seed)
+    fewest = min(map(len, group.masks))
+    spread = np.unique(np.linspace(0, fewest - 1, CALL_IMAGES).astype(int))  # over the patients
+    owners = [patients_of_run[spread] for patients_of_run in group.patients]
+    images = {calls: [sample_images(DrawInCalls(net, calls), masks[spread], seed)
                       for seed, (net, masks) in enumerate(zip(nets, group.masks))] for calls in CALLS}
     table = []
     for (space, extract), calls in product(extractors.items(), CALLS):
         pairs = [np.stack([extract(x), extract(most)], 1) for x, most in zip(images[calls], images[CALLS[-1]])]
         row = dict(dataset=dataset, space=space, setting=group.setting, calls=calls, runs=len(nets), n=len(pairs[0]))
         for name, measure in (("fid", lambda pair, features: fid(pair[:, 0], features)), ("relative", relative_fid)):
-            limits = generated_distance_interval(measure, pairs, group.patients, extract(real), patients)
+            if name == "relative" and calls == CALLS[-1]: continue  # nothing beside itself
+            limits = generated_distance_interval(measure, pairs, owners, extract(real), patients)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), limits))
         table.append(row)
     return pd.DataFrame(table)
