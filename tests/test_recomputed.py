@@ -255,6 +255,9 @@ DIFFERENCES = {  # (section, table): which rows, column of what is compared, sco
     ("statistics", "empty_rules"): ("", "model", "dice", ["dataset"]),
     ("statistics", "tests"): ("", "model", "dice", ["dataset"]),
     ("synthesis", "gain"): ("part == 'segmentation'", "training", "dice", ["dataset", "setting"]),
+    ("synthesis", "uses"): ("part == 'use'", "training", "dice", ["dataset"]),
+    ("synthesis", "small_lesions"): ("part == 'use' and small == 1", "training", "dice", ["dataset"]),
+    ("synthesis", "robustness"): ("part == 'artefact'", "training", "score", ["dataset"]),
     ("xai", "mark_differences"): ("part == 'marked' and planted == 'cue'", "method", "mass", ["dataset"]),
     ("xai", "differences"): ("part == 'map' or found == 1", "method", "score", ["dataset", "event"]),
 }

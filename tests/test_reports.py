@@ -303,7 +303,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
                 prepare=of_parts("consensus", "performance", "region", "repair", "left out")),
     **summaries(preparation, "spread", "resampling", "cropping", "denoising", "bias", "gains", "recovery"),
     **summaries(statistics, "tests", "empty_rules", "ranks", "stability", "variance"),
-    **summaries(synthesis, "scores", "gain", "copying", "heeded", "scarcity"),
+    **summaries(synthesis, "scores", "gain", "copying", "heeded", "scarcity", "uses", "small_lesions", "robustness"),
     **summaries(statistics, "resampled", prepare=power.average_patients),
     ("statistics", "power"): lambda rows: power.summarize_power(power.average_patients(rows)),
     **summaries(outcomes, "discrimination", "calibration", "survival", "differences", "sources", "subgroups",

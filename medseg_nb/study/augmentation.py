@@ -11,6 +11,7 @@ __all__ = ['POLICIES', 'ARTIFACTS_OF', 'CONTROL_SEED', 'EVERYBODY', 'NONE', 'ALL
 # %% ../../nbs/study/22_augmentation.ipynb #0ca42c36
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, product
 
 import pandas as pd
 
@@ -53,7 +54,7 @@ def list_runs(profile: str, datasets: Sequence[str]) -> dict[Config, int]:  # pe
     plan, runs = section_plan("augmentation", profile), {}
     for share in plan.shares:
         planned = [d for d in datasets if share in plan.shares_of.get(d, plan.shares)]
-        for base in (b for d in planned for b in list_base_runs(profile, d)):
+        for base in chain.from_iterable(list_base_runs(profile, d) for d in planned):
             n = count_training_patients(base.dataset, base.fold)
             patients = None if share == 1 else max(1, round(share * n))
             base = replace(base, patients=patients, draw=0 if share == 1 else base.seed)
@@ -147,7 +148,7 @@ def plot_effects(effects: pd.DataFrame):
     axes[0][0].set_yticks(range(len(labels)), labels)
     lines = {f"{change}, {share} % of patients": plt.Line2D(
         [], [], color=f"C{k}", marker=marker, ms=3.4, lw=1, mfc=f"C{k}" if change == ADDED else "white")
-        for change, marker in ((ADDED, "o"), (TAKEN, "s")) for k, share in enumerate(shares)}
+        for (change, marker), (k, share) in product(((ADDED, "o"), (TAKEN, "s")), enumerate(shares))}
     fig.legend([*lines.values(), band], [*lines, "named by the source"], loc="outside lower center", ncols=3,
                frameon=False, fontsize=6.5)
     return fig

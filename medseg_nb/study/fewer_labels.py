@@ -11,6 +11,7 @@ __all__ = ['METHODS', 'PRETEXTS', 'CONTROL_SEED', 'ALL_LABELS', 'with_method', '
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -47,13 +48,14 @@ def list_base_runs(profile: str, dataset: str) -> list[Config]:
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section: all methods at each share, the control, and the bound"
     found, shares = [], section_plan("fewer_labels", profile).shares
+    bases = [*chain.from_iterable(list_base_runs(profile, d) for d in datasets)]
     for share in shares:
-        for base in (b for d in datasets for b in list_base_runs(profile, d)):
+        for base in bases:
             n = count_training_patients(base.dataset, base.fold)
             few = replace(base, patients=max(1, round(share * n)), draw=base.seed)
             found += [with_method(few, m) for m in METHODS]
             found += [replace(few, seed=few.seed + CONTROL_SEED)] if share == shares[0] else [base]
-    return [*dict.fromkeys([*found, *(b for d in datasets for b in list_base_runs(profile, d))])]
+    return [*dict.fromkeys([*found, *bases])]
 
 # %% ../../nbs/study/21_fewer_labels.ipynb #84eb7422
 ALL_LABELS = 100

@@ -366,7 +366,7 @@ def list_sequence_runs(profile: str, datasets: Sequence[str]) -> list[Config]:
     for dataset in (d for d in plan.trainings if d in datasets or load_manifest(d).synthetic):
         first = Config(dataset, SEQUENCE_NETWORKS[0], module=SEQUENCE_MODULE, task=SEQUENCE_MODULE, **settings)
         pairs = plan.trainings[dataset].pairs()
-        found += [replace(first, model=m, fold=f, seed=s) for m in SEQUENCE_NETWORKS for f, s in pairs]
+        found += [replace(first, model=m, fold=f, seed=s) for m, (f, s) in product(SEQUENCE_NETWORKS, pairs)]
         if plan.control: found += [replace(first, fold=f, seed=s + CONTROL_SEED) for f, s in pairs]
     return found
 

@@ -358,11 +358,11 @@ def summarize_measured_cost(cost: dict[str, dict[Config, float]],  # planned sec
                             datasets: Sequence[str],
                            ) -> pd.DataFrame:  # dataset, tool, model, budget_s, cpu_seconds
     "Processor seconds that training took, median over trainings, beside the budget that was planned"
-    of_kit = [(tool, c, s) for tool, runs in cost.items() for c, s in runs.items()]
-    kit_costs = [dict(dataset=c.dataset, tool=tool, model=c.model,
-                      budget_s=int(s), cpu_seconds=default_runs.summarize_training_cost([c]).train_cpu_seconds.item())
-                 for tool, c, s in of_kit]
-    peer_costs = []
+    kit_costs, peer_costs = [], []
+    for tool, runs in cost.items():
+        kit_costs += [dict(dataset=c.dataset, tool=tool, model=c.model, budget_s=int(s),
+                           cpu_seconds=default_runs.summarize_training_cost([c]).train_cpu_seconds.item())
+                      for c, s in runs.items()]
     for f in load_peer_records(datasets):
         peer_costs += [dict(dataset=f["dataset"], tool="peer", model=f["peer"], budget_s=int(v["seconds"]),
                             cpu_seconds=v["measured_cpu_seconds"]) for v in f["levels"]]

@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['MIN_FEATURE_IMAGES', 'N_NEIGHBOURS', 'REDUCED_SIDE', 'N_NEXT_PATIENTS', 'NEAR_QUANTILE', 'REFERENCE_IMAGES',
            'COPY_CHECKS', 'CONTROL_IMAGES', 'GENERATOR_NAMES', 'CONTROL_TRAINING_SET', 'REAL_TRAINING_IMAGES',
-           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'REALISM_RIVALS', 'pool_activations', 'random_filters', 'fid',
-           'kid', 'generated_precision', 'generated_recall', 'density', 'coverage', 'mask_residuals', 'likeness',
-           'nearest_patient_distances', 'relative_nearest_distance', 'relative_own_distance', 'summarize_copying',
-           'Flat', 'reason_not_applicable', 'list_generators', 'list_segmentation_runs', 'list_runs', 'setting_name',
+           'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'CALL_IMAGES', 'USE_LABELS', 'USES', 'STRESSED',
+           'REALISM_RIVALS', 'pool_activations', 'random_filters', 'fid', 'kid', 'generated_precision',
+           'generated_recall', 'density', 'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances',
+           'relative_nearest_distance', 'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable',
+           'list_generators', 'list_segmentation_runs', 'list_use_runs', 'list_runs', 'setting_name',
            'training_set_name', 'summarize_scores', 'summarize_gain', 'summarize_heeded', 'summarize_scarcity',
            'RepeatedImages', 'load_image_groups', 'load_training_images', 'load_test_images', 'feature_spaces',
            'measure_with_limits', 'summarize_quality', 'split_measures', 'sample_at_most', 'check_copies',
-           'load_unused_training_images', 'measure_recall', 'rank_generator_pairs', 'plot_training_sets',
-           'plot_nearest_distances', 'plot_generated_images', 'list_synthesis_claims', 'score_constant_mask_of_run',
-           'label_segmentation_rows', 'list_realism_claims']
+           'load_unused_training_images', 'measure_recall', 'DrawInCalls', 'relative_fid', 'summarize_calls',
+           'rank_generator_pairs', 'plot_training_sets', 'plot_nearest_distances', 'plot_uses', 'draw_uses',
+           'plot_generated_images', 'list_synthesis_claims', 'score_constant_mask_of_run', 'label_segmentation_rows',
+           'has_small_lesions', 'label_use_rows', 'summarize_uses', 'summarize_small_lesions', 'score_stress',
+           'add_change', 'summarize_robustness', 'list_realism_claims']
 
 # %% ../../nbs/study/14_synthesis.ipynb #b06fbce3
 from collections.abc import Callable, Sequence
@@ -36,8 +39,12 @@ from ..evaluation.intervals import (generated_distance_interval, contrast, round
                                             summarize_patient_scores, wilson_interval)
 from ..kit.core import InputError, rng
 from ..kit.keys import register
+from ..kit.report import name_budgets
 from ..methods.classical import constant_mask
+from ..methods.diffusion import sample_ddim
+from ..methods.generated_sets import generated_first, generated_set
 from ..methods.generation import MODULES, generator_config, sample_images, synthesise
+from ..methods.mask_errors import measure_lesions, score_under_artifacts
 from ..preparation.preprocess import load_prepared_cases, resize
 from ..training import default_runs
 from ..training.plan import section_plan
@@ -253,10 +260,23 @@ def list_segmentation_runs(profile: str, dataset: str) -> list[Config]:
             if plan.seeds > 1: found.append(replace(base, seed=seed + plan.seeds))
     return found
 
+def list_use_runs(profile: str, dataset: str) -> dict[tuple, Config]:  # by generator, use and seed
+    "Where real images are fewest: runs that use generated images otherwise than one beside each real image"
+    plan, generators = section_plan("synthesis", profile), list_generators(profile, dataset)
+    patients, found = next(iter(plan.training_sets())), {}
+    plain = {c.seed: c for c in list_segmentation_runs(profile, dataset)
+             if (c.patients, training_set_name(c)) == (patients, "none")}
+    for (name, here, seed), generator in generators.items():
+        for use in plan.uses.get(name, ()) if here == patients else ():
+            if use == "first": found[name, use, seed] = generated_first(plain[seed], generator)
+            else: found[name, use, seed] = replace(plain[seed], generator=generated_set(generator, use, plain[seed]))
+    return found
+
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section, generators first"
-    generators = chain.from_iterable(list_generators(profile, d).values() for d in datasets)
-    return [*generators, *chain.from_iterable(list_segmentation_runs(profile, d) for d in datasets)]
+    runs = [c for d in datasets for c in list_generators(profile, d).values()]
+    for d in datasets: runs += [*list_segmentation_runs(profile, d), *list_use_runs(profile, d).values()]
+    return runs
 
 def setting_name(config: Config) -> str: return f"{config.patients or 'all'} patients"
 
@@ -448,6 +468,46 @@ def measure_recall(config: Config, seed: int, images, masks, patients, training_
     return relative_own_distance(generated_residuals, mask_residuals(images, masks),
                                  nearest_patient_distances(generated_residuals, training_residuals, owners, patients))
 
+# %% ../../nbs/study/14_synthesis.ipynb #bd77a3ce
+CALLS, CALL_IMAGES = (5, 10, 25, 100), 64  # of the network for an image; images of a run, at most
+
+class DrawInCalls(nn.Module):
+    "A trained diffusion network that draws with another number of calls"
+    def __init__(self, net: nn.Module, calls: int):
+        super().__init__()
+        self.net, self.calls, self.classes = net, calls, net.classes
+
+    def sample(self, condition: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(len(condition), self.net.channels, *condition.shape[2:], generator=generator)
+        def direction(z, angle): return self.net.direction(z, condition, angle)
+        return sample_ddim(direction, noise.to(condition), self.calls)
+
+def relative_fid(pairs: np.ndarray,     # (image, 2, feature): of some images, and of those that they stand for
+                 features: np.ndarray,  # of real images
+                ) -> float:
+    "By what share images lie farther from real ones than others do; 0.05: by 5 %"
+    return fid(pairs[:, 0], features) / fid(pairs[:, 1], features) - 1
+
+def summarize_calls(group: RepeatedImages, dataset: str, extractors: dict[str, Callable]) -> pd.DataFrame:
+    "Fréchet distance of a diffusion network's images by number of calls, also relative to the most calls"
+    real, _, patients = load_test_images(group.configs[0])
+    nets = [load_run(run_training(c, weights=True).name)[1] for c in group.configs]
+    fewest = min(map(len, group.masks))
+    spread = np.unique(np.linspace(0, fewest - 1, CALL_IMAGES).astype(int))  # over the patients
+    owners = [patients_of_run[spread] for patients_of_run in group.patients]
+    images = {calls: [sample_images(DrawInCalls(net, calls), masks[spread], seed)
+                      for seed, (net, masks) in enumerate(zip(nets, group.masks))] for calls in CALLS}
+    table = []
+    for (space, extract), calls in product(extractors.items(), CALLS):
+        pairs = [np.stack([extract(x), extract(most)], 1) for x, most in zip(images[calls], images[CALLS[-1]])]
+        row = dict(dataset=dataset, space=space, setting=group.setting, calls=calls, runs=len(nets), n=len(pairs[0]))
+        for name, measure in (("fid", lambda pair, features: fid(pair[:, 0], features)), ("relative", relative_fid)):
+            if name == "relative" and calls == CALLS[-1]: continue  # nothing beside itself
+            limits = generated_distance_interval(measure, pairs, owners, extract(real), patients)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), limits))
+        table.append(row)
+    return pd.DataFrame(table)
+
 # %% ../../nbs/study/14_synthesis.ipynb #094641bf
 def rank_generator_pairs(quality: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
     "Pairs of generators, ranked by their distance from real images and by what they add to the Dice"
@@ -498,6 +558,36 @@ def plot_nearest_distances(rows: pd.DataFrame):
     axes[0][0].set_ylabel("share of images")
     return fig
 
+# %% ../../nbs/study/14_synthesis.ipynb #83ce676c
+USE_LABELS = ["50 %", "100 %", "200 %", "400 %", "agreeing", "small lesions", "before real ones"]
+
+def plot_uses(worth: pd.DataFrame,          # as `summarize_uses` gives it
+              small_lesions: pd.DataFrame,  # as `summarize_small_lesions`
+             ):
+    "Difference in Dice with interval by use of generated images, a row for all patients and one for small lesions"
+    import matplotlib.pyplot as plt
+    datasets, tables = list(dict.fromkeys(worth.dataset)), {"all patients": worth, "small lesions": small_lesions}
+    fig, axes = plt.subplots(2, len(datasets), figsize=(3.4 * len(datasets), 4.4), sharex=True, sharey="row",
+                             squeeze=False)
+    for row, (patients, table) in zip(axes, tables.items()):
+        row[0].set_ylabel(f"difference in Dice,\n{patients}")
+        for ax, dataset in zip(row, datasets): draw_uses(ax, table[table.dataset == dataset])
+    for ax, dataset in zip(axes[0], datasets): ax.set_title(dataset)
+    for ax in axes[1]: ax.set_xticks(range(len(USES)), USE_LABELS, rotation=35, ha="right", rotation_mode="anchor")
+    axes[1][0].set_xlim(-.6, len(USES) - .4)
+    axes[0][0].legend(frameon=False)
+    return fig
+
+def draw_uses(ax, table: pd.DataFrame) -> None:
+    "One panel: the generators beside each other"
+    ax.axhline(0, color="0.4", lw=.8)
+    for k, generator in enumerate(MODULES):
+        names = [f"{generator}, {use}" for use in USES.values()]
+        mine = table[table.training.isin(names)]
+        x = [names.index(t) + .3 * k - .15 for t in mine.training]
+        ax.errorbar(x, mine.difference, [mine.difference - mine.difference_low, mine.difference_high - mine.difference],
+                    fmt="os"[k], ms=4, capsize=2, color=f"C{k}", label=generator)
+
 # %% ../../nbs/study/14_synthesis.ipynb #c7fb743f
 def plot_generated_images(image_groups: list[RepeatedImages], setting: str, n: int = 4):
     """Masks and what generators drew over them, beside the real images that the masks come from and, of those that
@@ -519,7 +609,8 @@ def plot_generated_images(image_groups: list[RepeatedImages], setting: str, n: i
     return fig
 
 # %% ../../nbs/study/14_synthesis.ipynb #ee58212b
-def list_synthesis_claims(gains: pd.DataFrame, scarcity: pd.DataFrame, realism_claims: list[dict]) -> list[dict]:
+def list_synthesis_claims(gains: pd.DataFrame, scarcity: pd.DataFrame, robustness: pd.DataFrame,
+                          realism_claims: list[dict]) -> list[dict]:
     "The source's claims on augmentation, judged on each data set"
     def make_claim(id, r, statement, source, kind="difference", claimed=(0, 0)):
         value = tuple(getattr(r, f"{kind}{s}") for s in ("", "_low", "_high"))
@@ -538,7 +629,13 @@ def list_synthesis_claims(gains: pd.DataFrame, scarcity: pd.DataFrame, realism_c
                                      "Outline, 4.2 and 5.4"))
     for r in scarcity.itertuples():
         statement = f"{r.training} gains more with few real images than with all"
-        claims.append(make_claim(f"synthesis.scarcity.{r.training.replace(' + ', '_')}", r, statement, "Outline, 5.4"))
+        claims.append(make_claim(f"synthesis.scarcity.{r.training.replace(' + ', '_')}", r, statement,
+                                 "Outline, 1.3 and 5.4"))
+    generated = [f"none + {name}" for name in MODULES]
+    is_asked = (robustness.score == "change") & robustness.training.isin(generated)
+    for r in robustness[is_asked].itertuples():
+        id, statement = r.training.replace(" + ", "_"), f"{r.training} loses less Dice by artefacts than none"
+        claims.append(make_claim(f"synthesis.robustness.{id}", r, statement, "Outline, 5.4"))
     return claims + realism_claims
 
 # %% ../../nbs/study/14_synthesis.ipynb #83f27dca
@@ -563,6 +660,86 @@ def label_segmentation_rows(configs: list[Config],
     baseline_rows = [score_constant_mask_of_run(c).assign(setting=setting_name(c), training="chance")
                      for k, c in config_by_key.items() if names[k] == "none"]
     return pd.concat([*baseline_rows, rows], ignore_index=True).assign(part="segmentation")
+
+# %% ../../nbs/study/14_synthesis.ipynb #9591feb8
+USES = dict(half="50 %", once="100 %", double="200 %", fourfold="400 %", agreeing="100 %, agreeing",
+            small="100 %, small lesions", first="before real ones")
+
+def has_small_lesions(dataset: str, fold: int) -> pd.Series:  # bool, by patient
+    "Which test patients have lesions among the smallest third, by mean area"
+    cases, lesions = {load_cases(dataset)[i].id for i in fold_indices(dataset, fold)[1]}, measure_lesions(dataset)
+    areas = lesions[lesions.case.isin(cases)].groupby("patient")["size"].mean()
+    return areas <= areas.quantile(1 / 3)
+
+def label_use_rows(runs: dict[tuple, Config],  # of one data set, as `list_use_runs` gives them
+                   rows: pd.DataFrame,         # per-case rows of these runs
+                   masks: pd.DataFrame,        # labeled rows of the segmentation runs
+                  ) -> pd.DataFrame:
+    "Rows of every use of generated images and of the real images alone, and whose lesions are small"
+    uses = {c.key: f"{generator}, {USES[use]}" for (generator, use, _), c in runs.items()}
+    dataset, fold = rows.dataset.iloc[0], int(rows.fold.iloc[0])
+    masks = masks[masks.dataset == dataset]
+    fewest = masks[masks.setting == masks.setting.iloc[0]]
+    parts = [fewest[fewest.training == "none"]]
+    for generator in dict.fromkeys(g for g, _, _ in runs):
+        one_each = fewest[fewest.training == f"none + {generator}"]
+        parts.append(one_each.assign(training=f"{generator}, {USES['once']}"))
+    parts.append(rows.assign(training=rows.run.map(uses)))
+    table = pd.concat(parts, ignore_index=True).assign(part="use", setting=fewest.setting.iloc[0])
+    later = [c.key for c in runs.values() if c.start]  # than a run on generated images alone
+    table.loc[table.run.isin(later), "setting"] += ", generated images first"
+    small = has_small_lesions(dataset, fold)
+    return table.assign(small=table.patient.isin(small.index[small]).astype(float))
+
+def summarize_uses(rows: pd.DataFrame) -> pd.DataFrame:
+    "Each use of each generator's images against the real images alone, on the same patients"
+    records, rows = [], rows[rows.part == "use"]
+    for dataset, group in rows.groupby("dataset", sort=False):
+        sets = dict(iter(group.groupby("training", sort=False)))
+        names = [f"{generator}, {use}" for generator in MODULES for use in USES.values()]
+        records += [dict(dataset=dataset, setting=sets[name].setting.iloc[0], training=name, against="none")
+                    | compare_models(sets[name], sets["none"], "dice") for name in names if name in sets]
+    table = pd.DataFrame(records)
+    return name_budgets(table.assign(p_holm=holm(table.p)), rows)
+
+def summarize_small_lesions(rows: pd.DataFrame) -> pd.DataFrame:
+    "The same for patients with small lesions alone"
+    return summarize_uses(rows[rows.small == 1])
+
+# %% ../../nbs/study/14_synthesis.ipynb #c2f1d38a
+STRESSED = ("none", "standard", CONTROL_TRAINING_SET)  # beside the generated images of the plain ones
+
+def score_stress(profile: str, dataset: str) -> pd.DataFrame:
+    "Dice of the runs with fewest real images under artefacts, and its change from the Dice without"
+    plan = section_plan("synthesis", profile)
+    patients, runs = next(iter(plan.training_sets())), []
+    for c in list_segmentation_runs(profile, dataset):
+        name = CONTROL_TRAINING_SET if c.seed >= plan.seeds else training_set_name(c)
+        if c.patients == patients and (name in STRESSED or name.startswith("none + ")): runs.append((name, c))
+    names, configs = zip(*runs)
+    rows = score_under_artifacts(configs, plan.stressed)  # network by network for each artefact and level
+    in_order = rows.groupby(["artefact", "level"]).cumcount() // (len(rows[rows.level == 0]) // len(configs))
+    return add_change(rows.assign(part="artefact", training=np.array(names)[in_order], setting=setting_name(configs[0]),
+                                  seed=rows.seed % plan.seeds))
+
+def add_change(rows: pd.DataFrame) -> pd.DataFrame:
+    "Rows of images with artefacts, with the change from the Dice of the same image without"
+    names = ["training", "fold", "seed", "case", "region"]
+    clean = rows[rows.level == 0].set_index(names).dice.rename("clean")
+    stressed = rows[rows.level > 0].join(clean, on=names)
+    return stressed.assign(change=stressed.dice - stressed.clean)
+
+def summarize_robustness(rows: pd.DataFrame) -> pd.DataFrame:
+    "Dice under artefacts, and its change from the Dice without, against the real images alone"
+    records, stressed = [], rows[rows.part == "artefact"]
+    for dataset, group in stressed.groupby("dataset", sort=False):
+        sets = dict(iter(group.groupby("training", sort=False)))
+        plain = sets.pop("none")
+        for name in sets:
+            records += [dict(dataset=dataset, training=name, against="none", score=score)
+                        | compare_models(sets[name], plain, score) for score in ("dice", "change")]
+    table = pd.DataFrame(records)
+    return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/study/14_synthesis.ipynb #438230bc
 REALISM_RIVALS = {"flat": "nearer to real ones than two flat colours do",

@@ -193,6 +193,8 @@ class SynthesisPlan(Entry):
     sets: dict[int | Literal["all"], list[str]]  # by number of training patients: what is learnt from
     seeds: int = Field(gt=0)
     overfit: int | None                          # patients that one generator learns by heart
+    uses: dict[str, list[str]]                   # by generator: its sets of images, where real ones are fewest
+    stressed: int = Field(gt=0)                  # test patients whose images get artefacts
 
     def training_sets(self) -> dict[int | None, list[tuple[str, str | None]]]:
         "Augmentation and generator of each set, by number of training patients; None: all, and without a generator"
