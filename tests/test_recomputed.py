@@ -436,9 +436,10 @@ def test_augmentation_is_compared_on_the_same_patients(reports):
 
 
 ARM = "part == 'diversity' & method == "
+HOSPITALS = {2: "two hospitals", 3: "three hospitals", 4: "four hospitals"}
 MOVES = {  # table of `generalization`: query of the rows before, of those after
     "adaptation": ("part == 'away' & method == 'unet'", "part == 'adapted' & method == @row['method']"),
-    "diversity": (f"{ARM}'one hospital'", f"{ARM}'several hospitals'"),
+    "diversity": (f"{ARM}'one hospital'", f"{ARM}@HOSPITALS[row['hospitals']]"),
     "forgetting": ("part == 'at home again' & method == 'before' & k == @row['patients']",
                    "part == 'at home again' & method == 'fine-tuned' & k == @row['patients']"),
 }
@@ -456,7 +457,7 @@ def test_moved_networks_are_compared_on_the_same_patients(reports, name):
     stored, rows, faults = table(reports, "generalization", name), rows_of(reports, "generalization"), []
     for row in stored.to_dict("records"):
         here = of_pair(rows, row["source"], row["target"])
-        chosen = [here.query(q, local_dict=dict(row=row)) for q in MOVES[name]]
+        chosen = [here.query(q, local_dict=dict(row=row, HOSPITALS=HOSPITALS)) for q in MOVES[name]]
         before, after = (side.groupby(["patient", "fold", "seed"]).dice.mean() for side in chosen)
         before = before.reindex(after.index)  # a translator tests one fold of those who were away
         patients = (after - before).groupby("patient").mean()

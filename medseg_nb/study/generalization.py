@@ -77,7 +77,8 @@ def site_pair_names(dataset: str, k: int) -> tuple[str, str]:
 # %% ../../nbs/study/23_generalization.ipynb #ade9ef77
 MIN_TEST_PATIENTS = 8  # patients that stay for testing
 MAX_DRAWS = 100_000    # of training patients, in search of one hospital's
-ARMS = dict(one="one hospital", several="several hospitals")  # where the training patients come from
+# from how many hospitals the training patients come
+ARMS = {1: "one hospital", 2: "two hospitals", 3: "three hospitals", 4: "four hospitals"}
 TRANSLATION_WAYS = ("CycleGAN, tested images", "CycleGAN, training images", "longer training")
 
 def effective_profile(profile: str, dataset: str) -> str:
@@ -169,20 +170,20 @@ def find_draws(dataset: str,
                patients: int,   # of each draw
                draws: int,
               ) -> dict[str, list[int]]:  # by name of the arm
-    "First draws of patients of one hospital alone, and of three or more, as `training_cases` draws them"
-    found, sites = {arm: [] for arm in ARMS.values()}, sites_in_training(dataset, k)
+    "First draws of patients of one hospital alone, of two and so on, as `training_cases` draws them"
+    sites = sites_in_training(dataset, k)
+    found = {n: [] for n in ARMS if n <= min(patients, len(set(sites.values())))}  # by number of hospitals
     for draw in range(MAX_DRAWS):
         drawn = rng(draw, "patients", dataset, k).permutation(sorted(sites))[:patients]
         n_sites = len({sites[p] for p in drawn})
-        if n_sites == 2: continue
-        arm = found[ARMS["one" if n_sites == 1 else "several"]]
-        if len(arm) < draws: arm.append(draw)
-        if min(map(len, found.values())) == draws: return found
-    raise InputError(dataset, f"no {draws} of {MAX_DRAWS:,} draws hold {patients} patients of one hospital",
+        if len(arm := found.get(n_sites, [])) < draws: arm.append(draw)
+        if min(map(len, found.values())) == draws: return {ARMS[n]: found_draws for n, found_draws in found.items()}
+    rarest = ARMS[min(found, key=lambda n: len(found[n]))]
+    raise InputError(dataset, f"no {draws} of {MAX_DRAWS:,} draws hold {patients} patients of {rarest}",
                      "ask for fewer patients in the plan (`diverse`)")
 
 def list_diversity_runs(profile: str, dataset: str) -> list[tuple[int, str, Config]]:  # hospital, arm, run
-    "U-Net on equally many patients of one hospital and of several, without the hospital that is tested"
+    "U-Net on equally many patients of one hospital and of more, without the hospital that is tested"
     plan, runs = few_shot_plan(profile, dataset), []
     if plan.diverse is None: return runs
     for k in range(N_TESTABLE_SITES[dataset]):
@@ -502,11 +503,14 @@ def summarize_diversity(rows: pd.DataFrame) -> pd.DataFrame:  # empty where no s
     "Training patients of several hospitals minus equally many of one, on a hospital that gave none"
     records = []
     for (source, target), group in _group_by_pair(rows[rows.part == "diversity"]):
-        arms = {name: group[group.method == arm] for name, arm in ARMS.items()}
-        cells = [_mean_cells(patient_matrix(arm, "dice"), name) for name, arm in arms.items()]
-        records.append(dict(source=source, target=target) | cells[0] | cells[1]
-                       | compare_models(arms["several"], arms["one"], "dice"))
-    table = pd.DataFrame(records, columns=[*records[0]] if records else ["target", *DIFFERENCE_WITH_LIMITS])
+        one, *more = ({n: group[group.method == arm] for n, arm in ARMS.items() if arm in set(group.method)}).items()
+        for n, several in more:
+            records.append(dict(source=source, target=target, hospitals=n)
+                           | _mean_cells(patient_matrix(one[1], "dice"), "one")
+                           | _mean_cells(patient_matrix(several, "dice"), "several")
+                           | compare_models(several, one[1], "dice"))
+    columns = [*records[0]] if records else ["target", "hospitals", *DIFFERENCE_WITH_LIMITS]
+    table = pd.DataFrame(records, columns=columns)
     return table.drop(columns=["n_one", "n_several"]).assign(p_holm=holm(table.p)) if len(table) else table
 
 
@@ -611,7 +615,7 @@ def shift_change_correlation(table: pd.DataFrame) -> float:  # -1 to 1; nan for 
 # %% ../../nbs/study/23_generalization.ipynb #1a2fe186
 def describe_budgets(own: str, of_section: Sequence[str]) -> str:
     "Budgets of the networks that a claim is about, and those that networks of the same names have elsewhere"
-    labels = {label for budgets in of_section for label in budgets.split("; ")} - {""}
+    labels = {*chain.from_iterable(budgets.split("; ") for budgets in of_section)} - {""}
     others = "; ".join(sorted(labels - {*own.split("; ")}))
     if not own: return f" (budgets in this section: {others})" if others else ""
     return f" (budgets: {own}" + (f"; elsewhere in this section: {others})" if others else ")")
@@ -623,7 +627,7 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
     claims = []
     zero_shot, carried = (t[t.target.map(is_elsewhere)] for t in (zero_shot, carried))
     tables = [zero_shot, gains, adaptation, carried, diversity]
-    all_budgets = [b for t in tables if "budgets" in t for b in t.budgets]
+    all_budgets = [*chain.from_iterable(t.budgets for t in tables if "budgets" in t)]
     def add(id, statement, source, r, value="difference"):
         measured = tuple(getattr(r, f"{value}{end}") for end in ("", "_low", "_high"))
         name = r.target.replace(", ", ".").replace(" ", "_")
@@ -657,7 +661,8 @@ def list_generalization_claims(zero_shot: pd.DataFrame, gains: pd.DataFrame,
     for r in adaptation[(adaptation.method == "batch statistics") & ~adaptation.target.map(is_dial)].itertuples():
         add("generalization.adaptation",
             "New statistics of batch normalisation, without labels, raise the score", "ours", r)
-    for r in diversity[diversity.target == ALL_SITES].itertuples():
+    most = diversity[diversity.hospitals == diversity.hospitals.max()]  # is what the claim is about
+    for r in most[most.target == ALL_SITES].itertuples():
         add("generalization.diversity", "More diverse training data carry over better", "Outline, 5.6", r)
     return claims
 
