@@ -265,6 +265,13 @@ AGAINST = {("readers", "differences"): ("staple", "majority"), ("readers", "left
 WITHOUT = dict(bias="before", denoising="noisy")  # what `preparation` compares with
 
 
+def changed_by_artefacts(rows: pd.DataFrame) -> pd.DataFrame:
+    "Answers to images with artefacts, with what changed from the answers to the same images without"
+    image = ["training", "fold", "seed", "case", "region"]
+    both = rows[rows.level > 0].merge(rows[rows.level == 0][[*image, "dice"]], on=image, suffixes=("", "_without"))
+    return both.assign(change=both.dice - both.dice_without)
+
+
 def sides(reports: Path, section: str, name: str, row: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Rows of the two sides of a comparison"
     query, way, _, shared = DIFFERENCES[section, name]
@@ -276,6 +283,7 @@ def sides(reports: Path, section: str, name: str, row: dict) -> tuple[pd.DataFra
         return again(mine.query("tool == 'control'") if "tool" in mine else mine)
     if "event" in row: query = "part == 'map'" if row["event"] == "region" else "part == 'instance' and found == 1"
     if query: mine = mine.query(query)
+    if name == "robustness": mine = changed_by_artefacts(mine)
     if row.get("rule") == "counts as one": mine = mine.assign(dice=np.where(mine.outcome == "empty", 1, mine.dice))
     if row.get("rule") == "lesions alone": mine = mine[mine.outcome.isin(["found", "missed"])]
     a, b = AGAINST.get((section, name)) or (row[way], WITHOUT[row["step"]] if section == "preparation"

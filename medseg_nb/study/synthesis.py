@@ -274,7 +274,7 @@ def list_use_runs(profile: str, dataset: str) -> dict[tuple, Config]:  # by gene
 
 def list_runs(profile: str, datasets: list[str]) -> list[Config]:
     "Every run of this section, generators first"
-    runs = [c for d in datasets for c in list_generators(profile, d).values()]
+    runs = list(chain.from_iterable(list_generators(profile, d).values() for d in datasets))
     for d in datasets: runs += [*list_segmentation_runs(profile, d), *list_use_runs(profile, d).values()]
     return runs
 
@@ -409,7 +409,8 @@ def summarize_quality(image_groups: list[RepeatedImages], dataset: str,
 def split_measures(quality: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:  # distances; shares with a verdict
     """Two tables of one: `collapsed` where the whole interval of coverage lies below half of what the real training
     images cover"""
-    def without(measures): return quality.drop(columns=[f"{m}{end}" for m in measures for end in ("", "_low", "_high")])
+    def without(measures):
+        return quality.drop(columns=["".join(parts) for parts in product(measures, ("", "_low", "_high"))])
     of_real = quality[quality.images == REAL_TRAINING_IMAGES].set_index(["dataset", "space", "setting"]).coverage
     least = pd.MultiIndex.from_frame(quality[["dataset", "space", "setting"]]).map(of_real.div(2)).astype(float)
     verdict = np.where(quality.coverage_high.fillna(quality.coverage) < least, "collapsed", "")
@@ -696,7 +697,7 @@ def summarize_uses(rows: pd.DataFrame) -> pd.DataFrame:
     records, rows = [], rows[rows.part == "use"]
     for dataset, group in rows.groupby("dataset", sort=False):
         sets = dict(iter(group.groupby("training", sort=False)))
-        names = [f"{generator}, {use}" for generator in MODULES for use in USES.values()]
+        names = [", ".join(pair) for pair in product(MODULES, USES.values())]
         records += [dict(dataset=dataset, setting=sets[name].setting.iloc[0], training=name, against="none")
                     | compare_models(sets[name], sets["none"], "dice") for name in names if name in sets]
     table = pd.DataFrame(records)
@@ -710,7 +711,7 @@ def summarize_small_lesions(rows: pd.DataFrame) -> pd.DataFrame:
 STRESSED = ("none", "standard", CONTROL_TRAINING_SET)  # beside the generated images of the plain ones
 
 def score_stress(profile: str, dataset: str) -> pd.DataFrame:
-    "Dice of the runs with fewest real images under artefacts, and its change from the Dice without"
+    "Dice of the runs with fewest real images under artefacts, and without (level 0)"
     plan = section_plan("synthesis", profile)
     patients, runs = next(iter(plan.training_sets())), []
     for c in list_segmentation_runs(profile, dataset):
@@ -719,8 +720,8 @@ def score_stress(profile: str, dataset: str) -> pd.DataFrame:
     names, configs = zip(*runs)
     rows = score_under_artifacts(configs, plan.stressed)  # network by network for each artefact and level
     in_order = rows.groupby(["artefact", "level"]).cumcount() // (len(rows[rows.level == 0]) // len(configs))
-    return add_change(rows.assign(part="artefact", training=np.array(names)[in_order], setting=setting_name(configs[0]),
-                                  seed=rows.seed % plan.seeds))
+    return rows.assign(part="artefact", training=np.array(names)[in_order], setting=setting_name(configs[0]),
+                       seed=rows.seed % plan.seeds)
 
 def add_change(rows: pd.DataFrame) -> pd.DataFrame:
     "Rows of images with artefacts, with the change from the Dice of the same image without"
@@ -733,7 +734,7 @@ def summarize_robustness(rows: pd.DataFrame) -> pd.DataFrame:
     "Dice under artefacts, and its change from the Dice without, against the real images alone"
     records, stressed = [], rows[rows.part == "artefact"]
     for dataset, group in stressed.groupby("dataset", sort=False):
-        sets = dict(iter(group.groupby("training", sort=False)))
+        sets = dict(iter(add_change(group).groupby("training", sort=False)))
         plain = sets.pop("none")
         for name in sets:
             records += [dict(dataset=dataset, training=name, against="none", score=score)
