@@ -12,12 +12,12 @@ __all__ = ['DOMAIN_PAIRS', 'N_TESTABLE_SITES', 'ALL_SITES', 'SCANNER_SHIFT_DATAS
            'reject_image_splits', 'list_runs', 'load_run_network', 'add_promises', 'score_on_target', 'score_at_home',
            'adapted_rows', 'simulate_scanner_shift', 'score_scanner_shift', 'score_domain_baselines',
            'collect_domain_pair_rows', 'translated_rows', 'forgetting_rows', 'collect_site_rows',
-           'collect_scanner_shift_rows', 'collect_appearance_rows', 'compute_domain_change', 'summarize_zero_shot',
-           'summarize_few_shot', 'summarize_gains', 'summarize_recovery', 'summarize_adaptation',
-           'summarize_forgetting', 'summarize_diversity', 'paired_lead', 'summarize_carried', 'summarize_promises',
-           'collect_losses', 'summarize_reasons', 'summarize_shift', 'join_shift_and_change',
-           'shift_change_correlation', 'describe_budgets', 'list_generalization_claims', 'plot_few_shot',
-           'plot_change_by_shift']
+           'collect_scanner_shift_rows', 'measure_encoding_distances', 'collect_appearance_rows',
+           'compute_domain_change', 'summarize_zero_shot', 'summarize_few_shot', 'summarize_gains',
+           'summarize_recovery', 'summarize_adaptation', 'summarize_forgetting', 'summarize_diversity', 'paired_lead',
+           'summarize_carried', 'summarize_promises', 'collect_losses', 'summarize_reasons', 'summarize_shift',
+           'join_shift_and_change', 'shift_change_correlation', 'describe_budgets', 'list_generalization_claims',
+           'plot_few_shot', 'plot_change_by_shift']
 
 # %% ../../nbs/study/23_generalization.ipynb #ce37784d
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from ..training import default_runs
+from ..training.inference import pool_activations
 from ..training.plan import FewShotPlan, load_plan, section_plan
 from ..evaluation.claims import judge_claim
 from ..methods.classical import predict_baselines
@@ -378,16 +379,34 @@ def collect_scanner_shift_rows(config: Config) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).assign(source=config.dataset)
 
 # %% ../../nbs/study/23_generalization.ipynb #e8fee392
-# source, target, side, patient, FEATURES, lesion
+def measure_encoding_distances(config: Config, dataset: str) -> pd.Series:  # by patient; in standard deviations
+    """How far the network's deepest layer sees each patient of a set from the patients that it learnt from, on the mean
+    over the layer's features"""
+    net, sides = load_run_network(config), []
+    for name in (config.dataset, dataset):
+        activations = pool_activations(net, net.down[-1], load_prepared_set(name, config.shape, config.normalise)[0])
+        patients = np.array([c.patient for c in load_cases(name)])
+        chosen = training_cases(config) if name == config.dataset and not sides else range(len(patients))
+        sides.append(pd.DataFrame(activations[chosen]).groupby(patients[chosen]).mean())
+    learnt, seen = sides
+    return ((seen - learnt.mean()).abs() / learnt.std().clip(lower=1e-6)).mean(axis=1)
+
+# source, target, side, patient, FEATURES, lesion, encoding (of targets that networks were tested on)
 def collect_appearance_rows(profile: str, datasets: Sequence[str]) -> pd.DataFrame:
-    "How the images of each source and target look"
-    sets = [(s, t, patient_appearance(s, list_source_runs(profile, s)[0].shape),
-             patient_appearance(t, list_source_runs(profile, s)[0].shape)) for s, t in list_domain_pairs(datasets)]
+    "How the images of each source and target look, to a measurement and to the network"
+    sets = []
+    for s, t in list_domain_pairs(datasets):
+        c = list_source_runs(profile, s)[0]
+        target = patient_appearance(t, c.shape)
+        target["encoding"] = target.patient.map(measure_encoding_distances(c, t))
+        sets.append((s, t, patient_appearance(s, c.shape), target))
     for d in list_multisite_datasets(datasets):
-        appearance = patient_appearance(d, list_unet_runs(profile, d)[0].shape)
-        for k in range(len(list_folds(d, "site"))):
-            target = appearance.patient.isin({load_cases(d)[i].patient for i in fold_indices(d, k, "site")[1]})
-            sets.append((*site_pair_names(d, k), appearance[~target], appearance[target]))
+        for k, c in enumerate(list_leave_site_out_runs(profile, d)[1]):
+            appearance = patient_appearance(d, c.shape)
+            is_target = appearance.patient.isin({load_cases(d)[i].patient for i in fold_indices(d, k, "site")[1]})
+            target = appearance[is_target].assign(
+                encoding=lambda t: t.patient.map(measure_encoding_distances(c, d)))
+            sets.append((*site_pair_names(d, k), appearance[~is_target], target))
     sources = [s for s, _ in list_domain_pairs(datasets) if s in SCANNER_SHIFT_DATASETS]
     for c in chain.from_iterable(list_source_runs(profile, s)[:1] for s in sources):
         train, test = ([load_cases(c.dataset)[i].patient for i in side] for side in fold_indices(c.dataset, c.fold))
@@ -455,7 +474,8 @@ def summarize_few_shot(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records).rename(columns=dict(n_dice="n")).astype(dict(patients=int))
 
 def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
-    "Fine-tuning minus the untouched source run, from scratch, and of the head alone, on the same patients and draws"
+    """Fine-tuning minus the untouched source run, from scratch, of the head alone, and on another draw of as many
+    patients, on the same tested ones"""
     records = []
     for (source, target), group in rows[rows.part == "few-shot"].groupby(["source", "target"], sort=False):
         rows_by_start = dict(iter(group.groupby(["method", "k"])))
@@ -464,6 +484,10 @@ def summarize_gains(rows: pd.DataFrame) -> pd.DataFrame:
                                 ("head only", ("head only", k))]:
                 records.append(dict(source=source, target=target, patients=int(k), against=name,
                                     **compare_models(rows_by_start["fine-tuned", k], rows_by_start[other], "dice")))
+            pair = seed_control_pair(rows_by_start["fine-tuned", k])
+            if pair and set(pair[0].patient) & set(pair[1].patient):
+                records.append(dict(source=source, target=target, patients=int(k), against=CONTROL,
+                                    **compare_models(*pair, "dice")))
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
 
@@ -500,15 +524,18 @@ def summarize_forgetting(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table.p))
 
 def summarize_diversity(rows: pd.DataFrame) -> pd.DataFrame:  # empty where no set has several hospitals
-    "Training patients of several hospitals minus equally many of one, on a hospital that gave none"
+    """Training patients of several hospitals minus equally many of one, on a hospital that gave none; first one hospital
+    against itself with another draw (A/A)"""
     records = []
     for (source, target), group in _group_by_pair(rows[rows.part == "diversity"]):
-        one, *more = ({n: group[group.method == arm] for n, arm in ARMS.items() if arm in set(group.method)}).items()
-        for n, several in more:
+        arms = {n: group[group.method == arm] for n, arm in ARMS.items() if arm in set(group.method)}
+        pairs = [(n, arms[1], several) for n, several in arms.items() if n > 1]
+        if control := seed_control_pair(arms[1]): pairs = [(1, *control), *pairs]
+        for n, one, several in pairs:
             records.append(dict(source=source, target=target, hospitals=n)
-                           | _mean_cells(patient_matrix(one[1], "dice"), "one")
+                           | _mean_cells(patient_matrix(one, "dice"), "one")
                            | _mean_cells(patient_matrix(several, "dice"), "several")
-                           | compare_models(several, one[1], "dice"))
+                           | compare_models(several, one, "dice"))
     columns = [*records[0]] if records else ["target", "hospitals", *DIFFERENCE_WITH_LIMITS]
     table = pd.DataFrame(records, columns=columns)
     return table.drop(columns=["n_one", "n_several"]).assign(p_holm=holm(table.p)) if len(table) else table
@@ -557,8 +584,9 @@ MIN_PAIRS = 3  # for a mixed model
 REAL_PAIRS = dict(source="real sources", target="real targets")
 REASONS = dict(intensity=("brightness", "contrast", "colour"), texture=NORMALIZED_FEATURES)
 
-def collect_losses(rows: pd.DataFrame) -> pd.DataFrame:  # pair, patient, loss, intensity, texture, size
-    "Patients of real targets: Dice lost against the mean at home, distance from the source's patients, lesion size"
+def collect_losses(rows: pd.DataFrame) -> pd.DataFrame:  # pair, patient, loss, reasons
+    """Patients of real targets: Dice lost against the mean at home, distance from the source's patients by how the
+    images look and by what the network sees, lesion size"""
     tables = []
     real = rows[~rows.source.str.startswith("phantom_")]
     for (source, target), pair in real.groupby(["source", "target"], sort=False):
@@ -570,6 +598,7 @@ def collect_losses(rows: pd.DataFrame) -> pd.DataFrame:  # pair, patient, loss, 
         distances = (values[1] - values[0].mean()).abs() / values[0].std().clip(lower=1e-6)
         table = pd.DataFrame({name: np.log1p(distances[list(features)].mean(axis=1))
                               for name, features in REASONS.items()})
+        table["encoding"] = np.log1p(look[1].encoding)
         table["size"] = np.log2(values[1].lesion.clip(lower=1e-4) / values[0].lesion.mean())
         table["loss"] = home.mean(axis=1).mean() - away.mean(axis=1)
         tables.append(table.dropna().assign(pair=f"{source} to {target}").reset_index())
@@ -578,7 +607,7 @@ def collect_losses(rows: pd.DataFrame) -> pd.DataFrame:  # pair, patient, loss, 
 def summarize_reasons(losses: pd.DataFrame) -> pd.DataFrame:
     "Loss of Dice per standard deviation of each reason, from a linear model with an intercept for each pair"
     from statsmodels.regression.mixed_linear_model import MixedLM
-    terms = [*REASONS, "size"]
+    terms = [*REASONS, "encoding", "size"]
     z = (losses[terms] - losses[terms].mean()) / losses[terms].std()
     fit = MixedLM(losses.loss, z.assign(intercept=1.), losses.pair).fit()
     ends = fit.conf_int().loc[terms]

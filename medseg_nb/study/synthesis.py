@@ -6,18 +6,18 @@
 __all__ = ['MIN_FEATURE_IMAGES', 'N_NEIGHBOURS', 'REDUCED_SIDE', 'N_NEXT_PATIENTS', 'NEAR_QUANTILE', 'REFERENCE_IMAGES',
            'COPY_CHECKS', 'CONTROL_IMAGES', 'GENERATOR_NAMES', 'CONTROL_TRAINING_SET', 'REAL_TRAINING_IMAGES',
            'DISTANCES', 'SHARES', 'MAX_CHECKED_IMAGES', 'CALLS', 'CALL_IMAGES', 'USE_LABELS', 'USES', 'STRESSED',
-           'REALISM_RIVALS', 'pool_activations', 'random_filters', 'fid', 'kid', 'generated_precision',
-           'generated_recall', 'density', 'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances',
-           'relative_nearest_distance', 'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable',
-           'list_generators', 'list_segmentation_runs', 'list_use_runs', 'list_runs', 'setting_name',
-           'training_set_name', 'summarize_scores', 'summarize_gain', 'summarize_heeded', 'summarize_scarcity',
-           'RepeatedImages', 'load_image_groups', 'load_training_images', 'load_test_images', 'feature_spaces',
-           'measure_with_limits', 'summarize_quality', 'split_measures', 'sample_at_most', 'check_copies',
-           'load_unused_training_images', 'measure_recall', 'DrawInCalls', 'relative_fid', 'summarize_calls',
-           'rank_generator_pairs', 'plot_training_sets', 'plot_nearest_distances', 'plot_uses', 'draw_uses',
-           'plot_generated_images', 'list_synthesis_claims', 'score_constant_mask_of_run', 'label_segmentation_rows',
-           'has_small_lesions', 'label_use_rows', 'summarize_uses', 'summarize_small_lesions', 'score_stress',
-           'add_change', 'summarize_robustness', 'list_realism_claims']
+           'REALISM_RIVALS', 'random_filters', 'fid', 'kid', 'generated_precision', 'generated_recall', 'density',
+           'coverage', 'mask_residuals', 'likeness', 'nearest_patient_distances', 'relative_nearest_distance',
+           'relative_own_distance', 'summarize_copying', 'Flat', 'reason_not_applicable', 'list_generators',
+           'list_segmentation_runs', 'list_use_runs', 'list_runs', 'setting_name', 'training_set_name',
+           'summarize_scores', 'summarize_gain', 'summarize_heeded', 'summarize_scarcity', 'RepeatedImages',
+           'load_image_groups', 'load_training_images', 'load_test_images', 'feature_spaces', 'measure_with_limits',
+           'summarize_quality', 'split_measures', 'sample_at_most', 'check_copies', 'load_unused_training_images',
+           'measure_recall', 'DrawInCalls', 'relative_fid', 'summarize_calls', 'rank_generator_pairs',
+           'plot_training_sets', 'plot_nearest_distances', 'plot_uses', 'draw_uses', 'plot_generated_images',
+           'list_synthesis_claims', 'score_constant_mask_of_run', 'label_segmentation_rows', 'has_small_lesions',
+           'label_use_rows', 'summarize_uses', 'summarize_small_lesions', 'score_stress', 'add_change',
+           'summarize_robustness', 'list_realism_claims']
 
 # %% ../../nbs/study/14_synthesis.ipynb #b06fbce3
 from collections.abc import Callable, Sequence
@@ -47,22 +47,11 @@ from ..methods.generation import MODULES, generator_config, sample_images, synth
 from ..methods.mask_errors import measure_lesions, score_under_artifacts
 from ..preparation.preprocess import load_prepared_cases, resize
 from ..training import default_runs
+from ..training.inference import pool_activations
 from ..training.plan import section_plan
 from ..training.training import Config, load_run, score_predictions, training_cases, run_training
 
 # %% ../../nbs/study/14_synthesis.ipynb #63055438
-def pool_activations(net, layer,           # a network and one of its layers
-                     images: np.ndarray,   # (case, channel, row, column), as the network sees them
-                     batch: int = 32,
-                    ) -> np.ndarray:       # (case, feature)
-    "Activations of a layer, averaged over each image"
-    activations = []
-    hook = layer.register_forward_hook(lambda module, inputs, out: activations.append(out.float().mean((2, 3)).numpy()))
-    with torch.inference_mode():
-        for i in range(0, len(images), batch): net(torch.from_numpy(np.asarray(images[i:i+batch], np.float32)))
-    hook.remove()
-    return np.concatenate(activations).astype(float)
-
 def random_filters(channels: int, width: int = 32):
     "Three convolutions with fixed random weights that keep the scale of their input, halvings between them"
     sizes = [channels, width, 2*width, 2*width]
