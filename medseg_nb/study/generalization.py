@@ -524,8 +524,8 @@ def summarize_forgetting(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table.p))
 
 def summarize_diversity(rows: pd.DataFrame) -> pd.DataFrame:  # empty where no set has several hospitals
-    """Training patients of several hospitals minus equally many of one, on a hospital that gave none; first one hospital
-    against itself with another draw (A/A)"""
+    """Training patients of several hospitals minus equally many of one, on a hospital that gave none; first one
+    hospital against itself with another draw (A/A)"""
     records = []
     for (source, target), group in _group_by_pair(rows[rows.part == "diversity"]):
         arms = {n: group[group.method == arm] for n, arm in ARMS.items() if arm in set(group.method)}
