@@ -6,7 +6,7 @@ STAMP := $(VENV)/.locked
 TORCH ?= $(if $(wildcard $(VENV)/cpu.lock),cpu)  # cpu: without the CUDA libraries; kept for later calls
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files every process compiles torch and pandas anew
 
-.PHONY: help env paper test export lab app slides site stress lock
+.PHONY: help env paper test check export lab app slides site stress lock
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,10 +33,14 @@ paper: env  ## execute what is stale and rebuild the smoke article and supplemen
 	@$(BIN)/medseg paper --profile $(or $(PROFILE),smoke) -j 2
 
 # two workers on two cores: threads of their own would wait for each other
-test: export OMP_NUM_THREADS := 1
-test: env  ## export check, every notebook's tests, tests/
+test check: export OMP_NUM_THREADS := 1
+test: env  ## every notebook's tests and those in tests/, but for the long ones
 	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: env  ## the same with whole studies, servers, browsers and killed processes, as CI runs them
+	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2 --flags long
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not stress"
 
 export: env  ## write the library from the notebooks, and clean them
 	@PATH="$(BIN):$$PATH" sh -c 'nbdev_export && nbdev_clean --fname nbs'

@@ -459,6 +459,7 @@ class Flat(nn.Module):
 """
 
 
+@pytest.mark.long
 def test_two_processes_train_one_run(fresh):
     """Gradients of the halves of a batch, averaged, are those of the whole, where no layer looks at several cases; one
     process writes"""
@@ -476,6 +477,7 @@ def test_two_processes_train_one_run(fresh):
     assert (ours / "history.csv.xz").read_bytes() != (theirs / "history.csv.xz").read_bytes(), "each saw its part"
 
 
+@pytest.mark.long
 def test_own_data_and_an_added_model(fresh):
     "A user's data set is benchmarked; a model added later is the only one that is trained"
     tiny = add_tiny(fresh)

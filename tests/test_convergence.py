@@ -78,6 +78,7 @@ def read_dice(place) -> float:
     return (2 * rows.tp / (2 * rows.tp + rows.fp + rows.fn)).groupby(rows.patient).mean().mean()
 
 
+@pytest.mark.long
 def test_a_stage_trains_what_the_search_chose(tmp_path, monkeypatch):
     "The search is trained first, and then the design with attention that segmented validation patients best"
     for name in ("reports", "runs", "nbs"): monkeypatch.setenv(f"MEDSEG_{name.upper()}", str(tmp_path / name))
@@ -120,6 +121,7 @@ def test_a_plan_is_refused_in_one_line(fresh):
             and fresh.call("train", "--data", "phantom_skin").returncode == 2)
 
 
+@pytest.mark.long
 def test_absent_data_is_left_out(fresh):
     "What is not on this machine is named, and exit code 3 says that the rest was done"
     folder = fresh.root / "data_manifests" / "skin_isic2017"

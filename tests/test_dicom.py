@@ -24,6 +24,8 @@ from medseg_nb.kit.core import InputError, ResourceError
 from medseg_nb.deployment.dicom import (DimseArchive, SeriesQueue, DicomWebArchive, read_series, run_dicom_node,
                                         slice_files)
 
+pytestmark = pytest.mark.long
+
 SERIES = "1.2.826.0.1.3680043.10.77"
 NODE = """import os, signal, sys, time
 from pathlib import Path

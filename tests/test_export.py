@@ -146,6 +146,7 @@ def test_pickled_weights_of_a_run_are_refused(exported, picture, tmp_path):
                 and "Traceback" not in done.stderr and not (tmp_path / "m").exists())
 
 
+@pytest.mark.long
 def test_variants_of_a_run(tmp_path):
     "An engine in full precision gives torch's labels; a pruned network in eight bits is smaller"
     with set_environment(MEDSEG_RUNS=str(tmp_path / "runs")):
@@ -166,6 +167,7 @@ def test_variants_of_a_run(tmp_path):
     assert len(differences) == 2 and differences.difference.abs().min() < 1e-3
 
 
+@pytest.mark.long
 def test_bench_of_an_artefact(exported):
     done = exported.call("bench", exported.place, "--within", "9000ms,90MB,1")
     assert (done.returncode == 0 and "whole, onnx fp32" in done.stdout

@@ -15,6 +15,7 @@ def rows() -> pd.DataFrame:
     return read_rows(REPO / "reports" / "smoke" / "fusion").query("dataset == 'phantom_field'")
 
 
+@pytest.mark.long
 def test_shuffled_fields_do_not_help_and_true_ones_do(rows):
     gain = fusion.summarize_comparisons(rows).set_index(["variant", "against"])
     true, control = (gain.loc[(v, fusion.IMAGE_ONLY)] for v in ("film", "film, shuffled"))

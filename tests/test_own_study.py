@@ -28,6 +28,8 @@ from medseg_nb.training.default_runs import list_runs as list_default_runs
 from medseg_nb.training.study_plan import list_curve_runs
 from medseg_nb.training.training import name_run, run_training, training_pool
 
+pytestmark = pytest.mark.long
+
 PATIENTS = 30
 LEAST_PAGES = 3  # of a report with all of its parts
 

@@ -66,6 +66,7 @@ def test_each_folder_is_whole():
     assert found == set(EVERY_PLACE) and all({f.name for f in p.iterdir()} == files for p in found)
 
 
+@pytest.mark.long
 def test_rows_have_the_columns_and_the_test_cases_of_the_kits_runs(place):
     frozen = json.loads((REPO / "data_manifests" / place.name / "splits.json").read_text(encoding="utf-8"))
     for (fold, *training), level in rows(place).groupby(["fold", "seed", "steps"]):

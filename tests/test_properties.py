@@ -450,6 +450,7 @@ READERS = {"images": (lambda t: image_is_sound, st.tuples(spoilt(), st.sampled_f
            "split": (lambda t: spoil(t.manifest.parent / "splits.json"), JSONS, 400)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
 def test_reader_reads_or_refuses(inside, name):
     check, strategy, n = READERS[name]

@@ -34,6 +34,8 @@ from medseg_nb.images.files import Encoding, read_mask
 from medseg_nb.kit.core import InputError, rng, write
 from medseg_nb.training.training import name_run
 
+pytestmark = pytest.mark.long
+
 ANSWERS = dict(rate=dict(rating=4, confidence=3, cause="no fault"),
                compare=dict(rating_left=4, rating_right=2, preference="left", confidence=3,
                             comment=""),

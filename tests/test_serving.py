@@ -57,6 +57,7 @@ def answers(command: list, env: dict, model: Path, place: Path) -> None:
     finally: server.terminate(); server.wait(20); server.stdout.close()
 
 
+@pytest.mark.long
 def test_an_exported_model_answers_where_torch_cannot_be_imported(medseg, model, tmp_path):
     env = PLAIN | dict(PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}")
     refused = subprocess.run([*medseg, "predict", "nuclei", pictures()[0], "--out", "m"], cwd=tmp_path, env=env,

@@ -80,6 +80,7 @@ def small(tmp_path_factory) -> Path:
     return build_site(Site(pages, aliases), tmp_path_factory.mktemp("site")).parent
 
 
+@pytest.mark.long
 def test_pages_fit_and_show_their_figures(chromium, small):
     pages = ["index.html", "api/metrics.html", "metrics.html", "docs/glossary.html", "gallery/smoke.html"]
     assert (small / "gallery" / "smoke.html").read_text(encoding="utf-8").count("<img") > 10

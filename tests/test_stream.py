@@ -268,6 +268,7 @@ def test_a_playlist_opens_no_address(tmp_path):
         list(open_source(str(tmp_path / "list.m3u8"), 3).frames)
 
 
+@pytest.mark.long
 def test_benchmark_of_a_stream_on_one_core(kit, capsys):
     "256 x 256 pixels, decoding, network, smoothing and report, on one core: printed, and not judged by the clock"
     video = write_video(kit.root / "scope.mp4", simulate_video("endoscopy", 100, 256, seed=0).frames)

@@ -10,6 +10,7 @@ import test_notebooks
 from conftest import REPO, refused
 
 
+@pytest.mark.long
 def test_a_new_model_trains_and_is_scored(fresh):
     "As it is, on a phantom, and again from a folder of plug-ins"
     done = fresh.medseg("new", "model", "dilated")
@@ -24,6 +25,7 @@ def test_a_new_model_trains_and_is_scored(fresh):
     assert (again.returncode, again.stdout) == (0, done.stdout), "a run's key does not know where its network lies"
 
 
+@pytest.mark.long
 def test_a_new_section_keeps_the_rules_and_enters_the_paper(fresh):
     done = fresh.medseg("new", "section", "shares")
     assert (done.returncode, done.stdout) == (0, "nbs/study/31_shares.ipynb; next: medseg run shares\n"), done.stderr

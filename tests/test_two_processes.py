@@ -8,6 +8,8 @@ import pytest
 
 from conftest import new_project
 
+pytestmark = pytest.mark.long
+
 NETWORK = """from torch import nn
 
 from medseg_nb.kit.keys import register

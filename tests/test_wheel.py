@@ -55,6 +55,7 @@ def test_a_wheel_carries_what_the_kit_looks_up(installed):
     assert not any("site-packages" in p for p in shipped)
 
 
+@pytest.mark.long
 def test_pictures_are_segmented_right_after_the_installation_as_well_as_the_card_says(installed, tmp_path):
     "No checkout, no workspace, no data: the models are in the wheel"
     assert "nuclei" in call(installed, tmp_path, "models", "list").stdout
@@ -86,6 +87,7 @@ def test_the_package_is_imported_in_a_moment(installed, tmp_path):
     assert float(done.stdout) < .2
 
 
+@pytest.mark.long
 def test_a_workspace_takes_data_and_plans_outside_of_a_checkout(installed, tmp_path):
     draw_squares(tmp_path / "squares")
     refused = call(installed, tmp_path, "data", "add", "squares", "--id", "squares", "--yes")
