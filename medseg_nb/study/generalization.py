@@ -52,7 +52,7 @@ from ..evaluation.comparisons import (CONTROL, DIFFERENCE_WITH_LIMITS, contrast_
                                               compare_models, holm, is_above_zero, is_below_zero)
 from ..evaluation.intervals import mean_interval, round_six_digits
 from ..evaluation.comparisons import paired_differences, patient_matrix
-from ..training.training import (Config, fit_runs, load_run, score_predictions, training_cases,
+from ..training.training import (Config, fit_runs, keep_measures, load_run, score_predictions, training_cases,
                                          add_budget_columns, run_training)
 from ..training.training import load_run_rows as stored_rows
 
