@@ -17,7 +17,7 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain
@@ -75,35 +75,44 @@ def _lines_by_run(packed: bytes) -> tuple[str, dict[str, list[str]]]:  # header,
     for line, row in zip(lines, csv.reader(lines)): groups.setdefault(row[position], []).append(line)
     return header, groups
 
-def _select_rows(packed: bytes, run: str, columns: Sequence[str]) -> str | None:  # CSV; None where there are none
-    header, groups = _lines_by_run(packed)
-    held = next(csv.reader([header]))
-    if run not in groups or not set(columns) <= set(held): return None
-    positions, text = [held.index(c) for c in columns], io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *([row[p] for p in positions] for row in csv.reader(groups[run]))])
+def _split_columns(rows: Iterable[Sequence[str]]) -> dict[str, list[str]]:  # cells by head
+    return {head: cells for head, *cells in zip(*rows)}
+
+def _select_columns(path: Path, run: str, columns: Sequence[str]) -> dict[str, list[str]]:  # cells, of those it holds
+    header, groups = _lines_by_run(path.read_bytes()) if path.is_file() else ("", {})
+    held = _split_columns(csv.reader([header, *groups.get(run, [])]))
+    return {c: held[c] for c in columns if held.get(c)}
+
+def _join_columns(columns: Mapping[str, Sequence[str]]) -> str:  # CSV
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values())])
     return text.getvalue()
 
 def _follow_pointer(text: str) -> str:
-    pointer = json.loads(text.removeprefix(POINTER_MARK))
-    path = folder("reports") / pointer["table"]
-    rows = _select_rows(path.read_bytes(), pointer["run"], pointer["columns"]) if path.is_file() else None
-    if rows is None or digest(rows) != pointer["digest"]:
-        raise InputError(str(path), f"does not hold the rows of run {pointer['run']} any more",
-                         f"restore it: git checkout -- {path}")
-    return rows
+    pointer, _, own = text.removeprefix(POINTER_MARK).partition("\n")
+    pointer = json.loads(pointer)
+    path, columns = folder("reports") / pointer["table"], pointer["columns"]
+    cells = _select_columns(path, pointer["run"], columns)
+    cells |= {head: rest for head, *rest in (c.split("\n") for c in own.split(COLUMN_END))}
+    rows = _join_columns({c: cells[c] for c in columns}) if set(columns) <= set(cells) else ""
+    if digest(rows) == pointer["digest"]: return rows
+    raise InputError(str(path), f"does not hold the rows of run {pointer['run']} any more",
+                     f"restore it: git checkout -- {path}")
 
 def point_at_rows(packed: bytes, run: str, tables: Sequence[Path]) -> bytes:  # by column where none holds its rows
-    "A run's packed table, or a pointer to the first of some tables below `reports/` that holds the same rows"
+    """A run's packed table, or a pointer to that of some tables below `reports/` that holds most of its columns, with
+    the other ones"""
     text = unpack_table(packed).read()
-    columns = next(csv.reader(text.splitlines()[:1]), [])
+    columns, shared = _split_columns(csv.reader(io.StringIO(text, newline=""))), {}
     for path in tables:
-        if _select_rows(path.read_bytes(), run, columns) != text: continue
-        name = path.relative_to(folder("reports")).as_posix()
-        pointer = dict(table=name, run=run, columns=columns, digest=digest(text))
-        return (POINTER_MARK + json.dumps(pointer)).encode()
-    columns = lay_out_columns(text)
-    return packed if columns == text else columns.encode()
+        same = [c for c, cells in _select_columns(path, run, columns).items() if cells == columns[c]]
+        if len(same) > len(shared): shared, table = same, path.relative_to(folder("reports")).as_posix()
+    if not shared or _join_columns(columns) != text:
+        laid_out = lay_out_columns(text)
+        return packed if laid_out == text else laid_out.encode()
+    pointer = json.dumps(dict(table=table, run=run, columns=[*columns], digest=digest(text)))
+    own = COLUMN_END.join("\n".join([c, *cells]) for c, cells in columns.items() if c not in shared)
+    return (POINTER_MARK + "\n".join([pointer, own][:1 + bool(own)])).encode()
 
 # %% ../../nbs/library/0_kit/02_storage.ipynb #a0af7552
 def remember(parts: Sequence[str],  # what the rows depend on, such as the code's key, the run and the case
