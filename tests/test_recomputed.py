@@ -447,7 +447,7 @@ ARM = "part == 'diversity' & method == "
 HOSPITALS = {1: "one hospital", 2: "two hospitals", 3: "three hospitals", 4: "four hospitals"}
 MOVES = {  # table of `generalization`: query of the rows before, of those after
     "adaptation": ("part == 'away' & method == 'unet'", "part == 'adapted' & method == @row['method']"),
-    "diversity": (f"{ARM}'one hospital'", f"{ARM}@HOSPITALS[row['hospitals']]"),
+    "diversity": (f"{ARM}'one hospital'", f"{ARM}@row['arm']"),
     "forgetting": ("part == 'at home again' & method == 'before' & k == @row['patients']",
                    "part == 'at home again' & method == 'fine-tuned' & k == @row['patients']"),
 }
@@ -465,7 +465,8 @@ def test_moved_networks_are_compared_on_the_same_patients(reports, name):
     stored, rows, faults = table(reports, "generalization", name), rows_of(reports, "generalization"), []
     for row in stored.to_dict("records"):
         here = of_pair(rows, row["source"], row["target"])
-        chosen = [here.query(q, local_dict=dict(row=row, HOSPITALS=HOSPITALS)) for q in MOVES[name]]
+        row["arm"] = HOSPITALS.get(row.get("hospitals"))
+        chosen = [here.query(q, local_dict=dict(row=row)) for q in MOVES[name]]
         if row.get("hospitals") == 1:  # A/A: two draws of one hospital
             chosen = [chosen[0].query("seed == @seed").assign(seed=0) for seed in (0, 1)]
         before, after = (side.groupby(["patient", "fold", "seed"]).dice.mean() for side in chosen)

@@ -609,7 +609,8 @@ def summarize_reasons(losses: pd.DataFrame) -> pd.DataFrame:
     from statsmodels.regression.mixed_linear_model import MixedLM
     terms = [*REASONS, "encoding", "size"]
     z = (losses[terms] - losses[terms].mean()) / losses[terms].std()
-    fit = MixedLM(losses.loss, z.assign(intercept=1.), losses.pair).fit()
+    # the gradient steps of the package's default end before the optimum
+    fit = MixedLM(losses.loss, z.assign(intercept=1.), losses.pair).fit(method="powell")
     ends = fit.conf_int().loc[terms]
     table = pd.DataFrame(dict(**REAL_PAIRS, method="unet", term=terms,
                               coefficient=fit.params[terms], coefficient_low=ends[0],

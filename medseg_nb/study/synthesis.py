@@ -710,7 +710,7 @@ def score_stress(profile: str, dataset: str) -> pd.DataFrame:
     rows = score_under_artifacts(configs, plan.stressed)  # network by network for each artefact and level
     in_order = rows.groupby(["artefact", "level"]).cumcount() // (len(rows[rows.level == 0]) // len(configs))
     return rows.assign(part="artefact", training=np.array(names)[in_order], setting=setting_name(configs[0]),
-                       seed=rows.seed % plan.seeds)
+                       seed=rows.seed % plan.seeds, dice=round_six_digits(rows.dice.to_numpy(float)))
 
 def add_change(rows: pd.DataFrame) -> pd.DataFrame:
     "Rows of images with artefacts, with the change from the Dice of the same image without"
