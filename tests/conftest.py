@@ -95,9 +95,12 @@ def read_table(path, **options) -> pd.DataFrame:
         with path.open("rb") as file: return pd.read_csv(file, **options)
     text = unpack_text(path.read_bytes())
     if text.startswith("# rows of a run "):
-        pointer = json.loads(text.partition(": ")[2])
+        pointer, _, own = text.partition(": ")[2].partition("\n")
+        pointer = json.loads(pointer)
         table = read_text_table(Path(os.environ.get("MEDSEG_REPORTS", REPO / "reports")) / pointer["table"])
-        text = table.loc[table.run == pointer["run"], pointer["columns"]].to_csv(index=False)
+        columns = dict(table[table.run == pointer["run"]].items())
+        columns |= {name: cells for name, *cells in (c.split("\n") for c in own.split("\x1e"))}
+        text = pd.DataFrame({c: [*columns[c]] for c in pointer["columns"]}).to_csv(index=False)
     return pd.read_csv(io.StringIO(text), **options)
 
 

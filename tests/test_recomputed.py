@@ -69,14 +69,19 @@ def read_committed_runs(reports: Path):
             for name in archive.namelist():
                 if not name.endswith("cases.csv.xz"): continue
                 text = unpack_text(archive.read(name))
-                if text.startswith("# rows of a run "): text = rows_pointed_at(json.loads(text.partition(": ")[2]))
+                if text.startswith("# rows of a run "): text = rows_pointed_at(text.partition(": ")[2])
                 yield pd.read_csv(io.StringIO(text), dtype=TEXT, low_memory=False)
 
 
-def rows_pointed_at(pointer: dict) -> str:
-    "Rows of a run that a section's table holds, as they were when the pointer was written"
-    rows = read_as_text(REPORTS / pointer["table"]).get_group(pointer["run"])[pointer["columns"]]
-    text = rows.to_csv(index=False, lineterminator="\n")
+def rows_pointed_at(text: str) -> str:
+    "Rows of a run, most columns of which a section's table holds, as they were when the pointer was written"
+    pointer, _, own = text.partition("\n")
+    pointer = json.loads(pointer)
+    rows = read_as_text(REPORTS / pointer["table"]).get_group(pointer["run"]).reset_index(drop=True)
+    for column in own.split("\x1e") if own else ():
+        name, *cells = column.split("\n")
+        rows[name] = cells
+    text = rows[pointer["columns"]].to_csv(index=False, lineterminator="\n")
     stored = json.dumps(text, ensure_ascii=False) + "\n"  # a hash is one of JSON
     assert hashlib.sha256(stored.encode()).hexdigest() == pointer["digest"], pointer
     return text
