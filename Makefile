@@ -35,10 +35,10 @@ paper: env  ## execute what is stale and rebuild the smoke article and supplemen
 # two workers on two cores: threads of their own would wait for each other
 test check: export OMP_NUM_THREADS := 1
 test: env  ## every notebook's tests and those in tests/, but for the long ones
-	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2
+	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2 --skip_folder_re '^(course|[_.])'
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-check: env  ## the same with whole studies, servers, browsers and killed processes, as CI runs them
+check: env  ## the same with the lessons, the results of cpu, whole studies, servers, browsers and killed processes, as CI does
 	@PATH="$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2 --flags long
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not stress"
 

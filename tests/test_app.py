@@ -28,6 +28,8 @@ from medseg_nb.kit.execution import set_environment
 from medseg_nb.training.training import Config, run_training
 from medseg_nb.deployment.web import Guard, listen, create_server
 
+pytestmark = pytest.mark.long
+
 SKIN = Config("phantom_skin", "unet", steps=20, size=32, width=4)
 LUNG = Config("phantom_lung", "unet", steps=60, size=32, width=4)
 MRI = Config("phantom_mri_volumes", "unet", steps=20, size=16, depth=8, width=4, augment="none")
@@ -176,7 +178,6 @@ def test_bad_uploads_are_one_line(skin, lung, tmp_path):
 TAKEN_NAMES = ("mask", "uncertainty", "image0", "image", "upload-000000")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("stem", TAKEN_NAMES)
 def test_an_upload_is_never_given_back_as_an_answer(models, stem, tmp_path):
     """Whatever a file is called, alone or in a zip, the answers are those that it gets under another name, and its name
@@ -216,7 +217,6 @@ def test_a_refusal_names_what_was_sent(lung, tmp_path):
         assert "upload" not in answer.text, answer.text
 
 
-@pytest.mark.long
 def test_more_files_than_an_upload_may_have(lung, tmp_path):
     "The limit is told beforehand and is the one that holds; what is above it comes as a zip"
     most = lung.client.get("/api/model").json()["limits"]["files"]
@@ -373,7 +373,6 @@ def volume_trip(tab, path: Path, model, to: Path):
     for r in [r for r in tab.locator("#sizes tr").all_inner_texts()]: assert "mm³" in r and "ml" in r and "px" not in r
 
 
-@pytest.mark.long
 def test_volume_in_niivue(models, desk, tmp_path):
     if not app.niivue_path().is_file():
         needs("npm")
@@ -429,7 +428,6 @@ def test_series_open_see_export_reopen(lung, models, desk, tmp_path):
     for c in lung.client.get("/api/cases").json(): assert lung.client.delete(f"/api/cases/{c['id']}").status_code == 200
 
 
-@pytest.mark.long
 def test_a_long_series_is_offered_as_a_zip(models, desk, tmp_path):
     "More slices than one upload may have: the page says so, packs them, and sends the pack"
     most = app.MAX_UPLOAD_FILES

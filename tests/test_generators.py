@@ -37,6 +37,7 @@ def whole_files(runs: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in found if p.name not in ("lock", "measured.json")}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 @pytest.mark.parametrize("model", ["pix2pix", "diffusion"])
 def test_a_killed_generator_ends_with_the_same_bytes(tmp_path, model):

@@ -92,6 +92,7 @@ def test_a_misspelt_data_set_is_answered_with_the_nearest(fresh, words):
     assert fresh.call(*words, "zebra").stderr.endswith("; choose one of: phantom_skin\n"), "nothing is near"
 
 
+@pytest.mark.long
 def test_the_beginning_of_a_key_is_a_key(trained, tmp_path):
     done = trained.medseg("export", trained.key[:6], "--to", "onnx", "--out", str(tmp_path / "onnx"))
     assert done.returncode == 0, done.stderr

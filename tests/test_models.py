@@ -244,6 +244,7 @@ def test_a_folder_of_pictures_may_have_a_model_s_name(user, pictures):
     assert user.call("predict", "nuclei", "nuclei", "--out", "masks").returncode == 0
 
 
+@pytest.mark.long
 def test_an_object_is_explained_without_the_data(user, pictures):
     done = user.call("explain", "nuclei", pictures[0], "--target", "class:1", "--method", "grad_cam_pp", "--out", "why")
     assert done.returncode == 0, done.stderr

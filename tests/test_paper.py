@@ -18,7 +18,7 @@ from medseg_nb.paper.build import MAX_BYTES
 from medseg_nb.paper.summary import STEPS
 
 
-@pytest.fixture(params=["smoke", "cpu"])
+@pytest.fixture(params=["smoke", pytest.param("cpu", marks=pytest.mark.long)])
 def reports(request) -> Path:
     "The reports of a profile"
     place = find_reports(request.param)

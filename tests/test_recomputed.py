@@ -30,7 +30,7 @@ FLOOR = .7  # of Dice: what a human would have to mend, as `quality` has it
 CONTROL = "another seed (A/A)"
 
 
-@pytest.fixture(params=["smoke", "cpu"])
+@pytest.fixture(params=["smoke", pytest.param("cpu", marks=pytest.mark.long)])
 def reports(request) -> Path:
     place = REPORTS / request.param
     if not place.is_dir(): pytest.skip(f"reports/{request.param} is not there yet")

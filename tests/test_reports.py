@@ -45,7 +45,7 @@ from medseg_nb.training.training import Config
 TEXT = dict(case=str, patient=str, site=str, grade=str)
 
 
-@pytest.fixture(params=["smoke", "cpu"])
+@pytest.fixture(params=["smoke", pytest.param("cpu", marks=pytest.mark.long)])
 def reports(request) -> Path:
     "The reports of a profile"
     place = find_reports(request.param)
@@ -380,7 +380,9 @@ OF_CASES = sorted((p.parent.parent.name, p.parent.name, name) for profile in ("s
                   for name, facts in load(p)["tables"].items() if facts["source"] == "cases.csv")
 
 
-@pytest.mark.parametrize(("profile", "section", "name"), OF_CASES, ids=map(".".join, OF_CASES))
+@pytest.mark.parametrize(("profile", "section", "name"), [
+    pytest.param(*names, id=".".join(names), marks=[pytest.mark.long] if names[0] == "cpu" else [])
+    for names in OF_CASES])
 def test_tables_are_recomputed_from_cases(quick, profile, section, name):
     "Every number of every table that names cases.csv as its source"
     place = REPO / "reports" / profile / section

@@ -19,6 +19,8 @@ from medseg_nb.kit.core import InputError
 from medseg_nb.paper import build as paper
 from medseg_nb.paper.build import build
 
+pytestmark = pytest.mark.long
+
 
 def executed(done: subprocess.CompletedProcess) -> list[str]:
     "Sections that a call of `medseg paper` executed"
@@ -60,7 +62,6 @@ def test_second_call_executes_nothing_and_changes_no_byte(project):
     assert time.monotonic() - start < 10 and project.files() == before
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("old, new, section",
                          [("The mean of section b", "As new words say, the mean of section b", "b"),
                           ("# a comment of section a", "# quite another remark", "a"),
@@ -81,7 +82,6 @@ def test_new_prose_stands_in_the_paper(project):
     assert "wholly rewritten" in page(project) and (project.reports / "smoke" / "supplement.pdf").read_bytes() != pdf
 
 
-@pytest.mark.long
 def test_value_executes_its_section_and_dependants(project):
     project.edit("b", "before + 1", "before + 5")
     status = {r["section"]: r["state"] for r in json.loads(project.medseg("status", "--json").stdout)}
@@ -89,7 +89,6 @@ def test_value_executes_its_section_and_dependants(project):
     assert executed(project.medseg("paper")) == ["b", "c"]
 
 
-@pytest.mark.long
 def test_refactoring_with_equal_results_stops_there(project):
     before = project.files()["reports/smoke/a/results.json"]
     project.edit("a", "doubled = 2 * values", "doubled = values + values")
@@ -106,7 +105,6 @@ def test_number_edited_by_hand_is_replaced(project):
     assert project.files() == whole
 
 
-@pytest.mark.long
 def test_only_leaves_other_sections_stale(project):
     project.edit("a", "2 * values", "3 * values")
     done = project.medseg("paper", "--only", "a")
@@ -149,7 +147,6 @@ DAMAGES = dict(empty=lambda text: "", cut=lambda text: text[:-5], garbled=lambda
                other=lambda text: "[]\n[]")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_answers_are_computed_again(project, damage):
     kept = sorted((project.runs / "computed").rglob("*.json"))
@@ -183,13 +180,11 @@ def add_independent(project: Project) -> None:
         write_notebook(project.root / "nbs" / "study" / f"{number}_{me}.ipynb", cells)
 
 
-@pytest.mark.long
 def test_side_by_side_gives_the_same_bytes(fresh, built):
     assert sorted(executed(fresh.medseg("paper", "-j", "2"))) == ["a", "b", "c"]
     assert fresh.files() == built.files()
 
 
-@pytest.mark.long
 def test_independent_sections_are_executed_at_once(project):
     add_independent(project)
     done = project.medseg("paper", "-j", "2")
@@ -200,7 +195,6 @@ def test_independent_sections_are_executed_at_once(project):
     assert [x for x in done.stderr.splitlines() if x.startswith("[d] ")] == ["[d] a line of d"]
 
 
-@pytest.mark.long
 def test_error_side_by_side(fresh):
     add_independent(fresh)
     fresh.edit("a", "2 * values", "2 / 0 * values")
@@ -223,7 +217,6 @@ def test_failing_notebook_keeps_earlier_results(project):
     assert "ZeroDivisionError" in kept.read_text(encoding="utf-8") and project.files() == before
 
 
-@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed at once")
 def test_kill_at_any_moment(project):
     draws, whole, kills = random.Random(2), project.files(), 0
@@ -253,7 +246,6 @@ def test_a_notebook_that_was_half_written_goes(project):
     assert done.returncode == 0 and executed(done) == [] and not half_written.exists()
 
 
-@pytest.mark.long
 def test_two_calls_at_once(fresh, built):
     both = [fresh.start("paper") for _ in range(2)]
     ends = [p.communicate(timeout=120) for p in both]
@@ -275,7 +267,6 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("free", [0, 12_000])
 def test_full_disk(built, disk, free):
     project = built.copy(disk / "project")
@@ -298,7 +289,6 @@ NO_SPACE = textwrap.dedent("""
 """)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("file", ["results.json", "provenance.json", "article.pdf"])
 def test_injected_full_disk(project, tmp_path, file):
     (tmp_path / "sitecustomize.py").write_text(NO_SPACE)
