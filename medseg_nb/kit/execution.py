@@ -43,8 +43,8 @@ from .core import (
     manifest_folder, manifest_folders, require_device, read_yaml, root, replace_folder, sha256, to_json, write)
 from .storage import pack_archives, release_rows, remove_leftovers, shorten_json
 from .keys import (BOOKKEEPING, Closure, closure, computed_path, defines, collect_definitions,
-                                store_cached, load_cached, skeleton, source_path, current_sources, module_scope,
-                                tree_digest, used_names)
+                                hold_sources, store_cached, load_cached, skeleton, source_path, current_sources,
+                                module_scope, tree_digest, used_names)
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #3b656444
 ProfileName = Literal[PROFILES]
@@ -148,6 +148,7 @@ def section_defines(section: str, name: str) -> bool:
     "Whether a section's module defines a name, or takes it from the library"
     return defines(section_module(section), name)
 
+@hold_sources()
 def list_run_configs(section: str, parameter_values: dict) -> list:
     "Configs of the runs that a section trains or reads; empty for most"
     return (import_module(section_module(section)).list_runs(parameter_values["profile"], parameter_values["datasets"])
@@ -179,13 +180,15 @@ def _watch_files() -> None: sys.addaudithook(_record_file_state)
 
 @contextlib.contextmanager
 def record_file_access() -> Iterator[dict[str, str | None]]:  # state of each file at its first opening, by its path
-    "Which files of the project, and of data, are looked at"
+    "Which files of the project, and of data, are looked at; answers that are kept follow from others and do not count"
     _watch_files()
     places = root(), folder("runs"), folder("reports"), folder("cache"), *data_folders()
     states = {"": tuple(f"{p}{os.sep}" for p in places)}
     token = _FILE_STATES.set(states)
     try: yield states
-    finally: _FILE_STATES.reset(token); del states[""]
+    finally: _FILE_STATES.reset(token)
+    kept_answers = f"{computed_path()}{os.sep}"
+    for path in [p for p in states if not p or p.startswith(kept_answers)]: del states[path]
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #4fe847b1
 class Run(NamedTuple):
@@ -343,6 +346,7 @@ def reason_section_not_applicable(section: str, profile: str, data: str | None =
     return next(filter(None, reasons), "")
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #a3eedfc3
+@hold_sources()
 def list_section_states(profile: str, data: str | None = None) -> list[dict]:
     "State of each section of a profile: current, stale, absent, not checkable here or does not fit"
     rows = []

@@ -6,8 +6,8 @@
 __all__ = ['BOOKKEEPING', 'is_kit_module', 'skeleton', 'tree_digest', 'Definitions', 'collect_definitions', 'source_path',
            'is_module', 'plugins_folder', 'module_definitions', 'computed_path', 'load_cached', 'store_cached',
            'Closure', 'package_version', 'Outline', 'build_outline', 'source_stamps', 'reading_digest', 'module_scope',
-           'defines', 'used_names', 'Sources', 'current_sources', 'closure', 'register', 'registered_names',
-           'load_module', 'resolve']
+           'defines', 'used_names', 'Sources', 'current_sources', 'hold_sources', 'closure', 'register',
+           'registered_names', 'load_module', 'resolve']
 
 # %% ../../nbs/library/0_kit/01_keys.ipynb #5af170c6
 import ast
@@ -20,7 +20,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from json.encoder import encode_basestring
@@ -309,7 +309,16 @@ class Sources:
 
 _cached_sources = functools.lru_cache(maxsize=1)(Sources)
 
-def current_sources() -> Sources: return _cached_sources(source_stamps())
+_held_sources = []  # the last one counts
+
+def current_sources() -> Sources: return _held_sources[-1] if _held_sources else _cached_sources(source_stamps())
+
+@contextlib.contextmanager
+def hold_sources() -> Iterator[None]:
+    "Within it, keys are those of the code as it stood at the beginning, whose files are looked at once"
+    _held_sources.append(current_sources())
+    try: yield
+    finally: _held_sources.pop()
 
 # %% ../../nbs/library/0_kit/01_keys.ipynb #3eafccd2
 # What finds and orders; no number depends on it
