@@ -9,10 +9,11 @@ __all__ = ['SUPPORTED', 'REFUTED', 'ON_GPU', 'INK', 'PAPER', 'SET_COLOR', 'STEPS
            'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'ARTICLE_FIGURES',
            'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
            'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid', 'volume_controls',
-           'hybrid_differences', 'pooled_differences', 'draw_opponents', 'draw_forest', 'lowest_shown', 'color_models',
-           'draw_curves', 'describe_reading', 'caption_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu',
-           'planned_repeats', 'describe_recipe', 'describe_gpu_design', 'longer_settings', 'describe_design',
-           'compose_overview', 'compose_decided', 'compose_opponents', 'compose_curves', 'draw_article_figures']
+           'hybrid_differences', 'pooled_differences', 'find_repeated_opponents', 'draw_opponents', 'draw_forest',
+           'lowest_shown', 'color_models', 'draw_curves', 'describe_reading', 'caption_reading', 'select_gpu_rows',
+           'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe', 'describe_gpu_design',
+           'longer_settings', 'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents',
+           'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import math
@@ -227,13 +228,18 @@ def pooled_differences(sections: dict[str, PaperSection]) -> pd.DataFrame:
     rows = pooled.assign(stage=stages, opponent=pooled.against, dataset=ALL_SETS)
     return rows[rows.model == "strided8_window"]
 
+def find_repeated_opponents(rows: pd.DataFrame) -> pd.DataFrame:
+    "Rows of opponents that were met on more than one data set; all where there is none"
+    repeated = rows[rows.groupby("opponent").dataset.transform("nunique") > 1]
+    return repeated if len(repeated) else rows
+
 def draw_opponents(rows: pd.DataFrame):
     "Forest plots with a panel for each data set, four a row, and one for the means over them"
     import matplotlib.pyplot as plt
     datasets = sorted(dict.fromkeys(rows.dataset), key=lambda d: d == ALL_SETS)
     labels = [*dict.fromkeys(o for o in rows.opponent if o != CONTROL), *{CONTROL} & {*rows.opponent}]
     lines, columns = math.ceil(len(datasets) / 4), min(4, len(datasets))
-    fig, axes = plt.subplots(lines, columns, figsize=(7.2, .6 + lines * (.4 + .18 * len(labels))), sharex=True,
+    fig, axes = plt.subplots(lines, columns, figsize=(7.2, .6 + lines * (.4 + .25 * len(labels))), sharex=True,
                              sharey=True, squeeze=False, layout="constrained")
     for ax, dataset in zip(axes.flat, datasets): draw_forest(ax, rows[rows.dataset == dataset], labels, dataset)
     for ax in axes.flat[len(datasets):]: ax.set_axis_off()
@@ -252,11 +258,11 @@ def draw_forest(ax, rows: pd.DataFrame, labels: list[str], dataset: str) -> None
     ax.axvline(0, color=INK, lw=.7, ls=":")
     ax.set_title(display_name(dataset), fontsize=7.5)
     for r in rows.itertuples():
-        (color, mark), shift = STAGE_MARKS[r.stage], .22 * ([*STAGE_MARKS].index(r.stage) - 1)
+        (color, mark), shift = STAGE_MARKS[r.stage], .27 * ([*STAGE_MARKS].index(r.stage) - 1)
         y = labels.index(r.opponent) + shift
         if dataset == ALL_SETS: ax.plot([r.next_low, r.next_high], [y, y], color=color, lw=.5)
         ax.plot([r.difference_low, r.difference_high], [y, y], color=color, lw=1.3, solid_capstyle="butt")
-        ax.plot(r.difference, y, mark, color=color, ms=3.5, mfc="white" if r.opponent == CONTROL else color)
+        ax.plot(r.difference, y, mark, color=color, ms=3, mfc="white" if r.opponent == CONTROL else color)
     ax.tick_params(labelsize=7)
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #83d1a318
@@ -430,11 +436,13 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
 
 def compose_opponents(sections: dict[str, PaperSection], reports: Path) -> tuple[object, str] | None:
     "Hybrids against their opponents"
-    rows = hybrid_differences(sections)
-    if not len(rows): return None
+    all_rows = hybrid_differences(sections)
+    if not len(all_rows): return None
+    rows = find_repeated_opponents(all_rows)
     is_pooled = bool((rows.dataset == ALL_SETS).any())
     return draw_opponents(rows), (
-        "Dice of the hybrids minus that of each opponent at an equal planned budget"
+        "Dice of the hybrids minus that of each opponent"
+        + " on more than one set," * (len(rows) < len(all_rows)) + " at an equal planned budget"
         + is_pooled * ", or on a GPU with equally many images"
         + f" ({_count_cases(rows[rows.dataset != ALL_SETS])}), with 95 % intervals. Hollow: U-Net against itself"
         + " (on volumes that of *Ablations*)" * bool(len(volume_controls(sections))) + "."
