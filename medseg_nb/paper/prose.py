@@ -262,18 +262,22 @@ def excluding_zero(rows: list[dict], sign: int = 0) -> list[dict]:  # sign: 1 ab
     sides = [(r, 0 if low is None or low <= 0 <= high else 1 if low > 0 else -1) for r, low, high in ends]
     return [r for r, side in sides if side and side in (sign or side,)]
 
-def _count_sides(rows: list[dict], noun: str) -> str:
+def _count_sides(rows: list[dict], noun: str, than: str = "") -> str:
     above, below = (len(excluding_zero(rows, sign)) for sign in (1, -1))
-    if len(rows) == 1: return f"{'above' if above else 'below' if below else 'around'} zero in the one {noun}"
-    return f"above zero in {above or 'none'} and below it in {below or 'none'} of {count_noun(len(rows), noun)}"
+    than, neither = f" {than}" if than else "", "neither higher nor lower"
+    if len(rows) == 1: return f"{'higher' if above else 'lower' if below else neither}{than} in the one {noun}"
+    if not above and not below: return f"{neither}{than} in any of {count_noun(len(rows), noun)}"
+    return f"higher{than} in {above or 'none'} of {count_noun(len(rows), noun)} and lower in {below or 'none'}"
 
 def describe_differences(rows: list[dict],          # of a table with `difference`, and perhaps `p_holm` and `trainings`
-                         noun: str = "comparison") -> str:
-    "Where the intervals of differences lie; completes “the 95 % interval lay”"
+                         noun: str = "comparison",
+                         than: str = "",            # with which the others are compared, such as “than U-Net's”
+                        ) -> str:
+    "In how many rows the interval of the difference excludes zero; completes “its Dice was”"
     single, several = ([r for r in rows if has_one_training(r) == one] for one in (True, False))
     if not rows: raise InputError(noun, "none is described", "ask for rows that there are")
-    if not several: return f"{_count_sides(single, noun)}, with one training run per arm, which decides nothing"
-    text = _count_sides(several, noun)
+    if not several: return f"{_count_sides(single, noun, than)}, with one training run per arm, which decides nothing"
+    text = _count_sides(several, noun, than)
     if excluding_zero(several) and "p_holm" in rows[0]:
         text += f" ({len(significant(several)) or 'none'} after Holm's correction)"
     one = f"; with one training run per arm, which decides nothing, {_count_sides(single, noun)}"

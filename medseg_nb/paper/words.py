@@ -186,6 +186,7 @@ FAULTS = {r"\d(?:\.\d+)?e[+-]?\d+": "a number in the notation of programs",
           r"training runs|rows|pairs|"
           r"networks|methods|curves|kinds|runs|nodules|fields)\b": "one of something, in the plural",
           r"not estimable": "a result that is not there",
+          r"\blay (?:above|below|around) zero\b": "a count of intervals where a reader looks for the effect",
           r"\b(?:of|in|by) (?:the )?(?:0|no) \w+s\b": "a share of nothing",
           r"\b(?:0|1) times\b": "a count that has a word",
           r"\b(?:nan|inf|NaN|True|False|None(?! of))\b": "a value of a program",
