@@ -355,9 +355,10 @@ def data_audit(id: str, as_json: Json = False):
     if result.findings: raise typer.Exit(2)
 
 # %% ../nbs/library/99_cli.ipynb #5eadc4e6
-def _train_plan(profile: str, jobs: int | None, limit: str | None) -> None:
+def _train_plan(profile: str, jobs: int | None, limit: str | None, dry_run: bool) -> None:
     "Train what a plan still lacks; exit code 3 where something is left, such as a data set that is not on this machine"
-    from medseg_nb.training.convergence_runs import train_plan
+    from medseg_nb.training.convergence_runs import describe_missing_runs, train_plan
+    if dry_run: return print(*(describe_missing_runs(profile) or ["nothing is missing"]), sep="\n")
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     _deadline(limit)
     if hasattr(os, "nice"): os.nice(19)
@@ -411,16 +412,19 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
           limit: Annotated[Optional[str],
                            typer.Option(help="with --missing: start no new run after this time, such as 30m")] = None,
           packed: Annotated[Optional[Path], typer.Option(help="train instead the runs in a folder of `medseg pack`, "
-                                                         "-j of them at once")] = None):
+                                                         "-j of them at once")] = None,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="with --missing: say what would be trained, and the "
+                                                "hours that it takes, and stop")] = False):
     "Train one run with the profile's settings and print its key; or train what is missing, or what was packed."
     plug(plugins)
     require_workspace()
     of_one_run = {"--data": data, "--model": model, "--fold": fold, "--steps": steps}
-    if packed: _refuse(of_one_run | {"--missing": missing or None, "--limit": limit}, f"{packed} says what is trained")
+    of_missing = {"--limit": limit, "--dry-run": dry_run or None}
+    if packed: _refuse(of_one_run | {"--missing": missing or None} | of_missing, f"{packed} says what is trained")
     if missing: _refuse(of_one_run, "is of one run; nbs/plans.yaml says it for missing ones")
-    if missing: return _train_plan(profile, jobs, limit)
+    if missing: return _train_plan(profile, jobs, limit, dry_run)
     if packed: return _train_packed(packed, jobs or 1)
-    _refuse({"-j": jobs, "--limit": limit}, "goes with --missing; one run has no use for it")
+    _refuse({"-j": jobs} | of_missing, "goes with --missing; one run has no use for it")
     if not (data and model): raise typer.BadParameter("give both, or --missing", param_hint="--data and --model")
     from dataclasses import replace
     from medseg_nb.methods import hybrid_runs

@@ -96,6 +96,10 @@ def test_a_stage_trains_what_the_search_chose(tmp_path, monkeypatch):
     def train_here(runs):
         for config in runs: trained.append((config.model, config.unit)); run_training(config); yield config
     monkeypatch.setattr(convergence_runs, "train_missing", train_here)
+    wanted, total = convergence_runs.describe_missing_runs("cpu")
+    counts = ", ".join(f"1 of {name}" for name in sorted(throughput))
+    assert wanted == f"phantom_skin: 0.5 h, {counts}", "before a design is chosen"
+    assert total.startswith("all: 0.5 h of one thread; more follow")
     assert convergence_runs.train_plan("cpu") == []
     published = {json.loads((p / "config.json").read_text())["model"]: round(read_dice(p), 3)
                  for p in stored_runs(tmp_path / "reports" / "cpu").values()
@@ -104,6 +108,7 @@ def test_a_stage_trains_what_the_search_chose(tmp_path, monkeypatch):
     (hybrid, unit), best = trained[-1], max(published[d] for d in designs[1:])
     assert unit == "patient" and hybrid in designs[1:] and published[hybrid] == best
     assert convergence_runs.train_plan("cpu") == [] and len(trained) == 5, "nothing is missing any more"
+    assert convergence_runs.describe_missing_runs("cpu") == []
 
 
 def test_a_plan_is_refused_in_one_line(fresh):

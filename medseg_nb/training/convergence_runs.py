@@ -10,13 +10,15 @@ __all__ = ['TASK', 'COUNT_COLUMNS', 'MIN_RISE', 'ROW_NAMES', 'OVERLAP', 'load_co
            'load_curve', 'is_pictured', 'publish_convergence_run', 'design_run', 'round_runs', 'round_rates',
            'search_runs', 'summarize_designs', 'rank_designs', 'best_with_attention', 'choose_design',
            'resolve_designs', 'still_rises', 'plan_stages', 'list_planned_runs', 'is_complete', 'list_complete_runs',
-           'add_overlap', 'load_patient_rows', 'Progress', 'available_plan', 'train_runs', 'train_plan', 'train_search']
+           'add_overlap', 'load_patient_rows', 'Progress', 'available_plan', 'train_runs', 'train_plan',
+           'describe_missing_runs', 'train_search']
 
 # %% ../../nbs/library/6_training/07_convergence_runs.ipynb #46fed84b
 import io
 import json
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -339,7 +341,8 @@ class Progress:
         self.n_runs_left -= 1
         pace = (time.monotonic() - self.started_at) / self.completed_s
         hours_left = max(self.remaining_s, 0) * pace / 3600
-        return f"{name}: done; {self.n_runs_left} runs left in this step, about {hours_left:.1f} h"
+        runs = f"{self.n_runs_left} run{'s' * (self.n_runs_left != 1)}"
+        return f"{name}: done; {runs} left in this step, about {hours_left:.1f} h"
 
 def available_plan(plan: ConvergencePlan) -> tuple[ConvergencePlan, list[str]]:
     "The plan with what this machine has, and the data sets that it has not"
@@ -380,6 +383,23 @@ def train_plan(profile: str) -> list[str]:  # what is left, and why
         for list_stage_runs in (stage_rate_runs, main_runs):
             faults += train_runs(list_stage_runs(plan, stage), partial(planned_run_seconds, stage), profile)
     return list(dict.fromkeys(faults))
+
+def describe_missing_runs(profile: str) -> list[str]:  # a line for each data set, then what cannot be trained here
+    "What a plan has and the reports have not, with the hours of one thread that are planned for it"
+    plan, absent = available_plan(load_convergence_plan(profile))
+    missing = {c.key: (c, planned_run_seconds(plan.search, c)) for c in search_runs(plan)}
+    for stage in (resolve_designs(plan, s) for s in plan.stages):
+        runs = [*stage_rate_runs(plan, stage), *main_runs(plan, stage)]
+        missing |= {c.key: (c, planned_run_seconds(stage, c)) for c in runs}
+    missing = {key: pair for key, pair in missing.items() if not is_finished(pair[0])}
+    hours, counts = Counter(), defaultdict(Counter)
+    for config, seconds in missing.values():
+        hours[config.dataset] += seconds / 3600
+        counts[config.dataset][config.model] += 1
+    def list_counts(dataset): return ", ".join(f"{n} of {model}" for model, n in counts[dataset].items())
+    lines = [f"{dataset}: {hours[dataset]:.1f} h, {list_counts(dataset)}" for dataset in counts]
+    total = [f"all: {hours.total():.1f} h of one thread; more follow where a learning rate is chosen"] * bool(lines)
+    return [*lines, *total, *(f"{d}: is not on this machine" for d in absent)]
 
 def train_search(plan: ConvergencePlan, profile: str) -> list[str]:  # what went wrong
     "Train what the search for a design lacks, round by round"
