@@ -172,6 +172,7 @@ def test_validation_patients_are_inside_the_training_side_of_every_frozen_fold()
                     and not (who[0] | who[1]) & set(frozen[k]["test"]))
 
 
+@pytest.mark.long  # packs every file of the results of cpu
 def test_published_runs_are_those_of_the_plan():
     "Every committed run of this kind has its files, belongs to the plan, was scored by the code of today, and is small"
     plan, found = convergence_runs.load_convergence_plan("cpu"), {}

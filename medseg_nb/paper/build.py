@@ -58,7 +58,8 @@ def set_page(name: str, text: str, profile: str, sources: dict) -> bytes:
     "A document as web page; faults of language in an article are named"
     page = link_figures(run_pandoc(text, "html", "page.html", profile), folder("reports") / profile)
     page = embed_sources(shorten_cells(page), sources)
-    for fault in list_word_faults(page) if name == "article" else ():
+    own_names = [place.parent.name for place in (folder("own") / "data").glob("*/dataset.yaml")]
+    for fault in list_word_faults(page, own_names) if name == "article" else ():
         print(f"warning: {profile}/article.html: {fault}", file=sys.stderr)
     return page.encode()
 
