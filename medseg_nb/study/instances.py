@@ -100,7 +100,7 @@ INSTANCE_STUDY_METRICS = ["pq", "ap50", "ap75", "dice", "boundary_f1"]
 PUBLISHED_AP50 = .86  # of StarDist's authors on the fluorescence images, about, by as many training and test images
 MASK_RULES, SHOWN_READING = ("watershed", "mask_watershed"), instances.HEADS_READING
 LONGER = "_longer"  # ends the name of a tool that had more time than our networks
-TOOLS = ("stardist", "cellpose", f"stardist{LONGER}")  # which tests/peers trains
+TOOLS = ("stardist", "cellpose", f"stardist{LONGER}", f"cellpose{LONGER}")  # which tests/peers trains
 LEARNED_MAPS = (*instances.FIELD_CHANNELS, "border", "distance", "center", "flow")
 METHOD_PAIRS = [(m, rule) for rule in MASK_RULES for m in LEARNED_MAPS]
 METHOD_PAIRS += [("components", "watershed"), ("mask_components", "mask_watershed"),
@@ -207,7 +207,8 @@ def summarize_settings(rows: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/16_instances.ipynb #f42a7df1
 RIVALS = {DETECTION: "a Mask R-CNN", "stardist": "StarDist", "cellpose": "Cellpose",
-          f"stardist{LONGER}": "StarDist with four times the budget"}
+          f"stardist{LONGER}": "StarDist with four times the budget",
+          f"cellpose{LONGER}": "Cellpose with four times the budget"}
 
 def list_instance_claims(table: pd.DataFrame) -> list[dict]:
     "Ours: a map separates instances better than a watershed of the mask, and than a detector, on folds"

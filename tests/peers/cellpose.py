@@ -42,12 +42,13 @@ def main() -> None:
         if done.exists(): continue
         torch.manual_seed(SETTINGS["seed"])
         model, start = CellposeModel(gpu=False, pretrained_model=False), used()
+        parameters = sum(p.numel() for p in model.net.parameters())  # what predicts on a processor holds them otherwise
         train_seg(model.net, train_data=gray, train_labels=labels, channels=GRAY, batch_size=BATCH, n_epochs=steps,
                   nimg_per_epoch=BATCH, save_path=PLACE, model_name=f"cellpose{steps}")  # an epoch is one batch
         seconds, diameter = used() - start, float(model.net.diam_labels)
         tests = [x.astype(np.float32).mean(0) for x in load(given, "test_image")]
         found = [model.eval(x, channels=GRAY, diameter=diameter)[0] for x in tests]
-        about = dict(parameters=sum(p.numel() for p in model.net.parameters()), batch=BATCH, patch=[224, 224],
+        about = dict(parameters=parameters, batch=BATCH, patch=[224, 224],
                      network="residual U-Net with a style vector, of gray images", precision="fp32",
                      optimiser="AdamW, rate 0.005, by its schedule of epochs, of which each is one batch",
                      validation="none: all training images are trained on, its default thresholds are taken",
