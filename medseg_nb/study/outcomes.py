@@ -18,13 +18,13 @@ __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS',
            'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'compare_models',
            'summarize_sources', 'round_risk', 'list_shares', 'predict_from_shares', 'nested_rows', 'summarize_learning',
            'summarize_needed', 'encoder_networks', 'encode_by_fold', 'segmentation_folds', 'predict_by_encoder',
-           'list_encoder_pairs', 'summarize_encoders', 'list_encoder_claims', 'predict_transferred_risks',
-           'transfer_auc_change', 'summarize_transfer', 'predict_left_out_sites', 'summarize_sites',
-           'summarize_subgroups', 'summarize_fairness', 'simulate_cohort', 'cross_validate_importance',
-           'summarize_importance', 'summarize_stability', 'load_radiomics_rows', 'pivot_features',
-           'summarize_radiomics', 'list_outcome_claims', 'list_source_claims', 'list_radiomics_claims',
-           'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences', 'plot_learning', 'plot_roc',
-           'plot_calibration', 'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
+           'list_encoder_pairs', 'summarize_encoders', 'predict_transferred_risks', 'transfer_auc_change',
+           'summarize_transfer', 'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups',
+           'summarize_fairness', 'simulate_cohort', 'cross_validate_importance', 'summarize_importance',
+           'summarize_stability', 'load_radiomics_rows', 'pivot_features', 'summarize_radiomics', 'list_outcome_claims',
+           'list_source_claims', 'list_radiomics_claims', 'list_encoder_claims', 'plot_outcome_scores',
+           'plot_mask_explanations', 'plot_source_differences', 'plot_learning', 'plot_roc', 'plot_calibration',
+           'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +62,8 @@ from ..evaluation.intervals import (contrast, mean_interval, name_interval, roun
                                             variance_components, wilson_interval)
 from ..evaluation.comparisons import CONTROL, holm, is_above_zero, is_below_zero
 from ..training.plan import section_plan
-from ..training.training import Config, fit_runs, keep_measures, load_run, task_module, run_training
+from ..training.training import (Config, fit_runs, keep_measures, load_run, load_run_rows, run_training,
+                                         task_module)
 
 # %% ../../nbs/study/19_outcomes.ipynb #ab171b17
 @dataclass(frozen=True)
@@ -664,15 +665,6 @@ def summarize_encoders(rows: pd.DataFrame) -> pd.DataFrame:
     table = compare_models(own, list_encoder_pairs).merge(scores)
     return table[["study", "score", "model", *scores.columns[2:], *table.columns[3:-3]]]
 
-def list_encoder_claims(encoders: pd.DataFrame) -> list[dict]:
-    "An encoder that learned to segment foretells more than ImageNet's (the kit's)"
-    return [judge_claim(f"outcomes.transfer.{r.study}.{r.model.split(', ')[1]}",
-                        f"An encoder that learned to segment predicts better than ImageNet's "
-                        f"({r.model.split(', ')[1]}): {r.study}", "ours", "difference", (0, 0),
-                        (r.difference, r.difference_low, r.difference_high), r.n, _test_set_label(r.study), None,
-                        trainings=r.trainings)
-            for r in encoders[encoders.against.str.startswith(IMAGENET)].itertuples()]
-
 # %% ../../nbs/study/19_outcomes.ipynb #0b0b0136
 TRANSFERS = [("UCSF", "UPENN"), ("UPENN", "UCSF")]
 
@@ -913,6 +905,15 @@ def list_radiomics_claims(tables: Sequence[pd.DataFrame]) -> list[dict]:  # of d
                         (0, 0), (r.difference, r.difference_low, r.difference_high), r.n,
                         _test_set_label(r.study), None, trainings=r.trainings)
             for r in rows[rows.model.str.endswith(f"+ {RADIOMICS}")].itertuples()]
+
+def list_encoder_claims(encoders: pd.DataFrame) -> list[dict]:
+    "An encoder that learned to segment foretells more than ImageNet's (the kit's)"
+    return [judge_claim(f"outcomes.transfer.{r.study}.{r.model.split(', ')[1]}",
+                        "An encoder that learned to segment predicts better than ImageNet's "
+                        f"({r.model.split(', ')[1]}): {r.study}", "ours", "difference", (0, 0),
+                        (r.difference, r.difference_low, r.difference_high), r.n, _test_set_label(r.study), None,
+                        trainings=r.trainings)
+            for r in encoders[encoders.against.str.startswith(IMAGENET)].itertuples()]
 
 def plot_outcome_scores(table: pd.DataFrame, value: str):
     "A score with its interval by model, one panel a study; the dotted line is chance"
