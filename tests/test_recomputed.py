@@ -920,12 +920,9 @@ def test_encoders_are_compared_on_the_folds_of_the_segmentation(reports):
     none(faults)
     models = {"ImageNet, frozen", "ImageNet, tuned", "segmentation, frozen", "segmentation, tuned"}
     assert {*stored.model} == models and stored.groupby("study").size().eq(8).all()
-    adjusted, n = np.empty(len(stored)), len(stored)
-    for rank, i in enumerate(np.argsort(stored.p.to_numpy(), kind="stable")):  # Holm: the k-th smallest of n times n - k
-        adjusted[i] = min(1, (n - rank) * stored.p.iloc[i])
-    for i in np.argsort(stored.p.to_numpy(), kind="stable"):
-        adjusted[i] = adjusted[stored.p.to_numpy() <= stored.p.iloc[i]].max()
-    assert np.allclose(stored.p_holm, adjusted, atol=1e-5)
+    ranked = stored.p.sort_values()  # Holm: the smallest times their number, the next times one less
+    adjusted = (ranked * np.arange(len(ranked), 0, -1)).cummax().clip(upper=1)
+    assert np.allclose(stored.p_holm[ranked.index], adjusted, atol=1e-5)
 
 
 def test_calibration_is_a_logistic_fit(reports):
