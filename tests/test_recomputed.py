@@ -902,7 +902,8 @@ def test_sources_are_compared_on_the_same_patients(reports):
 def test_encoders_are_compared_on_the_folds_of_the_segmentation(reports):
     "Each patient is tested in the frozen fold whose network did not learn from the patient; scores and differences"
     stored = table(reports, "outcomes", "encoders")
-    rows = rows_of(reports, "outcomes", "partition.notna()").sort_values("patient")
+    rows = rows_of(reports, "outcomes", "partition.notna()").sort_values("patient").copy()
+    rows["risk"] = rows.groupby(["study", "model", "fold"]).risk.rank(pct=True)  # an AUC is of these as well
     faults, parts = [], dict(iter(rows.groupby(["study", "model"])))
     for (study, _), part in parts.items():
         dataset = "lgg_kaggle3m" if study.startswith("glioma") else "phantom_mri"
