@@ -658,8 +658,8 @@ def list_encoder_pairs(regression: str) -> list[tuple[str, str]]:
             (transferred[1], transferred[0]), (transferred[1], f"{transferred[1]}, {CONTROL}")]
 
 def summarize_encoders(rows: pd.DataFrame) -> pd.DataFrame:
-    """AUC or concordance of risks that are ranked within their fold, by what the encoder learned from, and differences on
-    the same patients"""
+    """AUC or concordance of risks that are ranked within their fold, by what the encoder learned from, and differences
+    on the same patients"""
     own = rows[rows.partition == SEGMENTATION]
     own = own.assign(risk=own.groupby(["study", "model", "fold"]).risk.rank(pct=True))
     scores = pd.DataFrame([dict(study=s, model=m, **_score_interval(_mean_contributions(part.assign(draw=0))))
