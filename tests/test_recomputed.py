@@ -813,7 +813,7 @@ def shifted_over_folds(values: np.ndarray, folds: np.ndarray) -> np.ndarray:  # 
 
 
 def patients_of(reports: Path, row: dict) -> pd.DataFrame:
-    rows = rows_of(reports, "outcomes", "fold.notna() & field.isna()")
+    rows = rows_of(reports, "outcomes", "fold.notna() & field.isna() & partition.isna()")
     return rows[(rows.study == row["study"]) & (rows.model == row["model"])].sort_values("patient")
 
 
@@ -862,37 +862,68 @@ def followed_weights(time: np.ndarray, event: np.ndarray) -> np.ndarray:
     return weights
 
 
-def test_sources_are_compared_on_the_same_patients(reports):
+def is_difference(row: dict, mine: pd.DataFrame, other: pd.DataFrame) -> bool:
     """AUC as shares of pairs; Uno's concordance as shares of weighted pairs, its spread by leaving out each patient.
     The draws are others than the kit's, so each end may differ by a tenth of the width"""
-    stored, faults = table(reports, "outcomes", "sources"), []
-    for row in stored.to_dict("records"):
-        against = f"{row['model']}, {CONTROL}" if row["against"] == CONTROL else row["against"]
-        mine, other = patients_of(reports, row), patients_of(reports, row | dict(model=against))
-        event, folds = mine.event.astype(float).to_numpy() > 0, mine.fold.to_numpy()
-        assert list(mine.patient) == list(other.patient) and list(mine.fold) == list(other.fold)
-        if row["score"] == "AUC":
-            kernel = order(mine.risk.to_numpy(), event) - order(other.risk.to_numpy(), event)
-            value, added = kernel.mean(), added_by_patients(kernel, event)
-        else:
-            time, n = mine.time.to_numpy(), len(mine)
-            first, second = (r.groupby("fold").risk.rank(pct=True).to_numpy() for r in (mine, other))
-            pairs = followed_weights(time, event)[:, None] * (
-                (time[None] > time[:, None]) | ((time[None] == time[:, None]) & ~event[None]))
-            right = pairs * (np.sign(first[:, None] - first) - np.sign(second[:, None] - second)) / 2
-            def score(keep): return right[np.ix_(keep, keep)].sum() / pairs[np.ix_(keep, keep)].sum()
-            value = score(np.arange(n))
-            added = np.array([n * value - (n - 1) * score(np.delete(np.arange(n), i)) for i in range(n)])
-        right_so = abs(row["difference"] - value) < 1e-5 and (row["n"], row["trainings"]) == (len(mine), len({*folds}))
-        half, ends = over_folds(added, folds), np.array([row["difference_low"], row["difference_high"]])
-        if half > 1e-12:
-            low, shifted, high = shifted_over_folds(added, folds)
-            is_near = np.abs(ends - shifted) < .1 * 2 * half
-            right_so &= bool((is_near | ((low <= ends) & (ends <= high))).all())
-            right_so &= (row["p"] < .05) == (ends[0] > 0 or ends[1] < 0)
-        if not right_so: faults.append((row, value, half))
-    none(faults)
+    event, folds = mine.event.astype(float).to_numpy() > 0, mine.fold.to_numpy()
+    assert list(mine.patient) == list(other.patient) and list(mine.fold) == list(other.fold)
+    if row["score"] == "AUC":
+        kernel = order(mine.risk.to_numpy(), event) - order(other.risk.to_numpy(), event)
+        value, added = kernel.mean(), added_by_patients(kernel, event)
+    else:
+        time, n = mine.time.to_numpy(), len(mine)
+        first, second = (r.groupby("fold").risk.rank(pct=True).to_numpy() for r in (mine, other))
+        pairs = followed_weights(time, event)[:, None] * (
+            (time[None] > time[:, None]) | ((time[None] == time[:, None]) & ~event[None]))
+        right = pairs * (np.sign(first[:, None] - first) - np.sign(second[:, None] - second)) / 2
+        def score(keep): return right[np.ix_(keep, keep)].sum() / pairs[np.ix_(keep, keep)].sum()
+        value = score(np.arange(n))
+        added = np.array([n * value - (n - 1) * score(np.delete(np.arange(n), i)) for i in range(n)])
+    right_so = abs(row["difference"] - value) < 1e-5 and (row["n"], row["trainings"]) == (len(mine), len({*folds}))
+    half, ends = over_folds(added, folds), np.array([row["difference_low"], row["difference_high"]])
+    if half > 1e-12:
+        low, shifted, high = shifted_over_folds(added, folds)
+        is_near = np.abs(ends - shifted) < .1 * 2 * half
+        right_so &= bool((is_near | ((low <= ends) & (ends <= high))).all())
+        right_so &= (row["p"] < .05) == (ends[0] > 0 or ends[1] < 0)
+    return bool(right_so)
+
+
+def name_against(row: dict) -> str: return f"{row['model']}, {CONTROL}" if row["against"] == CONTROL else row["against"]
+
+
+def test_sources_are_compared_on_the_same_patients(reports):
+    stored = table(reports, "outcomes", "sources")
+    none([row for row in stored.to_dict("records") if not is_difference(
+        row, patients_of(reports, row), patients_of(reports, row | dict(model=name_against(row))))])
     assert (stored.p_holm >= stored.p - 1e-9).all() and (stored.p_holm <= 1).all()
+
+
+def test_encoders_are_compared_on_the_folds_of_the_segmentation(reports):
+    "Each patient is tested in the frozen fold whose network did not learn from the patient; scores and differences"
+    stored = table(reports, "outcomes", "encoders")
+    rows = rows_of(reports, "outcomes", "partition.notna()").sort_values("patient").copy()
+    rows["risk"] = rows.groupby(["study", "model", "fold"]).risk.rank(pct=True)  # an AUC is of these as well
+    faults, parts = [], dict(iter(rows.groupby(["study", "model"])))
+    for (study, _), part in parts.items():
+        dataset = "lgg_kaggle3m" if study.startswith("glioma") else "phantom_mri"
+        folds = json.loads((REPO / "data_manifests" / dataset / "splits.json").read_text())["folds"]
+        assert part.patient.is_unique and set(part.fold) == {*range(len(folds))}
+        for k, tested in part.groupby("fold").patient:
+            assert {*tested} <= {*folds[int(k)]["test"]} and not {*tested} & {*folds[int(k)]["train"]}, study
+    for row in stored.to_dict("records"):
+        mine, other = parts[row["study"], row["model"]], parts[row["study"], name_against(row)]
+        value, added = added_to_score(mine)
+        half = over_folds(added, mine.fold.to_numpy()) / (value * (1 - value))
+        limits = [1 / (1 + math.exp(-math.log(value / (1 - value)) - side * half)) for side in (-1, 1)]
+        right = equal(row["value"], value) and np.allclose([row["value_low"], row["value_high"]], limits, atol=1e-4)
+        if not (right and is_difference(row, mine, other)): faults.append((row, value, limits))
+    none(faults)
+    models = {"ImageNet, frozen", "ImageNet, tuned", "segmentation, frozen", "segmentation, tuned"}
+    assert {*stored.model} == models and stored.groupby("study").size().eq(8).all()
+    ranked = stored.p.sort_values()  # Holm: the smallest times their number, the next times one less
+    adjusted = (ranked * np.arange(len(ranked), 0, -1)).cummax().clip(upper=1)
+    assert np.allclose(stored.p_holm[ranked.index], adjusted, atol=1e-5)
 
 
 def test_calibration_is_a_logistic_fit(reports):

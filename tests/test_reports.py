@@ -213,7 +213,7 @@ def without_shares(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def model_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows.fold.notna() & rows.field.isna()].reset_index(drop=True)
+    return outcomes.nested_rows(rows).reset_index(drop=True)
 
 
 def of_parts(*parts: str, within: bool = True) -> Callable:
@@ -313,7 +313,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
         outcomes.summarize_survival(model_rows(rows))),
     ("outcomes", "stability"): lambda rows: outcomes.summarize_stability(rows[rows.feature.notna()]),
     ("outcomes", "importance"): lambda rows: outcomes.summarize_importance(rows[rows.field.notna()]),
-    **summaries(outcomes, "transfer", "sites", "learning"),
+    **summaries(outcomes, "transfer", "sites", "learning", "encoders"),
     **summaries(readers, "agreement", "non_inferiority", "reliability", "sizes", "simulated_within",
                 "simulated_between", "simulated_effects",
                 prepare=of_parts("agreement", "size", "annotation", "study")),

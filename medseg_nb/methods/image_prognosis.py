@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['N_INTERVALS', 'N_IMAGES', 'N_STAGES', 'ATTENTION_WIDTH', 'DECAYS', 'LOSSES', 'EPOCHS', 'TUNING_BATCH', 'BLOCK_RATE',
            'HEAD_RATE', 'logistic_loss', 'cox_loss', 'hazard_loss', 'interval_edges', 'event_probability', 'ImageBags',
-           'pool_cells', 'mask_shares', 'encode_bags', 'AttentionPool', 'mean_pool', 'Sources', 'Data', 'OutcomeHead',
-           'fit_head', 'left_out_loss', 'NetworkFit', 'ProbabilityFit', 'fit_network', 'draw_inner_folds',
-           'choose_decay', 'tune_block', 'cell_contributions']
+           'pool_cells', 'mask_shares', 'copy_encoder', 'encode_bags', 'AttentionPool', 'mean_pool', 'Sources', 'Data',
+           'OutcomeHead', 'fit_head', 'left_out_loss', 'NetworkFit', 'ProbabilityFit', 'fit_network',
+           'draw_inner_folds', 'choose_decay', 'tune_block', 'cell_contributions']
 
 # %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #f0a90e70
 from collections.abc import Callable, Iterator, Sequence
@@ -111,8 +111,15 @@ def mask_shares(mask: np.ndarray,          # (row, column) label map
     return F.adaptive_avg_pool2d(inside, tuple(size))[0, 0] / np.prod(size)
 
 # %% ../../nbs/library/7_methods/18_image_prognosis.ipynb #37e09486
-def _split_encoder(channels: int) -> tuple[nn.Module, nn.Module]:  # stem, last block
-    encoder = unet_lite0(channels, 2).net.encoder.model.eval().requires_grad_(False)
+def copy_encoder(net: nn.Module) -> nn.Module:  # frozen
+    "The encoder of a `unet_lite0`, which stays as it is"
+    encoder = getattr(getattr(getattr(net, "net", None), "encoder", None), "model", None)
+    if not hasattr(encoder, "conv_stem"):
+        raise InputError(type(net).__name__, "has no encoder EfficientNet-Lite0", "take a network `unet_lite0`")
+    return deepcopy(encoder).eval().requires_grad_(False)
+
+def _split_encoder(net: nn.Module) -> tuple[nn.Module, nn.Module]:  # stem, last block
+    encoder = copy_encoder(net)
     *earlier, last = encoder.blocks[N_STAGES - 1]
     return nn.Sequential(encoder.conv_stem, encoder.bn1, *encoder.blocks[:N_STAGES - 1], *earlier), last
 
@@ -128,10 +135,11 @@ def _choose_images(shares: Sequence[Tensor],  # of one patient's images
 def encode_bags(patients: Sequence[str],      # of each image
                 images: np.ndarray,           # (image, channel, row, column), as a network sees them
                 masks: Sequence[np.ndarray],  # (row, column) of each image, label maps
+                net: nn.Module | None = None, # the `unet_lite0` whose encoder looks; without, one trained on ImageNet
                ) -> ImageBags:
     "Patients as bags of encoded images"
     use_one_thread()
-    stem, block = _split_encoder(images.shape[1])
+    stem, block = _split_encoder(unet_lite0(images.shape[1], 2) if net is None else net)
     names, bags = sorted(set(patients)), []
     with torch.no_grad():
         for name in names:

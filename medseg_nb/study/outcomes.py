@@ -7,22 +7,24 @@ __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS',
            'OUTCOME_STUDIES', 'DAYS_PER_YEAR', 'FOLLOW_UP_FIELDS', 'MGMT_WORDS', 'RADIOMICS', 'HALF', 'ENCODERS',
            'CLINICAL', 'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED',
            'ARMS', 'SOURCE_PAIRS', 'COX_PAIRS', 'SHARES', 'HALF_SHARE', 'N_DRAWS', 'LEAST_EVENTS', 'RISK_DIGITS',
-           'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS', 'N_FIELD_PERMUTATIONS', 'STABLE',
-           'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases', 'slice_features',
-           'list_outcome_studies', 'list_runs', 'SegmentedImages', 'segment_images', 'image_features',
-           'features_under_both_masks', 'explain_risks', 'explain_largest_masks', 'select_extreme_patients',
-           'candidate_models', 'radiomics_models', 'draw_share', 'fit_on_half', 'regression_name', 'regression_on_half',
-           'exchange_bags', 'image_networks', 'count_parameters', 'predict_risks', 'auc_contributions', 'nested_auc',
-           'summarize_discrimination', 'summarize_calibration', 'summarize_survival', 'summarize_brier',
-           'summarize_optimism', 'auc_gain', 'summarize_differences', 'summarize_precision', 'summarize_timed',
-           'concordance_gain', 'summarize_sources', 'list_shares', 'predict_from_shares', 'summarize_learning',
-           'summarize_needed', 'predict_transferred_risks', 'transfer_auc_change', 'summarize_transfer',
-           'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups', 'summarize_fairness', 'simulate_cohort',
-           'cross_validate_importance', 'summarize_importance', 'summarize_stability', 'load_radiomics_rows',
-           'pivot_features', 'summarize_radiomics', 'list_outcome_claims', 'list_source_claims',
-           'list_radiomics_claims', 'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences',
-           'plot_learning', 'plot_roc', 'plot_calibration', 'plot_net_benefit', 'plot_risk_curves',
-           'plot_survival_by_risk']
+           'IMAGENET', 'SEGMENTATION', 'PARTS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS',
+           'N_FIELD_PERMUTATIONS', 'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases',
+           'slice_features', 'list_outcome_studies', 'list_mask_runs', 'list_encoder_runs', 'list_runs',
+           'SegmentedImages', 'segment_images', 'image_features', 'features_under_both_masks', 'explain_risks',
+           'explain_largest_masks', 'select_extreme_patients', 'candidate_models', 'radiomics_models', 'draw_share',
+           'fit_on_half', 'regression_name', 'regression_on_half', 'exchange_bags', 'image_networks',
+           'count_parameters', 'predict_risks', 'auc_contributions', 'nested_auc', 'summarize_discrimination',
+           'summarize_calibration', 'summarize_survival', 'summarize_brier', 'summarize_optimism', 'auc_gain',
+           'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'compare_models',
+           'summarize_sources', 'round_risk', 'list_shares', 'predict_from_shares', 'nested_rows', 'summarize_learning',
+           'summarize_needed', 'encoder_networks', 'encode_by_fold', 'segmentation_folds', 'predict_by_encoder',
+           'list_encoder_pairs', 'summarize_encoders', 'predict_transferred_risks', 'transfer_auc_change',
+           'summarize_transfer', 'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups',
+           'summarize_fairness', 'simulate_cohort', 'cross_validate_importance', 'summarize_importance',
+           'summarize_stability', 'load_radiomics_rows', 'pivot_features', 'summarize_radiomics', 'list_outcome_claims',
+           'list_source_claims', 'list_radiomics_claims', 'list_encoder_claims', 'plot_outcome_scores',
+           'plot_mask_explanations', 'plot_source_differences', 'plot_learning', 'plot_roc', 'plot_calibration',
+           'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +62,8 @@ from ..evaluation.intervals import (contrast, mean_interval, name_interval, roun
                                             variance_components, wilson_interval)
 from ..evaluation.comparisons import CONTROL, holm, is_above_zero, is_below_zero
 from ..training.plan import section_plan
-from ..training.training import Config, fit_runs, load_run, task_module, run_training
+from ..training.training import (Config, fit_runs, keep_measures, load_run, load_run_rows, run_training,
+                                         task_module)
 
 # %% ../../nbs/study/19_outcomes.ipynb #ab171b17
 @dataclass(frozen=True)
@@ -166,15 +169,25 @@ def slice_features(image: np.ndarray,  # (channel, row, column), as a network se
 def list_outcome_studies(datasets: Sequence[str]) -> list[str]:
     return [name for name, s in OUTCOME_STUDIES.items() if s.dataset in datasets]
 
-def list_runs(profile: str, datasets: list[str]) -> list[Config]:
-    "U-Net on every fold of the sets that have images"
+def _list_runs_of(model: str, profile: str, datasets: Sequence[str]) -> list[Config]:
     image_datasets = list(dict.fromkeys(OUTCOME_STUDIES[n].dataset for n in list_outcome_studies(datasets)
                                         if OUTCOME_STUDIES[n].images))
     settings = section_plan("outcomes", profile).settings
-    first = [replace(default_runs.default_run(profile, d, "unet"), **settings) for d in image_datasets]
+    first = [replace(default_runs.default_run(profile, d, model), **settings) for d in image_datasets]
     runs = []
     for c in first: runs += [replace(c, fold=k) for k in range(len(load_frozen_split(c.dataset)["folds"]))]
     return runs
+
+def list_mask_runs(profile: str, datasets: Sequence[str]) -> list[Config]:
+    "U-Net on every fold of the sets that have images: it gives the masks"
+    return _list_runs_of("unet", profile, datasets)
+
+def list_encoder_runs(profile: str, datasets: Sequence[str]) -> list[Config]:
+    "U-Net on EfficientNet-Lite0, on the same folds: its encoder looks at the images of patients"
+    return _list_runs_of("unet_lite0", profile, datasets)
+
+def list_runs(profile: str, datasets: Sequence[str]) -> list[Config]:
+    return [*list_mask_runs(profile, datasets), *list_encoder_runs(profile, datasets)]
 
 @dataclass(frozen=True, eq=False)
 class SegmentedImages:
@@ -479,24 +492,31 @@ def concordance_gain(a: pd.DataFrame, b: pd.DataFrame) -> dict:  # as `auc_gain`
     values = concordance_contributions(ranks, a.event.to_numpy(bool), a.time.to_numpy(float))
     return contrast(_matrix_by_fold(values[0] - values[1], a)[:, None]) | dict(n=len(a))
 
-def summarize_sources(rows: pd.DataFrame) -> pd.DataFrame:
-    "What networks of images add to a regression on the fields, and each source to the others"
+def compare_models(rows: pd.DataFrame,
+                   list_pairs: Callable[[str], Sequence[tuple[str, str]]],  # of models, by the regression's name
+                  ) -> pd.DataFrame:
+    "One model minus another on the same patients, as far as a study has both"
     records = []
     for study, part in rows.groupby("study", sort=False):
         rows_by_model, timed = dict(iter(part.groupby("model", sort=False))), bool(part.time.any())
-        pairs = [(e, "cox" if timed else "logistic") for e in ENCODERS] + [*SOURCE_PAIRS, *COX_PAIRS]
-        for model, against in pairs:
+        for model, against in list_pairs(regression_name(timed)):
             if not {model, against} <= set(rows_by_model): continue
             gain = (concordance_gain if timed else auc_gain)(rows_by_model[model], rows_by_model[against])
             records.append(dict(study=study, score="concordance" if timed else "AUC", model=model,
-                                against=CONTROL if against == OTHER_SEED else against, **gain))
+                                against=CONTROL if against.endswith(CONTROL) else against, **gain))
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
+
+def summarize_sources(rows: pd.DataFrame) -> pd.DataFrame:
+    "What networks of images add to a regression on the fields, and each source to the others"
+    return compare_models(rows, lambda regression: [*product(ENCODERS, [regression]), *SOURCE_PAIRS, *COX_PAIRS])
 
 # %% ../../nbs/study/19_outcomes.ipynb #d2cb59cc
 SHARES, HALF_SHARE, N_DRAWS = (.25, .5, .75), .5, 3  # of the training patients; how often each share is drawn
 LEAST_EVENTS = 10  # of which a model learns
 RISK_DIGITS = 4    # significant ones of a stored risk
+
+def round_risk(risk: float) -> float: return float(f"{risk:.{RISK_DIGITS}g}")
 
 def list_shares(outcome: pd.DataFrame,  # of a study's patients
                 timed: bool) -> list[float]:
@@ -522,13 +542,17 @@ def predict_from_shares(names: Sequence[str]) -> pd.DataFrame:  # study, model, 
                 encode = inputs.fit_encoder(fewer)
                 risks = risk_of(fit(encode(fewer), learnt.iloc[chosen]), encode(test))
                 rows += [dict(study=name, model=model, share=share, draw=draw, patient=c.patient,
-                              risk=float(f"{r:.{RISK_DIGITS}g}")) for c, r in zip(test, risks)]
+                              risk=round_risk(r)) for c, r in zip(test, risks)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/study/19_outcomes.ipynb #7200ffe3
+def nested_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    "Of a section's rows the risks of the nested cross-validation"
+    return rows[rows.fold.notna() & rows.field.isna() & rows.partition.isna()]
+
 def _join_shares(rows: pd.DataFrame) -> pd.DataFrame:  # study, model, share, draw, patient, risk, fold, event, time
     "Risks by the share of training patients, with all of them as the last"
-    fewer, main = rows[rows.share.notna()], rows[rows.fold.notna() & rows.field.isna()]
+    fewer, main = rows[rows.share.notna()], nested_rows(rows)
     whole = main.merge(fewer[["study", "model"]].drop_duplicates()).assign(share=1., draw=0)
     known = whole[["study", "model", "patient", "fold", "event", "time"]]
     fewer = fewer[["study", "model", "share", "draw", "patient", "risk"]].merge(known, on=["study", "model", "patient"])
@@ -544,6 +568,10 @@ def _mean_contributions(part: pd.DataFrame) -> pd.DataFrame:  # patient, fold, v
     else: values = auc_contributions(risks.to_numpy().T, event)
     return pd.DataFrame(dict(patient=risks.index, fold=known.fold.to_numpy(), value=values.mean(0)))
 
+def _score_interval(part: pd.DataFrame) -> dict:  # of `_mean_contributions`
+    score = float(part.value.mean())
+    return name_interval("value", (score, *_limits_on_logit(_matrix_by_fold(part.value.to_numpy(), part), score)))
+
 def summarize_learning(rows: pd.DataFrame) -> pd.DataFrame:
     "AUC or concordance by share of the training patients, and what all of them add to half"
     records = []
@@ -551,11 +579,10 @@ def summarize_learning(rows: pd.DataFrame) -> pd.DataFrame:
         parts = {s: _mean_contributions(p) for s, p in own.groupby("share")}
         one = own[own.share == 1]
         for share, part in parts.items():
-            learnt, values = share * (1 - 1 / N_FOLDS), _matrix_by_fold(part.value.to_numpy(), part)
+            learnt = share * (1 - 1 / N_FOLDS)
             record = dict(study=study, model=model, score="concordance" if one.time.any() else "AUC", share=share,
                           patients=round(learnt * len(one)), events=round(learnt * one.event.astype(bool).sum()))
-            score = float(part.value.mean())
-            record |= name_interval("value", (score, *_limits_on_logit(values, score))) | dict(n=len(one))
+            record |= _score_interval(part) | dict(n=len(one))
             if share == HALF_SHARE:
                 gain = parts[1.].value.to_numpy() - part.value.to_numpy()
                 record |= contrast(_matrix_by_fold(gain, part)[:, None])
@@ -578,6 +605,67 @@ def summarize_needed(rows: pd.DataFrame) -> pd.DataFrame:
             taken="held out" if shown > 0 else "15 % of largest", **plan,
             to_test=np.nan if timed else patients_for_auc(auc(own.risk, event)["auc"], float(event.mean()))))
     return pd.DataFrame(records)
+
+# %% ../../nbs/study/19_outcomes.ipynb #5b0e7a32
+IMAGENET, SEGMENTATION = "ImageNet", "segmentation"  # what an encoder learned from
+PARTS = ("frozen", "tuned")                          # whether its last block learns once more, from outcomes
+
+def encoder_networks(study: OutcomeStudy, bags: dict[str, ImageBags]) -> dict:  # bags by what was learned
+    "Regression on the fields, and networks of images by what their encoder learned from, frozen and tuned"
+    name, loss = regression_name(bool(study.endpoint.time)), "cox" if study.endpoint.time else "logistic"
+    models = {name: candidate_models(study, None)[name]}
+    for learned, own in bags.items():
+        fit, images = partial(fit_network, loss=loss, bags=own), Sources(bags=own)
+        models |= {f"{learned}, {part}": (partial(fit, tune=part == "tuned"), images) for part in PARTS}
+        if learned == SEGMENTATION: models[f"{learned}, tuned, {CONTROL}"] = partial(fit, tune=True, seed=1), images
+    return models
+
+def encode_by_fold(segmented: SegmentedImages, configs: Sequence[Config]) -> dict[int, ImageBags]:  # by fold
+    "All patients as each fold's network sees them, which learned to segment without those whom the fold tests"
+    return {c.fold: encode_bags(segmented.patients, segmented.images, segmented.masks,
+                                load_run(run_training(c, weights=True).name)[1]) for c in configs}
+
+def segmentation_folds(study_cases: Sequence[Case], endpoint: Endpoint) -> Iterator[tuple[int, list[Case], list[Case]]]:
+    "As `outer_folds`, but those of the segmentation"
+    known = endpoint.outcomes(study_cases).index
+    patient_cases = [c for c in first_case_per_patient(study_cases) if c.patient in known]
+    for k, fold in enumerate(load_frozen_split(study_cases[0].dataset)["folds"]):
+        yield k, *([c for c in patient_cases if c.patient in set(fold[side])] for side in ("train", "test"))
+
+def predict_by_encoder(names: Sequence[str], bags: dict[str, ImageBags],
+                       bags_by_fold: dict[str, dict[int, ImageBags]],  # of all patients; both by data set
+                      ) -> pd.DataFrame:  # study, partition, fold, model, patient, risk, event, time
+    "Risks of patients by networks that never saw them, whose encoders learned to segment others or from ImageNet"
+    tables = [pd.DataFrame()]
+    for name in (n for n in names if OUTCOME_STUDIES[n].images):
+        study, study_cases = OUTCOME_STUDIES[name], load_study_cases(OUTCOME_STUDIES[name])
+        outcome, rows = study.endpoint.outcomes(study_cases), []
+        for k, train, test in segmentation_folds(study_cases, study.endpoint):
+            own_bags = {IMAGENET: bags[study.dataset], SEGMENTATION: bags_by_fold[study.dataset][k]}
+            for model, (fit, inputs) in encoder_networks(study, own_bags).items():
+                encode = inputs.fit_encoder(train)
+                risks = risk_of(fit(encode(train), outcome.loc[[c.patient for c in train]]), encode(test))
+                rows += [dict(study=name, partition=SEGMENTATION, fold=k, model=model, patient=c.patient,
+                              risk=round_risk(r)) for c, r in zip(test, risks)]
+        tables.append(pd.DataFrame(rows).join(outcome, on="patient"))
+    return pd.concat(tables, ignore_index=True)
+
+# %% ../../nbs/study/19_outcomes.ipynb #5b0e7a34
+def list_encoder_pairs(regression: str) -> list[tuple[str, str]]:
+    "Which network stands against which"
+    transferred, imagenet = ([f"{learned}, {part}" for part in PARTS] for learned in (SEGMENTATION, IMAGENET))
+    return [*zip(transferred, imagenet), *product([*transferred, *imagenet], [regression]),
+            (transferred[1], transferred[0]), (transferred[1], f"{transferred[1]}, {CONTROL}")]
+
+def summarize_encoders(rows: pd.DataFrame) -> pd.DataFrame:
+    """AUC or concordance of risks that are ranked within their fold, by what the encoder learned from, and differences
+    on the same patients"""
+    own = rows[rows.partition == SEGMENTATION]
+    own = own.assign(risk=own.groupby(["study", "model", "fold"]).risk.rank(pct=True))
+    scores = pd.DataFrame([dict(study=s, model=m, **_score_interval(_mean_contributions(part.assign(draw=0))))
+                           for (s, m), part in own.groupby(["study", "model"], sort=False)])
+    table = compare_models(own, list_encoder_pairs).merge(scores)
+    return table[["study", "score", "model", *scores.columns[2:], *table.columns[3:-3]]]
 
 # %% ../../nbs/study/19_outcomes.ipynb #0b0b0136
 TRANSFERS = [("UCSF", "UPENN"), ("UPENN", "UCSF")]
@@ -819,6 +907,15 @@ def list_radiomics_claims(tables: Sequence[pd.DataFrame]) -> list[dict]:  # of d
                         (0, 0), (r.difference, r.difference_low, r.difference_high), r.n,
                         _test_set_label(r.study), None, trainings=r.trainings)
             for r in rows[rows.model.str.endswith(f"+ {RADIOMICS}")].itertuples()]
+
+def list_encoder_claims(encoders: pd.DataFrame) -> list[dict]:
+    "An encoder that learned to segment foretells more than ImageNet's (the kit's)"
+    return [judge_claim(f"outcomes.transfer.{r.study}.{r.model.split(', ')[1]}",
+                        "An encoder that learned to segment predicts better than ImageNet's "
+                        f"({r.model.split(', ')[1]}): {r.study}", "ours", "difference", (0, 0),
+                        (r.difference, r.difference_low, r.difference_high), r.n, _test_set_label(r.study), None,
+                        trainings=r.trainings)
+            for r in encoders[encoders.against.str.startswith(IMAGENET)].itertuples()]
 
 def plot_outcome_scores(table: pd.DataFrame, value: str):
     "A score with its interval by model, one panel a study; the dotted line is chance"

@@ -31,7 +31,7 @@ from medseg_nb.images.files import Image
 from medseg_nb.kit.core import folder, to_json, write
 from medseg_nb.kit.report import write_rows
 from medseg_nb.methods.radiomics import family, radiomics
-from medseg_nb.study.outcomes import SegmentedImages, list_runs, segment_images
+from medseg_nb.study.outcomes import SegmentedImages, list_mask_runs, segment_images
 from medseg_nb.training.training import use_one_thread
 
 N_PATIENTS = 30  # of the comparisons of volumes, the first ones by name
@@ -83,7 +83,7 @@ def feature_rows(dataset: str, patients: Patients) -> Iterator[dict]:
 
 def main() -> None:
     use_one_thread()
-    gliomas = segment_images(list_runs("cpu", [GLIOMAS]))
+    gliomas = segment_images(list_mask_runs("cpu", [GLIOMAS]))
     rows = pd.DataFrame([*feature_rows("hippocampus_msd", reader_and_network()),
                          *feature_rows("lidc_nodule_volumes", two_readers()),
                          *feature_rows(GLIOMAS, glioma_slices(gliomas))])
