@@ -21,11 +21,10 @@ from filelock import FileLock
 from ..kit.core import folder, write
 from ..kit.execution import (normalize_notebook, notebook_path, read_notebook, results_folder,
                                      sections as study_sections)
-from ..kit.report import Estimate
+from .floats import number_text
 from .prose import (ARTICLE, SUPPLEMENT, PaperSection, find_section, is_own_float, keep_reported_parts,
                                    load_section, render, replace_placeholders, template_names)
 from .typeset import read_references, short_reference
-from .words import format_as
 
 # %% ../../nbs/library/8_paper/08_executed.ipynb #caf21b12
 _CITATION = re.compile(r"\[([^\[\]]*@[a-z][\w-]*\d{4}[a-z]?[^\[\]]*)\]")
@@ -42,9 +41,7 @@ def fill_cell(text: str, reader: PaperSection, sections: dict[str, PaperSection]
         if section.name == "article":  # whose drawings are no file of the repository
             return f"{m['kind']} *{name.replace('_', ' ')}* of the article"
         if name not in section.names(m["kind"] or "number"): return f"*({section.title}: not in these results)*"
-        if not m["kind"]:
-            estimate = Estimate(**section.results["numbers"][name])
-            return format_as(estimate, m["how"]) if m["how"] else str(estimate)
+        if not m["kind"]: return number_text(section, m)
         place = "" if section is reader else f"../{section.name}/"
         file = f"{place}{name}.{'svg' if m['kind'] == 'figure' else 'csv'}"
         if not is_own_float(m): return f"[{m['kind']} {name}]({file})"
