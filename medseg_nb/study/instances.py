@@ -208,7 +208,7 @@ def summarize_settings(rows: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/study/16_instances.ipynb #f42a7df1
 RIVALS = {DETECTION: "a Mask R-CNN", "stardist": "StarDist", "cellpose": "Cellpose",
           f"stardist{LONGER}": "StarDist with four times the budget",
-          f"cellpose{LONGER}": "Cellpose with four times the budget"}
+          f"cellpose{LONGER}": "Cellpose with a longer budget"}
 
 def list_instance_claims(table: pd.DataFrame) -> list[dict]:
     "Ours: a map separates instances better than a watershed of the mask, and than a detector, on folds"
