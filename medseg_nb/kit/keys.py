@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from json.encoder import encode_basestring
@@ -309,16 +310,16 @@ class Sources:
 
 _cached_sources = functools.lru_cache(maxsize=1)(Sources)
 
-_held_sources = []  # the last one counts
+_HELD_SOURCES: ContextVar[Sources | None] = ContextVar("held sources", default=None)
 
-def current_sources() -> Sources: return _held_sources[-1] if _held_sources else _cached_sources(source_stamps())
+def current_sources() -> Sources: return _HELD_SOURCES.get() or _cached_sources(source_stamps())
 
 @contextlib.contextmanager
 def hold_sources() -> Iterator[None]:
     "Within it, keys are those of the code as it stood at the beginning, whose files are looked at once"
-    _held_sources.append(current_sources())
+    token = _HELD_SOURCES.set(current_sources())
     try: yield
-    finally: _held_sources.pop()
+    finally: _HELD_SOURCES.reset(token)
 
 # %% ../../nbs/library/0_kit/01_keys.ipynb #3eafccd2
 # What finds and orders; no number depends on it

@@ -154,8 +154,8 @@ def compare_with_tools(profile: str | None) -> str:
     values = {f"dice{end}": compared_rows[f"difference{end}"] for end in ("", "_low", "_high")}
     kit = " or ".join(dict.fromkeys(compared_rows.start))
     intro = (f"Dice of {display_text(compared_rows.model.iloc[0])} (start: {kit}) minus that of each tool, on the same "
-             "held-out patients of the first fold and at the same training budget. The 95 % interval over patients "
-             f"lies above zero in {n_above} of {len(compared_rows)} comparisons and below it in {n_below}; with one "
+             "held-out patients of the first fold and at the same training budget. By its 95 % interval over "
+             f"patients it is higher in {n_above} of {len(compared_rows)} comparisons and lower in {n_below}; with one "
              "training a side none of them is decided.")
     exclusions = [f"{display_text(r.against)} at {r.against_budget_s:g} s on {display_text(r.dataset)} ({r.collapsed})"
                   for r in collapsed_rows.itertuples()]
