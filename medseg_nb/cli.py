@@ -552,7 +552,7 @@ def export(model: Annotated[str, typer.Argument(help="name of a shipped model, n
     from medseg_nb.training.training import refuse_ensemble, resolve_run
     key = model if model in list_shipped_models() else resolve_run(refuse_ensemble(model))
     if whole:
-        from medseg_nb.deployment.graph import export_whole
+        from medseg_nb.deployment.whole_export import export_whole
         lines = export_whole(key, to, out)
     else: lines = format_export_report(export_run(key, to, out, int8, prune))
     for line in lines: print(line)
@@ -878,7 +878,7 @@ def readers_new(data: Annotated[list[str], typer.Option(help="id of a data set (
     else:
         for option, value in (("--masks", masks), ("--truth", truth), ("--synthetic", synthetic)):
             if value: raise InputError(option, "is for a study that is served", "name its --task")
-        from medseg_nb.deployment.reading import write_study
+        from medseg_nb.deployment.reader_design import write_study
         name = write_study(data, readers, cases, repeats, fold, seed, out)
     print(f"study {name} in {out}; keep key.csv from the readers; the forms are templates and need local approval")
 

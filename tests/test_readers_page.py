@@ -28,7 +28,7 @@ from medseg_nb.deployment.reader_analysis import analyze_study, count_causes
 from medseg_nb.deployment.reader_page import ReaderDesk, ReaderGuard, create_reader_app, reader_tokens
 from medseg_nb.deployment.reader_study import (check_unseen, export_readings, pack_mask, read_study,
                                                unpack_mask, write_served_study)
-from medseg_nb.deployment.reading import choose_study_cases, read_key, read_readings
+from medseg_nb.deployment.reader_design import choose_study_cases, read_key, read_readings
 from medseg_nb.deployment.web import create_server, listen
 from medseg_nb.images.files import Encoding, read_mask
 from medseg_nb.kit.core import InputError, rng, write

@@ -31,7 +31,7 @@ from .segmenter import Segmenter, volume_slices
 from .views import encode_png, find_outlines
 from ..images.files import Image
 from ..methods.attribution import Explanation, Target
-from ..methods.targets import TARGETS, describe_label, find_target, score_words
+from ..methods.explanation_targets import TARGETS, describe_label, find_target, score_words
 from ..methods.watched import Cancelled, Step, explain_watched, stoppable
 from ..preparation.preprocess import resize
 from ..training.shipped_models import load_model

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..methods.attribution import (Explanation, AttributionQuery, Target, explanation_methods,
                                            foreground_components, part_effects, top_regions)
-from ..methods.targets import (Answer, describe_label, explain_target, find_target, network_of, score_words,
-                                       target_name)
+from ..methods.explanation_targets import (Answer, describe_label, explain_target, find_target, network_of,
+                                                    score_words, target_name)
 from ..kit.core import InputError, output_folder, progress, to_json, write
 from ..kit.report import display_text
 from ..data.manifest import load_manifest

@@ -19,13 +19,13 @@ from ..kit.core import InputError, escape_formula, output_folder, write
 from ..data.manifest import read_table
 from .reader_study import (TRUTH_COLUMNS, USABILITY_COLUMNS, Question, Study, case_digest,
                                                export_readings, from_planes, read_study, split_several)
-from .reading import (ARMS, inter_reader_agreement, intra_reader_agreement, mask_effects, read_key,
-                                          read_readings, score_reader_masks)
+from .reader_design import (ARMS, inter_reader_agreement, intra_reader_agreement, mask_effects,
+                                                read_key, read_readings, score_reader_masks)
 from ..evaluation.comparisons import compare_models
 from ..evaluation.intervals import name_interval, summarize_patient_scores, wilson_interval
 from ..evaluation.metrics import confusion_matrix, dice
-from ..evaluation.reader_studies import (compare_modalities, count_themes, fleiss_kappa, preference,
-                                                 summarize_sus, time_saved, weighted_kappa)
+from ..evaluation.multireader import compare_modalities, count_themes, preference, summarize_sus, time_saved
+from ..evaluation.rater_agreement import fleiss_kappa, weighted_kappa
 from ..images.files import Encoding, read_mask
 from ..kit.report import to_csv
 

@@ -26,10 +26,10 @@ import medseg_nb
 from ..kit.core import InputError, read_json, read_text, translate_write_errors
 from .reader_study import (TASKS, LogRow, Progress, ReadingLog, check_answers, case_digest,
                                                pack_mask, read_sent_mask, read_study, unpack_mask)
-from .reading import read_key
+from .reader_design import read_key
 from .views import label_color
 from .web import NOTE, Guard, create_server, equal_secrets, listen, new_api, page
-from ..evaluation.reader_studies import sus_scores
+from ..evaluation.multireader import sus_scores
 
 # %% ../../nbs/library/9_deployment/13_reader_page.ipynb #8747668b
 def reader_tokens(place: Path, readers: list[str]) -> dict[str, str]:  # by reader

@@ -34,10 +34,10 @@ from ..data.manifest import Case, load_cases, read_table
 from ..data.splits import fold_indices
 from ..images.files import Encoding, Image, check_pair, read_image, read_mask, suffix, write_mask
 from ..kit.report import to_csv
-from .reading import (ARMS, DESIGN_COLUMNS, check_study_size, choose_study_cases, plan_readings,
-                                          read_key, study_name, write_design)
+from .reader_design import (ARMS, DESIGN_COLUMNS, check_study_size, choose_study_cases,
+                                                plan_readings, read_key, study_name, write_design)
 from .views import display_pixels, display_windows, slice_view
-from ..evaluation.reader_studies import SUS_ITEMS
+from ..evaluation.multireader import SUS_ITEMS
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #53f9edd4
 class Question(BaseModel, extra="forbid", frozen=True):

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..kit.core import choose
 from .attribution import Explanation, Target, explain, explanation_methods, log_odds
-from .targets import check_method, network_of
+from .explanation_targets import check_method, network_of
 
 # %% ../../nbs/library/7_methods/29_watched.ipynb #96d60102
 PASSES = dict(integrated_gradients=33, gradient_shap=33, rise=241, kernel_shap=241, quadtree=482)  # with the score

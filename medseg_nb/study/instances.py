@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..data.manifest import load_cases, load_manifest
 from ..data.splits import fold_indices
-from ..deployment.reading import bland_altman
+from ..evaluation.rater_agreement import bland_altman
 from ..evaluation.claims import judge_claim
 from ..evaluation.comparisons import CONTROL, seed_control_pair, compare_models, holm
 from ..evaluation.intervals import summarize_patient_scores

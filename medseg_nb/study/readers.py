@@ -38,9 +38,11 @@ from ..data.lidc import RATINGS, NoduleReading, fill_outlines, group_nodules
 from ..evaluation.metrics import (confusion_matrix, dice, detection_outcome, reader_agreement, score,
                                           sensitivity, specificity, volume_unit)
 from ..preparation.preprocess import load_prepared_cases
-from ..deployment.reading import (
-    ARMS, NON_INFERIORITY_MARGIN, SIMULATED_TIME_SAVED, compare_with_margin, krippendorff_alpha, bland_altman,
-    mask_effects, icc, inter_reader_agreement, intra_reader_agreement, plan_readings, simulate_readings)
+from medseg_nb.deployment.reader_design import (
+    ARMS, SIMULATED_TIME_SAVED, mask_effects, inter_reader_agreement, intra_reader_agreement, plan_readings,
+    simulate_readings)
+from ..evaluation.rater_agreement import (NON_INFERIORITY_MARGIN, bland_altman, compare_with_margin, icc,
+                                                  krippendorff_alpha)
 from ..kit.report import Estimate, Report, number_key
 from ..data.splits import fold_indices
 from ..evaluation.intervals import round_six_digits, summarize_patient_scores

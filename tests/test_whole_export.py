@@ -15,7 +15,7 @@ from conftest import PLAIN, REPO, needs, refused
 
 from medseg_nb.data.videos import simulate_video
 from medseg_nb.deployment.export import resize_linear
-from medseg_nb.deployment.graph import run_whole, whole_graph
+from medseg_nb.deployment.whole_export import run_whole, whole_graph
 from medseg_nb.deployment.segmenter import load_segmenter
 from medseg_nb.images.files import Image
 from medseg_nb.kit.core import folder, sha256

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medseg_nb.evaluation.reader_studies import (compare_modalities, estimate_reader_areas, modality_areas,
+from medseg_nb.evaluation.multireader import (compare_modalities, estimate_reader_areas, modality_areas,
                                                  modality_differences, modality_tests, variance_components_of_readers)
 from medseg_nb.kit.core import rng
 
