@@ -515,7 +515,6 @@ def _explained_png(case: OpenCase, flip: list[bool]) -> bytes:
 def _add_review_routes(api, desk: Desk, get: Callable) -> None:
     "Routes by which a person works on a case"
     from fastapi import Response
-    from fastapi.responses import StreamingResponse
     def data(content, kind="application/octet-stream"): return Response(content, media_type=kind)
     @api.get("/api/cases/{id}/planes", description="Pixels of one channel as shown: bytes by slice, row and column")
     def planes(id: str, channel: int = 0):
@@ -528,6 +527,20 @@ def _add_review_routes(api, desk: Desk, get: Callable) -> None:
     def review(id: str, sent: SentReview):
         with desk.cases.lock: case = keep_review(get(id), desk.cases.model, sent, desk.log, desk.who)
         return describe_case(case, desk.cases.model)
+    @api.get("/api/cases/{id}/report.pdf", description="The report of a case as PDF")
+    def report(id: str):
+        case = get(id)
+        desk.note(case, "report")
+        return Response(report_pdf(desk, case), media_type="application/pdf",
+                        headers={"Content-Disposition": f'attachment; filename="report_{case.code}.pdf"'})
+    @api.post("/api/cases/{id}/send", description="Send the mask that stands to the archive as DICOM SEG")
+    def send(id: str): return send_mask(desk, get(id))
+    @api.get("/api/log", description="Who did what, and when: the rows of the log, oldest first")
+    def log(): return [dict(time=r.time, who=r.reader, what=r.kind, case=r.code, facts=r.data) for r in desk.log.rows()]
+
+def _add_explanation_routes(api, desk: Desk, get: Callable) -> None:
+    "Routes that say why the model answers so"
+    from fastapi.responses import StreamingResponse
     @api.get("/api/explanations", description="Methods of explanation, quick and slow, or why there is none")
     def methods(): return desk.explainer.describe()
     @api.post("/api/cases/{id}/explanation",
@@ -543,16 +556,6 @@ def _add_review_routes(api, desk: Desk, get: Callable) -> None:
         return StreamingResponse(_event_lines(events, first, stop), media_type="application/x-ndjson")
     @api.delete("/api/explanation", description="Cancel the explanation that a session waits for")
     def cancel(session: str = ""): return dict(cancelled=desk.explainer.cancel(session))
-    @api.get("/api/cases/{id}/report.pdf", description="The report of a case as PDF")
-    def report(id: str):
-        case = get(id)
-        desk.note(case, "report")
-        return Response(report_pdf(desk, case), media_type="application/pdf",
-                        headers={"Content-Disposition": f'attachment; filename="report_{case.code}.pdf"'})
-    @api.post("/api/cases/{id}/send", description="Send the mask that stands to the archive as DICOM SEG")
-    def send(id: str): return send_mask(desk, get(id))
-    @api.get("/api/log", description="Who did what, and when: the rows of the log, oldest first")
-    def log(): return [dict(time=r.time, who=r.reader, what=r.kind, case=r.code, facts=r.data) for r in desk.log.rows()]
 
 # %% ../../nbs/library/9_deployment/22_app.ipynb #22debfc2
 def front_page() -> str: return page("medseg: what the model sees", page_file("app.html"), "/app.js")
@@ -574,7 +577,7 @@ def create_app(model: Segmenter, log: Path | None = None,  # where it lies; with
             finally: desk.explainer.close(); desk.log.close()
     api = new_api("medseg serve app", medseg_nb.__version__, page_file("app.css"), lifespan)
     get = _add_case_routes(api, cases, str(archive or ""))
-    _add_review_routes(api, desk, get)
+    _add_review_routes(api, desk, get); _add_explanation_routes(api, desk, get)
     _add_slice_routes(api, cases, get); _add_file_routes(api, cases, get)
     @api.get("/", include_in_schema=False)
     def index(): return HTMLResponse(front_page())
