@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RGB', 'ERROR_COLORS', 'TINT', 'CasePicture', 'to_display', 'widest_slice', 'case_picture', 'has_case_pictures',
            'load_case_pictures', 'predict_case_pictures', 'error_masks', 'tint_errors', 'wrap_label',
-           'plot_case_pictures', 'attribute_pictures']
+           'plot_case_pictures', 'explain_columns', 'attribute_pictures']
 
 # %% ../../nbs/library/7_methods/14_case_pictures.ipynb #1cd001e8
 import io
@@ -148,6 +148,17 @@ def plot_case_pictures(rows: dict[str, list[CasePicture]]  # by what stands besi
     fig.legend(handles=[Patch(color=ERROR_COLORS[k], label=k) for k in kinds], loc="outside lower center",
                ncols=len(kinds), frameon=False, fontsize=7)
     return fig
+
+# %% ../../nbs/library/7_methods/14_case_pictures.ipynb #d4074b19
+def explain_columns(fig) -> None:  # as `plot_case_pictures` returns it
+    "Head the columns, and add the scale of the entropy"
+    first_row = fig.axes[:9]
+    for k, ax in enumerate(first_row):
+        heading = ("image", "prediction", "entropy")[k % 3]
+        ax.set_title(f"{heading}\n{ax.get_title()}", fontsize=7, pad=2)
+    scale = fig.colorbar(first_row[2].images[0], ax=fig.axes, shrink=.6, pad=.01, aspect=30, ticks=[0, .5, 1])
+    scale.set_label("entropy", fontsize=7)
+    scale.ax.tick_params(labelsize=6)
 
 # %% ../../nbs/library/7_methods/14_case_pictures.ipynb #dfb8d85d
 def attribute_pictures(datasets: Sequence[str]) -> str:  # empty for phantoms alone

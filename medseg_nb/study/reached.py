@@ -28,7 +28,7 @@ from ..evaluation.ranks import (group_indistinguishable, mean_patient_ranks, plo
                                         summarize_ranks)
 from ..kit.report import BUDGET_COLUMNS, Report, budget_label, name_with_budget
 from ..data.manifest import load_manifest
-from ..methods.case_pictures import (attribute_pictures, has_case_pictures, load_case_pictures,
+from ..methods.case_pictures import (attribute_pictures, explain_columns, has_case_pictures, load_case_pictures,
                                              plot_case_pictures)
 from ..training.convergence import CEILINGS
 from ..training.plan import PRETRAINED, RANDOM_START
@@ -267,12 +267,13 @@ def read_cost(config: Config) -> dict:
     return json.loads((find_stored_run(config) / COST_FILE).read_text())
 
 def summarize_cost(configs: Sequence[Config]) -> pd.DataFrame:
-    "Median processor seconds of a network's trainings, beside the ceiling that was planned"
+    "Medians of a network's trainings: processor seconds, beside the ceiling that was planned, and images shown"
     records = [dict(dataset=c.dataset, model=c.model, budget_s=CEILINGS[len(c.shape)],
-                    start=PRETRAINED.get(c.model, RANDOM_START), cpu_seconds=read_cost(c)["train_cpu_seconds"])
+                    start=PRETRAINED.get(c.model, RANDOM_START), cpu_seconds=read_cost(c)["train_cpu_seconds"],
+                    images=float(load_curve(c).step.max() * c.batch))
                for c in configs]
     keys = ["dataset", "model", *BUDGET_COLUMNS]
-    return pd.DataFrame(records).groupby(keys, sort=False).cpu_seconds.median().reset_index()
+    return pd.DataFrame(records).groupby(keys, sort=False)[["cpu_seconds", "images"]].median().reset_index()
 
 def summarize_rates(profile: str, models: Sequence[str]) -> pd.DataFrame:
     "Validation Dice at each learning rate, and the one that was chosen"
