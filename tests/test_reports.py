@@ -312,7 +312,7 @@ RECOMPUTE = {  # (section, table): the table from the section's cases.csv
         model_rows(rows), outcomes.summarize_discrimination(model_rows(rows)),
         outcomes.summarize_survival(model_rows(rows))),
     ("outcomes", "stability"): lambda rows: outcomes.summarize_stability(rows[rows.feature.notna()]),
-    ("outcomes", "importance"): lambda rows: outcomes.summarize_importance(rows[rows.field.notna()]),
+    **summaries(outcomes, "importance", "directions", prepare=lambda rows: rows[rows.field.notna()]),
     **summaries(outcomes, "transfer", "sites", "learning", "encoders"),
     **summaries(readers, "agreement", "non_inferiority", "reliability", "sizes", "simulated_within",
                 "simulated_between", "simulated_effects",
@@ -718,8 +718,8 @@ def test_rows_name_the_budget_of_their_run(reports):
     "Every row of a trained run that a section stores says what the run's steps stand for"
     studies = training_plan.load_plan("cpu").sections.peers.studies
     planned = peers.list_planned_runs("cpu", [*studies]).items()
-    configs, faults, studied = {}, [], {c.key for c, how in planned if how == peers.BY_RULES}
-    by_hand = {c.key for c, how in planned if how == peers.BY_HAND}
+    configs, faults, studied = {}, [], {c.key for c, (how, _) in planned if how == peers.BY_RULES}
+    by_hand = {c.key for c, (how, _) in planned if how == peers.BY_HAND}
     for key, place in stored_runs(reports).items():
         config = Config(**load(place / "config.json"))  # a training to convergence has copies of several budgets
         if config.task != TASK: configs[key] = training_track(config)

@@ -17,7 +17,7 @@ __all__ = ['PEER_FOLD', 'LONGER_PROFILE', 'OWN_RECIPE', 'BY_RULES', 'BY_HAND', '
 # %% ../../nbs/study/08_peers.ipynb #8a7076d3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -117,27 +117,29 @@ def plan_by_hand(profile: str, study: PlannedStudy) -> TrainingPlan:
     finer = plan.settings | dict(size=study.settings["size"])
     return plan.model_copy(update=dict(settings=finer, throughput=study.throughput))
 
-def list_planned_runs(profile: str, datasets: Sequence[str]) -> dict[Config, str]:  # how each was planned
-    "Networks as `medseg study` planned them, and by the benchmark's settings at the same cost"
+def list_planned_runs(profile: str, datasets: Sequence[str]
+                     ) -> dict[Config, tuple[str, float]]:  # how each was planned, and for how many seconds
+    "Networks as `medseg study` planned them, some also for a tool's time, and by the benchmark's settings"
     runs = {}
     studies = {d: s for d, s in section_plan("peers", profile).studies.items() if d in datasets}
     for dataset, study in studies.items():
         by_hand = plan_by_hand(profile, study)
         by_rules = by_hand.model_copy(update=dict(settings=study.settings, throughput=study.throughput))
-        for (how, plan), model in product([(BY_RULES, by_rules), (BY_HAND, by_hand)], study.models):
+        equal = product([(BY_RULES, by_rules), (BY_HAND, by_hand)], dict.fromkeys(study.models, study.seconds).items())
+        for (how, plan), (model, seconds) in chain(equal, product([(BY_RULES, by_rules)], study.longer.items())):
             base = default_runs.default_run(profile, dataset, model)
-            run = Config(dataset, model, steps=training_plan.planned_steps(model, plan), module=base.module,
-                         task=base.task, **plan.settings)
-            runs |= {replace(run, fold=f): how for f in study.folds}
+            steps = training_plan.planned_steps(model, plan.model_copy(update=dict(seconds=seconds)))
+            run = Config(dataset, model, steps=steps, module=base.module, task=base.task, **plan.settings)
+            runs |= {replace(run, fold=f): (how, seconds) for f in study.folds}
     return runs
 
-def load_planned_rows(runs: dict[Config, str], profile: str) -> pd.DataFrame:  # as `load_patient_means` returns them
+def load_planned_rows(runs: dict[Config, tuple[str, float]],  # as `list_planned_runs` returns them
+                      profile: str) -> pd.DataFrame:          # as `load_patient_means` returns them
     "Mean Dice of each patient by how the run was planned, with the seconds that were planned"
     if not runs: return pd.DataFrame()
-    studies = section_plan("peers", profile).studies
-    rows = load_patient_means(runs, profile, "study")
+    rows = load_patient_means({c: how for c, (how, _) in runs.items()}, profile, "study")
     rows.loc[rows.training == BY_HAND, "tool"] = "by_hand"
-    return rows.assign(budget_s=rows.dataset.map({d: float(s.seconds) for d, s in studies.items()}))
+    return rows.assign(budget_s=rows.run.map({c.key: float(seconds) for c, (_, seconds) in runs.items()}))
 
 # %% ../../nbs/study/08_peers.ipynb #b4a7e002
 # share of the images with a reference; how far a constant answer's size may vary
@@ -331,8 +333,9 @@ def list_study_pairs(group: pd.DataFrame,  # rows of one data set
                      levels: Sequence[dict],  # of tools on it, as `list_complete_levels` returns them
                     ) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:  # the opponent's name, and rows of both
     "Each network planned by rules against itself set by hand, and against each tool"
-    for model, own in group[group.tool == "study"].groupby("model", sort=False):
-        yield BY_HAND, own, group[(group.tool == "by_hand") & (group.model == model)]
+    for (model, seconds), own in group[group.tool == "study"].groupby(["model", "budget_s"], sort=False):
+        by_hand = group[(group.tool == "by_hand") & (group.model == model) & (group.budget_s == seconds)]
+        if len(by_hand): yield BY_HAND, own, by_hand
         for level in levels:
             yield level["model"], own, group[(group.tool == "peer") & (group[[*level]] == pd.Series(level)).all(axis=1)]
 
@@ -345,13 +348,14 @@ def summarize_studies(rows: pd.DataFrame,
         for against, a, b in list_study_pairs(group, [level for level in levels if level["dataset"] == dataset]):
             names = dict(dataset=dataset, training=BY_RULES, model=a.model.iloc[0], against=against)
             records.append(compare_with_budgets(names, a, b))
-    table = pd.DataFrame(records, columns=STUDY_COLUMNS)
+    table = pd.DataFrame(records, columns=STUDY_COLUMNS).astype(dict(budget_s=int))
     return table.assign(p_holm=holm(table.p))
 
 def summarize_study_scores(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean patient Dice on the data sets of studies, by how a network was planned"
     rows = rows[is_of_study(rows)].assign(training=lambda t: t.training.fillna("its own plan"))
-    return summarize_patient_scores(rows, ["dataset", "training", "model", *BUDGET_COLUMNS], ["dice"])
+    names = ["dataset", "training", "model", *BUDGET_COLUMNS]
+    return summarize_patient_scores(rows.astype(dict(budget_s=int)), names, ["dice"])
 
 # %% ../../nbs/study/08_peers.ipynb #2ca1ba14
 def summarize_measured_cost(cost: dict[str, dict[Config, float]],  # planned seconds of each run of this study, by tool

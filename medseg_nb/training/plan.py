@@ -126,6 +126,7 @@ class PlannedStudy(Entry):
     folds: list[int] = Field(min_length=2)
     settings: Settings
     throughput: dict[str, float]   # training images a second that it measured
+    longer: dict[str, float] = {}  # seconds of networks that learn again as long as a tool did
 
 class PeersPlan(Entry):
     """A network that is trained by the benchmark's recipe and by another tool's, on as many images as that one, and
