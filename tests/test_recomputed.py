@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 from scipy.special import stdtrit
-from scipy.stats import norm, rankdata, skew
+from scipy.stats import norm, rankdata, skew, zscore
 
 REPO = Path(__file__).resolve().parents[1]
 REPORTS = Path(os.environ.get("MEDSEG_REPORTS", REPO / "reports"))  # where the tables are that are looked at
@@ -376,7 +376,7 @@ def test_planned_studies_are_compared_on_the_same_patients_and_folds(reports):
     def by_patient(of): return of.groupby(["patient", "fold"]).dice.mean().unstack("fold")
     for row in stored.to_dict("records"):
         here = rows[rows.dataset == row["dataset"]]
-        own = here[(here.tool == "study") & (here.model == row["model"])]
+        own = here[(here.tool == "study") & (here.model == row["model"]) & (here.budget_s == row["budget_s"])]
         other = here[(here.training == row["against"]) & (here.model == row["model"])]
         if other.empty: other = here[(here.model == row["against"]) & (here.budget_s == row["against_budget_s"])]
         for _, training in other.groupby("fold"):
@@ -1123,6 +1123,27 @@ def added_to_score(mine: pd.DataFrame) -> tuple[float, np.ndarray]:
     right = pairs * (np.sign(rank[:, None] - rank) + 1) / 2
     value = right.sum() / pairs.sum()
     return value, value + ((right.sum(0) + right.sum(1)) - value * (pairs.sum(0) + pairs.sum(1))) * n / pairs.sum()
+
+
+def test_directions_are_shap_values_along_a_field(reports):
+    "Covariance of SHAP value and standardized field over tested patients, whose interval has patients and folds"
+    stored, faults = table(reports, "outcomes", "directions"), []
+    parts = dict(iter(rows_of(reports, "outcomes", "field.notna() and value.notna()").groupby(["study", "field"])))
+    for row in stored.to_dict("records"):
+        part = parts[row["study"], row["field"]].sort_values("patient")
+        along, folds = np.zeros(len(part)), part.fold.to_numpy()
+        for k in np.unique(folds):
+            value = part.value.to_numpy()[folds == k].astype(float)
+            if value.std(): along[folds == k] = part.shap.to_numpy()[folds == k] * zscore(value)
+        low, pull, high = shifted_over_folds(along, folds)
+        ends, near = np.array([row["pull_low"], row["pull_high"]]), .1 * 2 * over_folds(along, folds)
+        right = abs(row["pull"] - along.mean()) < 1e-5 and row["n"] == len(part) and row["trainings"] == len({*folds})
+        right &= bool(((np.abs(ends - pull) < near) | ((low <= ends) & (ends <= high))).all())
+        signs = ends if row["known"] == "rises" else -ends[::-1]
+        right &= row["agrees"] == ("yes" if signs[0] > 0 else "no" if signs[1] < 0 else "not shown")
+        if not right: faults.append((row, along.mean(), pull))
+    none(faults)
+    assert {*stored.known} <= {"rises", "falls"} and (stored.p_holm >= stored.p - 1e-9).all()
 
 
 def test_learning_curves_are_means_of_draws(reports):

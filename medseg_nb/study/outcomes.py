@@ -8,11 +8,11 @@ __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS',
            'CLINICAL', 'WITH_IMAGES', 'WITH_GENOMICS', 'WITH_MARKERS', 'ALL_SOURCES', 'OTHERS_IMAGES', 'OTHER_SEED',
            'ARMS', 'SOURCE_PAIRS', 'COX_PAIRS', 'SHARES', 'HALF_SHARE', 'N_DRAWS', 'LEAST_EVENTS', 'RISK_DIGITS',
            'IMAGENET', 'SEGMENTATION', 'PARTS', 'TRANSFERS', 'LEAST_OF_SITE', 'SITE_MODELS', 'WIDEST_MODELS',
-           'N_FIELD_PERMUTATIONS', 'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy', 'load_study_cases',
-           'slice_features', 'list_outcome_studies', 'list_mask_runs', 'list_encoder_runs', 'list_runs',
-           'SegmentedImages', 'segment_images', 'image_features', 'features_under_both_masks', 'explain_risks',
-           'explain_largest_masks', 'select_extreme_patients', 'candidate_models', 'radiomics_models', 'draw_share',
-           'fit_on_half', 'regression_name', 'regression_on_half', 'exchange_bags', 'image_networks',
+           'N_FIELD_PERMUTATIONS', 'KNOWN_DIRECTIONS', 'STABLE', 'STABILITY_DRAWS', 'CURVE_MODELS', 'OutcomeStudy',
+           'load_study_cases', 'slice_features', 'list_outcome_studies', 'list_mask_runs', 'list_encoder_runs',
+           'list_runs', 'SegmentedImages', 'segment_images', 'image_features', 'features_under_both_masks',
+           'explain_risks', 'explain_largest_masks', 'select_extreme_patients', 'candidate_models', 'radiomics_models',
+           'draw_share', 'fit_on_half', 'regression_name', 'regression_on_half', 'exchange_bags', 'image_networks',
            'count_parameters', 'predict_risks', 'auc_contributions', 'nested_auc', 'summarize_discrimination',
            'summarize_calibration', 'summarize_survival', 'summarize_brier', 'summarize_optimism', 'auc_gain',
            'summarize_differences', 'summarize_precision', 'summarize_timed', 'concordance_gain', 'compare_models',
@@ -20,11 +20,12 @@ __all__ = ['MRI_FIELDS', 'THORACIC_FIELDS', 'GENOMIC_TABLES', 'GLIOMA_GENOMICS',
            'summarize_needed', 'encoder_networks', 'encode_by_fold', 'segmentation_folds', 'predict_by_encoder',
            'list_encoder_pairs', 'summarize_encoders', 'predict_transferred_risks', 'transfer_auc_change',
            'summarize_transfer', 'predict_left_out_sites', 'summarize_sites', 'summarize_subgroups',
-           'summarize_fairness', 'simulate_cohort', 'cross_validate_importance', 'summarize_importance',
-           'summarize_stability', 'load_radiomics_rows', 'pivot_features', 'summarize_radiomics', 'list_outcome_claims',
-           'list_source_claims', 'list_radiomics_claims', 'list_encoder_claims', 'plot_outcome_scores',
-           'plot_mask_explanations', 'plot_source_differences', 'plot_learning', 'plot_roc', 'plot_calibration',
-           'plot_net_benefit', 'plot_risk_curves', 'plot_survival_by_risk']
+           'summarize_fairness', 'simulate_cohort', 'as_number', 'cross_validate_importance', 'summarize_importance',
+           'summarize_directions', 'summarize_stability', 'load_radiomics_rows', 'pivot_features',
+           'summarize_radiomics', 'list_outcome_claims', 'list_source_claims', 'list_radiomics_claims',
+           'list_encoder_claims', 'plot_outcome_scores', 'plot_mask_explanations', 'plot_source_differences',
+           'plot_learning', 'plot_roc', 'plot_calibration', 'plot_net_benefit', 'plot_risk_curves',
+           'plot_survival_by_risk']
 
 # %% ../../nbs/study/19_outcomes.ipynb #4e1a8f25
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ from ..methods.prognosis import (N_FOLDS, Endpoint, Inputs, PointScore, boosting
 from ..methods.radiomics import concordance, feature_stability
 from ..methods.sample_size import (AUC_WIDTH, held_out_r2, held_out_timed_r2, needed_patients,
                                            patients_for_auc)
-from ..kit.report import Estimate, Report, choose_sentence, read_rows
+from ..kit.report import Estimate, Report, read_rows
 from ..evaluation.risk import (auc, average_precision, calibration_curve, calibration_statistics,
                                        concordance_contributions, decision_scores, delong, net_benefit, placements,
                                        timed_auc, uno_concordance)
@@ -785,11 +786,15 @@ def _convert_field_types(row: dict) -> dict:
     return {n: None if row[n] is None else bool(row[n])
             if k == "boolean" else float(row[n]) if k == "number" else row[n] for n, k in kinds.items()}
 
+def as_number(value: object) -> float:
+    "A number or a yes (1) or no (0); nan for what has no order, and for what is missing"
+    return float(value) if isinstance(value, (bool, int, float)) else np.nan
+
 def cross_validate_importance(study_cases: Sequence[Case], study: OutcomeStudy,
                               folds: int = N_FOLDS,
-                             ) -> pd.DataFrame:  # fold, patient, field, risk, shuffled, shap, event
-    """Of boosted trees on the fields: each tested patient's risk, the mean risk with a field shuffled, and the field's
-    SHAP value"""
+                             ) -> pd.DataFrame:  # fold, patient, field, value, risk, shuffled, shap, event
+    """Of boosted trees on the fields: each tested patient's risk, the mean risk with a field shuffled, the field's
+    value where it is a number, and its SHAP value"""
     import shap
     rows, outcome = [], study.endpoint.outcomes(study_cases)
     for k, train, test in outer_folds(study_cases, study.endpoint, folds):
@@ -797,12 +802,14 @@ def cross_validate_importance(study_cases: Sequence[Case], study: OutcomeStudy,
         model, x = boosting(encode(train), outcome.loc[[c.patient for c in train]]), encode(test)
         values = pd.DataFrame(shap.TreeExplainer(model).shap_values(x), x.index, x.columns)
         risk = risk_of(model, x)
+        fields_of = {c.patient: c.fields for c in test}
         for name in study.fields:
             field_columns = [c for c in x if c == name or c.startswith((f"{name}=", f"{name}_missing"))]
             orders = [rng(d, "deal", k, name).permutation(len(x)) for d in range(N_FIELD_PERMUTATIONS)]
             permuted_risks = [risk_of(model, x.assign(**{c: x[c].to_numpy()[order] for c in field_columns}))
                               for order in orders]
-            rows += [dict(fold=k, patient=p, field=name, risk=r, shuffled=s, shap=v)
+            rows += [dict(fold=k, patient=p, field=name, value=as_number(fields_of[p][name]), risk=r, shuffled=s,
+                          shap=v)
                      for p, r, s, v in zip(x.index, risk, np.mean(permuted_risks, 0),
                                            values[field_columns].sum(axis=1))]
     return pd.DataFrame(rows).join(outcome.event, on="patient")
@@ -818,6 +825,27 @@ def summarize_importance(rows: pd.DataFrame) -> pd.DataFrame:
         records.append(dict(study=study, field=name) | auc_loss | shap)
     table = pd.DataFrame(records)
     return table.assign(p_holm=holm(table.p))
+
+# %% ../../nbs/study/19_outcomes.ipynb #5f108152
+KNOWN_DIRECTIONS = {  # of risk with more of a field: 1 where it rises
+    "simulated cohort": dict(age=-1, comorbidity=-1), "thoracic surgery": dict(age=1, dyspnoea=1),
+    "glioma, two years": dict(age=1), "glioma, three years": dict(age=1), "UCSF": dict(age=1), "UPENN": dict(age=1)}
+
+def summarize_directions(rows: pd.DataFrame) -> pd.DataFrame:
+    "Whether SHAP values move a risk in the known direction; intervals over patients and trainings"
+    records = []
+    for (study, name), part in rows.dropna(subset="value").groupby(["study", "field"], sort=False):
+        if not (known := KNOWN_DIRECTIONS.get(study, {}).get(name)): continue
+        values = part.groupby("fold").value
+        scaled = (part.value - values.transform("mean")) / values.transform("std", ddof=0)
+        pull = contrast(_matrix_by_fold((part.shap * scaled.fillna(0)).to_numpy(), part)[:, None])
+        pull = {k.replace("difference", "pull"): v for k, v in pull.items()}
+        ends = sorted(known * pull[f"pull_{end}"] for end in ("low", "high"))
+        agrees = "yes" if ends[0] > 0 else "no" if ends[1] < 0 else "not shown"
+        records.append(dict(study=study, field=name, known="rises" if known > 0 else "falls") | pull
+                       | dict(n=part.patient.nunique(), agrees=agrees))
+    table = pd.DataFrame(records)
+    return table.assign(p_holm=holm(table.p)) if len(table) else table
 
 # %% ../../nbs/study/19_outcomes.ipynb #a065cae6
 STABLE = .9           # concordance of a feature that is called stable
