@@ -267,7 +267,9 @@ def _count_sides(rows: list[dict], noun: str, than: str = "") -> str:
     than, neither = f" {than}" if than else "", "neither higher nor lower"
     if len(rows) == 1: return f"{'higher' if above else 'lower' if below else neither}{than} in the one {noun}"
     if not above and not below: return f"{neither}{than} in any of {count_noun(len(rows), noun)}"
-    return f"higher{than} in {above or 'none'} of {count_noun(len(rows), noun)} and lower in {below or 'none'}"
+    if not above: return f"lower{than} in {below} of {count_noun(len(rows), noun)} and never higher"
+    others = f"lower in {below}" if below else "never lower"
+    return f"higher{than} in {above} of {count_noun(len(rows), noun)} and {others}"
 
 def describe_differences(rows: list[dict],          # of a table with `difference`, and perhaps `p_holm` and `trainings`
                          noun: str = "comparison",

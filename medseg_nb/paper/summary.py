@@ -263,6 +263,9 @@ def draw_forest(ax, rows: pd.DataFrame, labels: list[str], dataset: str) -> None
         if dataset == ALL_SETS: ax.plot([r.next_low, r.next_high], [y, y], color=color, lw=.5)
         ax.plot([r.difference_low, r.difference_high], [y, y], color=color, lw=1.3, solid_capstyle="butt")
         ax.plot(r.difference, y, mark, color=color, ms=3, mfc="white" if r.opponent == CONTROL else color)
+    if CONTROL in {*labels} - {*rows.opponent} and dataset != ALL_SETS:
+        ax.text(.5, labels.index(CONTROL), "not run", fontsize=6.5, color="0.4", ha="center", va="center",
+                transform=ax.get_yaxis_transform(), bbox=dict(fc="white", ec="none", pad=1))
     ax.tick_params(labelsize=7)
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #83d1a318
@@ -280,7 +283,7 @@ def color_models(models: Iterable[str]) -> dict[str, str]:  # color by model
     return {m: KINDS.get(m) or next(others) for m in dict.fromkeys(models)}
 
 def draw_curves(budgets: pd.DataFrame):
-    "Mean Dice with interval by budget, one panel a data set, one line a network and start"
+    "Mean Dice by budget, one panel a data set, one line a network and start; right of it the last one's interval"
     import matplotlib.pyplot as plt
     datasets, lines = list(dict.fromkeys(budgets.dataset)), list(dict.fromkeys(zip(budgets.model, budgets.start)))
     colors = color_models(budgets.model)
@@ -288,18 +291,20 @@ def draw_curves(budgets: pd.DataFrame):
     for ax, dataset in zip(axes[0], datasets):
         for k, (model, start) in enumerate(lines):
             r = budgets[(budgets.dataset == dataset) & (budgets.model == model) & (budgets.start == start)]
-            x = r.budget_s * 1.08 ** (k - (len(lines) - 1) / 2)
-            ends = [r.dice - r.dice_low.clip(0), r.dice_high.clip(upper=1) - r.dice]
-            ax.errorbar(x, r.dice, ends,
-                        fmt="o-" if start == "random" else "s--", ms=3, lw=1, elinewidth=.6, color=colors[model],
-                        label=display_name(model) + ("" if start == "random" else f" ({start})"))
+            if r.empty: continue
+            mark, stroke = "o-" if start == "random" else "s--", dict(ms=3, lw=1, color=colors[model])
+            ax.plot(r.budget_s, r.dice, mark, **stroke,
+                    label=display_name(model) + ("" if start == "random" else f" ({start})"))
+            last = r.loc[r.budget_s.idxmax()]
+            ends = [[last.dice - max(last.dice_low, 0)], [min(last.dice_high, 1) - last.dice]]
+            ax.errorbar(last.budget_s * 1.5 * 1.17 ** k, last.dice, ends, fmt=mark[0], **stroke)
         ticks = sorted(budgets.budget_s[budgets.dataset == dataset].unique())
         ax.set_title(display_name(dataset), fontsize=8)
         ax.set(xscale="log"); ax.set_xticks(ticks, [f"{s:g}" for s in ticks]); ax.minorticks_off()
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=7 if len(datasets) < 4 else 6)
     axes[0][0].set_ylim(lowest_shown(budgets), min(1, budgets.dice.max() + .08))
     axes[0][0].set_ylabel("mean patient Dice", fontsize=7.5)
-    axes[0][len(datasets) // 2].set_xlabel("planned training budget (seconds of one thread)", fontsize=7.5)
+    fig.supxlabel("planned training budget (seconds of one thread)", fontsize=7.5)
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return fig
 
@@ -453,10 +458,11 @@ def compose_curves(sections: dict[str, PaperSection], reports: Path) -> tuple[ob
     curves = sections["reached"].tables.get("budgets") if "reached" in sections else None
     if curves is None or not len(curves): return None
     return draw_curves(curves), (
-        f"Mean Dice on held-out patients or images ({_count_cases(curves)}), with its 95 % interval, by the planned "
+        f"Mean Dice on held-out patients or images ({_count_cases(curves)}), by the planned "
         "seconds of one thread that a network was trained: copies of the same training runs, which go on at a constant "
         "rate, with averaged weights and a short cooling. Broken lines: weights that began on ImageNet."
-        + f" Means below {lowest_shown(curves):g} and the ends of long intervals are not shown."
+        + " Right of the lines: 95 % intervals of the longest budget."
+        + f" Means below {lowest_shown(curves):g} are not shown."
         * bool((curves.dice < lowest_shown(curves)).any()))
 
 # each gives a drawing with its caption, or nothing where its section has no results in this folder of reports
