@@ -6,14 +6,14 @@
 __all__ = ['SUPPORTED', 'REFUTED', 'ON_GPU', 'INK', 'PAPER', 'SET_COLOR', 'STEPS', 'STEP_SIGNS', 'GAP', 'VERDICTS', 'STEP_TITLES',
            'ROLES', 'AUDITED', 'CLAIM_SIGNS', 'CLAIM_GAP', 'MAX_CLAIMS_HEIGHT', 'SCORES', 'WITHOUT_NETWORK', 'UNITS_OF',
            'FIRST_STAGE', 'LONG_STAGE', 'GPU_STAGE', 'STAGE_MARKS', 'HYBRIDS', 'ALL_SETS', 'CUT', 'KINDS',
-           'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'ARTICLE_FIGURES',
-           'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims', 'name_claim', 'name_set',
-           'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims', 'seen_from_hybrid', 'volume_controls',
-           'hybrid_differences', 'pooled_differences', 'find_repeated_opponents', 'draw_opponents', 'draw_forest',
-           'lowest_shown', 'color_models', 'draw_curves', 'describe_reading', 'caption_reading', 'select_gpu_rows',
-           'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe', 'describe_gpu_design',
-           'longer_settings', 'describe_design', 'compose_overview', 'compose_decided', 'compose_opponents',
-           'compose_curves', 'draw_article_figures']
+           'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'SMALLEST_TEXT', 'TOUCH',
+           'ARTICLE_FIGURES', 'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims',
+           'name_claim', 'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims',
+           'seen_from_hybrid', 'volume_controls', 'hybrid_differences', 'pooled_differences', 'find_repeated_opponents',
+           'draw_opponents', 'draw_forest', 'lowest_shown', 'color_models', 'draw_curves', 'describe_reading',
+           'caption_reading', 'select_gpu_rows', 'tabulate_gpu', 'describe_gpu', 'planned_repeats', 'describe_recipe',
+           'describe_gpu_design', 'longer_settings', 'describe_design', 'list_drawn_texts', 'find_text_faults',
+           'compose_overview', 'compose_decided', 'compose_opponents', 'compose_curves', 'draw_article_figures']
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #b81590d0
 import math
@@ -21,13 +21,15 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from itertools import chain, count
+from itertools import chain, combinations, count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..evaluation.claims import load_quotes
 from ..evaluation.comparisons import CONTROL
+from ..kit.core import InputError
 from ..kit.report import Estimate, set_theme, write_drawing
 from .prose import PaperSection
 from .words import (clip_estimate, count_noun, describe_counts, display_name, format_estimate,
@@ -305,7 +307,7 @@ def draw_curves(budgets: pd.DataFrame):
     axes[0][0].set_ylim(lowest_shown(budgets), min(1, budgets.dice.max() + .08))
     axes[0][0].set_ylabel("mean patient Dice", fontsize=7.5)
     fig.supxlabel("planned training budget (seconds of one thread)", fontsize=7.5)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=7)
     return fig
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #c8ef4a26
@@ -413,6 +415,33 @@ def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
     return pd.DataFrame([*rows, *describe_gpu_design(sections)])
 
 
+# %% ../../nbs/library/8_paper/05_summary.ipynb #77c0acad
+SMALLEST_TEXT = 5.  # points, in the width at which it is printed
+TOUCH = 1.          # points that two texts may share, since boxes are a little larger than their ink
+
+def list_drawn_texts(fig) -> dict:  # box in points by text, of those that are drawn
+    "Texts of a matplotlib figure with their places; ticks outside of an axis and empty labels are none"
+    fig.canvas.draw()  # a layout is settled by the first drawing
+    renderer, drawn = fig.canvas.get_renderer(), {}
+    draw_text = renderer.draw_text
+    def note(*args, mtext=None, **kw):
+        if mtext is not None and mtext.get_text().strip(): drawn[mtext] = None
+        return draw_text(*args, mtext=mtext, **kw)
+    renderer.draw_text = note
+    try: fig.draw(renderer)
+    finally: renderer.draw_text = draw_text
+    return {t: t.get_window_extent(renderer).transformed(fig.dpi_scale_trans.inverted()).get_points() * 72
+            for t in drawn}
+
+def find_text_faults(fig) -> list[str]:
+    "Texts of a figure that cover each other, or are too small"
+    boxes = list_drawn_texts(fig)
+    faults = [f"“{t.get_text()}” has {t.get_fontsize():g} points" for t in boxes if t.get_fontsize() < SMALLEST_TEXT]
+    for (a, box), (b, other) in combinations(boxes.items(), 2):
+        shared = np.minimum(box[1], other[1]) - np.maximum(box[0], other[0])  # width and height
+        if (shared > TOUCH).all(): faults.append(f"“{a.get_text()}” covers “{b.get_text()}”")
+    return faults
+
 # %% ../../nbs/library/8_paper/05_summary.ipynb #85a25dd3
 def _count_cases(rows: pd.DataFrame) -> str: return f"n = {describe_counts(zip(rows.dataset, rows.n))}"
 
@@ -478,5 +507,7 @@ def draw_article_figures(sections: list[PaperSection], place: Path) -> dict[str,
     for name, compose in ARTICLE_FIGURES.items():
         if not (composed := compose(present, place.parent)): continue
         drawing, captions[name] = composed
+        if faults := find_text_faults(drawing):
+            raise InputError(f"drawing {name}", faults[0], "give it more room, or fewer and larger labels")
         write_drawing(place / f"{name}.svg", drawing)
     return captions
