@@ -133,10 +133,10 @@ def describe_repeated(profile: str) -> str:  # nothing where no tool has more th
             f"chose is above a tool by its interval in {n_above} of {len(table)} comparisons and below in {n_below}.")
 
 def describe_studies(profile: str) -> str:  # nothing where no study was planned beside a tool
-    "U-Net as a study planned it minus a tool with more time, on data that the rules were not made with"
+    "U-Net as a study planned it minus a tool, which had as much time or more, on data that its rules were not made with"
     path = folder("reports") / profile / "peers" / "studies.csv"
     if not path.is_file(): return ""
-    table = pd.read_csv(path).query("model == 'unet' and against_budget_s > budget_s").dropna(subset="difference")
+    table = pd.read_csv(path).query("model == 'unet' and against != 'set by hand'").dropna(subset="difference")
     return "".join(
         f" On {display_text(r.dataset)}, which the rules of `medseg study` were not made with, U-Net as it planned "
         f"({r.budget_s:g} s) minus {display_text(r.against)} ({r.against_budget_s:g} s) was "
