@@ -133,7 +133,7 @@ def describe_repeated(profile: str) -> str:  # nothing where no tool has more th
             f"chose is above a tool by its interval in {n_above} of {len(table)} comparisons and below in {n_below}.")
 
 def describe_studies(profile: str) -> str:  # nothing where no study was planned beside a tool
-    "U-Net as a study planned it minus a tool, which had as much time or more, on data that its rules were not made with"
+    "U-Net as a study planned it minus a tool with as much time or more, on data that its rules were not made with"
     path = folder("reports") / profile / "peers" / "studies.csv"
     if not path.is_file(): return ""
     table = pd.read_csv(path).query("model == 'unet' and against != 'set by hand'").dropna(subset="difference")
