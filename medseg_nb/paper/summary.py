@@ -416,7 +416,7 @@ def describe_design(sections: list[PaperSection], profile: str) -> pd.DataFrame:
 
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #77c0acad
-SMALLEST_TEXT = 5.  # points, in the width at which it is printed
+SMALLEST_TEXT = 6.  # points as drawn; the widest drawing is printed a tenth smaller
 TOUCH = 1.          # points that two texts may share, since boxes are a little larger than their ink
 
 def list_drawn_texts(fig) -> dict:  # box in points by text, of those that are drawn
