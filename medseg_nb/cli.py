@@ -464,10 +464,13 @@ def _list_own_runs(names: dict[str, str]) -> list[dict]:
         place = folder("runs") / key
         config = json.loads((place / "config.json").read_text())
         scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
-        dice = float(scores["dice"].mean()) if "dice" in scores else None
-        rows.append(dict(key=key, name=name_of_key.get(key, ""), dice=dice, start=name_start(config["model"]))
-                    | {k: config[k] for k in ("dataset", "model", "fold", "seed")})
-    return sorted(rows, key=lambda r: (r["dataset"], r["model"], r["fold"], r["seed"]))
+        has_dice = "dice" in scores
+        rows.append(dict(key=key, name=name_of_key.get(key, ""), start=name_start(config["model"]),
+                         dice=float(scores["dice"].mean()) if has_dice else None,
+                         cases=len(scores["dice"]) if has_dice else 0)
+                    | {k: config[k] for k in ("dataset", "model", "fold", "seed", "patients")})
+    # those with a name before the many that a study trained
+    return sorted(rows, key=lambda r: (not r["name"], r["dataset"], r["model"], r["fold"], r["seed"]))
 
 @models_app.command("list", epilog="Example: medseg models list")
 def models_list(as_json: Json = False):
@@ -477,6 +480,8 @@ def models_list(as_json: Json = False):
     rows = [*_list_models_of_package(), *_list_own_runs(names)]
     lines = [f"{r['name'] or r['key']:24} {r['dataset']:24} {r['model']:16} fold {r['fold']}, seed {r['seed']}"
              + (f", Dice {r['dice']:.3f}" if r["dice"] is not None else "")
+             + (f" of {r['cases']} held-out cases" if r.get("cases") else "")
+             + (f", learned from {r['patients']} patients alone" if r.get("patients") else "")
              + (f", {r['license']}" if "license" in r else "")
              + (f", {r['start']}" if r.get("start", "random") != "random" else "") for r in rows]
     lines += [f"{name:24} the mean of {len(keys.split('+'))} runs" for name, keys in names.items() if "+" in keys]

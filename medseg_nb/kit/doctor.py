@@ -51,7 +51,9 @@ def check_environment() -> list[dict]:  # what, found, ok
     memory_gib = measure_memory()
     mismatches = list_version_mismatches()
     dataset_folders = manifest_folders()
-    local_datasets = [d for d in dataset_folders if any((p / d).is_dir() for p in [folder("cache"), *data_folders()])]
+    data_places, own = [folder("cache"), *data_folders()], folder("own")
+    local_datasets = [d for d, place in dataset_folders.items()
+                      if own in place.parents or any((p / d).is_dir() for p in data_places)]
     rows = [("python", platform.python_version(), platform.python_version_tuple() >= ("3", "11")),
             ("machine", machine_class(), True),
             ("cores", os.cpu_count(), True), ("memory", f"{memory_gib:.0f} GiB", not memory_gib < 3.5),
