@@ -927,10 +927,12 @@ def refused(e: Exception) -> MedsegError | None:  # None for a fault of the kit
     return InputError(match[1], "is a link that leads to itself", "name another file") if match else None
 
 def name_nearest(e: MedsegError) -> MedsegError:
-    "An error that names the nearest data set instead of all, where one is near"
+    "An error that names the nearest data set instead of all; where none is near, how one's own is entered"
     if e.fault != "unknown data set": return e
     nearest = get_close_matches(e.subject.lower(), manifest_folders(), 1)
-    return InputError(e.subject, e.fault, f"did you mean {nearest[0]}? medseg data list lists all") if nearest else e
+    advice = (f"did you mean {nearest[0]}? medseg data list lists all" if nearest else
+              f"medseg data list lists all; one of your own is entered by medseg data add FOLDER --id {e.subject}")
+    return InputError(e.subject, e.fault, advice)
 
 def main() -> None:
     "Entry point of `medseg`: errors of the kit become one line and an exit code"

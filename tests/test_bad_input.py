@@ -194,8 +194,9 @@ CALLS |= {f"evaluate --spacing {v!r}": Call([*SCORE.split(), "--spacing", v], "-
 CALLS |= {f"evaluate --out {v}": Call(f"evaluate masks truth --out {v}", v.split("/")[0],
                                       "cannot be written", prepare=maps(wall)) for v in ("wall/scores.csv", "truth")}
 CALLS |= {w: Call(w, "nosuch", "unknown", known) for w, known in {
-    "data show nosuch": "phantom_skin", "data verify nosuch": "phantom_skin",
-    "data fetch nosuch": "phantom_skin", "train --data nosuch --model unet": "phantom_skin",
+    "data show nosuch": "data add FOLDER --id nosuch", "data verify nosuch": "data add FOLDER --id nosuch",
+    "data fetch nosuch": "data add FOLDER --id nosuch",
+    "train --data nosuch --model unet": "data add FOLDER --id nosuch",
     "train --data phantom_skin --model nosuch": "unet",
     "train --data phantom_skin --model unet --profile nosuch": "smoke", "paper --profile nosuch": "smoke",
     "paper --only nosuch": "a, b, c", "paper --executor nosuch": "slurm",

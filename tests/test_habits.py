@@ -89,7 +89,8 @@ def test_a_misspelt_data_set_is_answered_with_the_nearest(fresh, words):
         done = fresh.call(*words, id)
         assert refused(done, id, "unknown data set")
         assert done.stderr.endswith("; did you mean phantom_skin? medseg data list lists all\n"), done.stderr
-    assert fresh.call(*words, "zebra").stderr.endswith("; choose one of: phantom_skin\n"), "nothing is near"
+    far = fresh.call(*words, "zebra").stderr
+    assert far.endswith("one of your own is entered by medseg data add FOLDER --id zebra\n"), far
 
 
 @pytest.mark.long
