@@ -464,10 +464,9 @@ def _list_own_runs(names: dict[str, str]) -> list[dict]:
         place = folder("runs") / key
         config = json.loads((place / "config.json").read_text())
         scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
-        has_dice = "dice" in scores
+        dice = scores["dice"].dropna() if "dice" in scores else []  # an empty case has none
         rows.append(dict(key=key, name=name_of_key.get(key, ""), start=name_start(config["model"]),
-                         dice=float(scores["dice"].mean()) if has_dice else None,
-                         cases=len(scores["dice"]) if has_dice else 0)
+                         dice=float(dice.mean()) if len(dice) else None, cases=len(dice))
                     | {k: config[k] for k in ("dataset", "model", "fold", "seed", "patients")})
     # those with a name before the many that a study trained
     return sorted(rows, key=lambda r: (not r["name"], r["dataset"], r["model"], r["fold"], r["seed"]))

@@ -105,6 +105,16 @@ def test_the_beginning_of_a_key_is_a_key(trained, tmp_path):
         assert done.returncode == 2 and "there is no such run" in done.stderr, (words, done.stderr)
 
 
+@pytest.mark.long
+def test_models_say_on_how_many_cases_a_dice_stands(trained):
+    from medseg_nb.kit.report import read_rows
+    dice = read_rows(trained.runs / trained.key).dice
+    row, = (r for r in json.loads(trained.call("models", "--json").stdout) if r["key"] == trained.key)
+    assert row["cases"] == dice.count() > 0 and row["dice"] == pytest.approx(dice.mean())
+    line, = (x for x in trained.call("models").stdout.splitlines() if x.startswith(trained.key))
+    assert f"Dice {dice.mean():.3f} of {dice.count()} held-out cases" in line and "alone" not in line
+
+
 @pytest.mark.parametrize("words", [
     ("export", "mine/ensemble", "--out", "e"), ("bench", "mine/ensemble"), ("dossier", "mine/ensemble", "--out", "d"),
     ("explain", "mine/ensemble", "x.png", "--target", "class:1", "--out", "w"),
