@@ -237,6 +237,7 @@ def shrink_picture(picture: bytes  # PNG
 
 _USE, _TARGET = re.compile(r"<use [^>]*>"), re.compile(r'href="#([^"]*)"')
 _PLACE, _SHIFT = re.compile(r'\b(x|y)="([^"]*)"'), re.compile(r"translate\(([^)]*)\)")
+_ONLY_SHIFT = re.compile(r'transform="translate\(([^)]*)\)"')
 _PAINT = re.compile(r' (fill|stroke)="[^"]*"')
 
 def _round_numbers(numbers: str, digits: int) -> str:
@@ -244,7 +245,9 @@ def _round_numbers(numbers: str, digits: int) -> str:
 
 def _shorten_use(use: str) -> str:  # a hundredth of a point; a tenth of a unit of letters, which have 64 an em and more
     use = _PLACE.sub(lambda m: f'{m[1]}="{_round_numbers(m[2], 2)}"', use)
-    return _SHIFT.sub(lambda m: f"translate({_round_numbers(m[1], 1)})", use)
+    use = _SHIFT.sub(lambda m: f"translate({_round_numbers(m[1], 1)})", use)
+    if _PLACE.search(use): return use
+    return _ONLY_SHIFT.sub(lambda m: " ".join(f'{axis}="{at}"' for axis, at in zip("xy", m[1].split())), use)
 
 def shorten_uses(drawing: str  # SVG, whose definitions are paths that begin with their `id`
                 ) -> str:
