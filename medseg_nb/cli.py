@@ -355,10 +355,24 @@ def data_audit(id: str, as_json: Json = False):
     if result.findings: raise typer.Exit(2)
 
 # %% ../nbs/library/99_cli.ipynb #5eadc4e6
+def _require_bf16(profile: str) -> None:
+    "Refuse to compute in bf16 what would take days on a processor that has no instructions for it"
+    from medseg_nb.kit.core import ResourceError
+    from medseg_nb.training.convergence_runs import available_plan, list_missing_runs, load_convergence_plan
+    from medseg_nb.training.throughput import has_bf16
+    if has_bf16(): return
+    plan, _ = available_plan(load_convergence_plan(profile))
+    slow = [c for c, _ in list_missing_runs(plan) if (c.precision, c.device) == ("bf16", "cpu")]
+    if slow:
+        raise ResourceError("this processor", f"has no instructions for bf16, in which {len(slow)} missing runs are "
+                            "planned: a step takes ten times as long and more",
+                            "train them on a processor with avx512_bf16 or amx_bf16")
+
 def _train_plan(profile: str, jobs: int | None, limit: str | None, dry_run: bool) -> None:
     "Train what a plan still lacks; exit code 3 where something is left, such as a data set that is not on this machine"
     from medseg_nb.training.convergence_runs import describe_missing_runs, train_plan
     if dry_run: return print(*(describe_missing_runs(profile) or ["nothing is missing"]), sep="\n")
+    _require_bf16(profile)
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     _deadline(limit)
     if hasattr(os, "nice"): os.nice(19)

@@ -126,6 +126,21 @@ def test_a_plan_is_refused_in_one_line(fresh):
             and fresh.call("train", "--data", "phantom_skin").returncode == 2)
 
 
+def test_bf16_is_refused_where_it_would_take_days(fresh, monkeypatch):
+    "A processor without instructions for bf16 trains nothing in it; the dry run still says what is missing"
+    add_plan(fresh, settings=dict(precision="bf16"))
+    for has_it in (False, True):
+        monkeypatch.setattr("medseg_nb.training.throughput.has_bf16", lambda: has_it)
+        monkeypatch.setattr("medseg_nb.training.convergence_runs.train_plan", lambda profile: [])
+        done = fresh.call("train", "--missing", "--profile", "cpu")
+        assert done.returncode == (0 if has_it else 4), done.stderr
+        assert has_it or "this processor: has no instructions for bf16, in which 2 missing runs are" in done.stderr
+    monkeypatch.setattr("medseg_nb.training.throughput.has_bf16", lambda: False)
+    assert fresh.call("train", "--missing", "--profile", "cpu", "--dry-run").returncode == 0
+    add_plan(fresh)
+    assert fresh.call("train", "--missing", "--profile", "cpu").returncode == 0, "fp32 needs no such instructions"
+
+
 @pytest.mark.long
 def test_absent_data_is_left_out(fresh):
     "What is not on this machine is named, and exit code 3 says that the rest was done"

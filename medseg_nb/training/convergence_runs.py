@@ -11,7 +11,7 @@ __all__ = ['TASK', 'COUNT_COLUMNS', 'MIN_RISE', 'ROW_NAMES', 'OVERLAP', 'load_co
            'search_runs', 'summarize_designs', 'rank_designs', 'best_with_attention', 'choose_design',
            'resolve_designs', 'still_rises', 'plan_stages', 'list_planned_runs', 'is_complete', 'list_complete_runs',
            'add_overlap', 'load_patient_rows', 'Progress', 'available_plan', 'train_runs', 'train_plan',
-           'describe_missing_runs', 'train_search']
+           'list_missing_runs', 'describe_missing_runs', 'train_search']
 
 # %% ../../nbs/library/6_training/07_convergence_runs.ipynb #46fed84b
 import io
@@ -384,16 +384,19 @@ def train_plan(profile: str) -> list[str]:  # what is left, and why
             faults += train_runs(list_stage_runs(plan, stage), partial(planned_run_seconds, stage), profile)
     return list(dict.fromkeys(faults))
 
+def list_missing_runs(plan: ConvergencePlan) -> list[tuple[Config, float]]:  # with planned seconds of one thread
+    "What a plan has and the reports have not"
+    runs = {c.key: (c, planned_run_seconds(plan.search, c)) for c in search_runs(plan)}
+    for stage in (resolve_designs(plan, s) for s in plan.stages):
+        stage_runs = [*stage_rate_runs(plan, stage), *main_runs(plan, stage)]
+        runs |= {c.key: (c, planned_run_seconds(stage, c)) for c in stage_runs}
+    return [(config, seconds) for config, seconds in runs.values() if not is_finished(config)]
+
 def describe_missing_runs(profile: str) -> list[str]:  # a line for each data set, then what cannot be trained here
     "What a plan has and the reports have not, with the hours of one thread that are planned for it"
     plan, absent = available_plan(load_convergence_plan(profile))
-    missing = {c.key: (c, planned_run_seconds(plan.search, c)) for c in search_runs(plan)}
-    for stage in (resolve_designs(plan, s) for s in plan.stages):
-        runs = [*stage_rate_runs(plan, stage), *main_runs(plan, stage)]
-        missing |= {c.key: (c, planned_run_seconds(stage, c)) for c in runs}
-    missing = {key: pair for key, pair in missing.items() if not is_finished(pair[0])}
     hours, counts = Counter(), defaultdict(Counter)
-    for config, seconds in missing.values():
+    for config, seconds in list_missing_runs(plan):
         hours[config.dataset] += seconds / 3600
         counts[config.dataset][config.model] += 1
     def list_counts(dataset): return ", ".join(f"{n} of {model}" for model, n in counts[dataset].items())
