@@ -183,8 +183,9 @@ def study(id: str,
 def _plan_start(id: str, name: str) -> tuple[str, str]:
     "Write the network that starts from a model; its name, and what it takes from there"
     from medseg_nb.data.manifest import load_cases, load_manifest
-    from medseg_nb.training.fine_tuning import describe_start, find_start, write_start
+    from medseg_nb.training.fine_tuning import check_start, describe_start, find_start, write_start
     start, m = find_start(name), load_manifest(id)
+    check_start(start, id)
     if not m.image: return start.network, ""  # which no study takes
     line = describe_start(start, len(m.image.channels), max(m.labels.values()) + 1, load_cases(id)[0].image().ndim)
     write_start(start)
@@ -467,8 +468,7 @@ def _list_models_of_package() -> list[dict]:
                  seed=0, license=card.license) for card in map(read_model_card, list_shipped_models())]
 
 def _list_own_runs(names: dict[str, str]) -> list[dict]:
-    import json
-    from medseg_nb.kit.core import folder
+    from medseg_nb.kit.core import folder, read_json
     from medseg_nb.kit.report import ROWS_FILE, read_rows
     from medseg_nb.training.plan import name_start
     from medseg_nb.training.training import list_trained_runs
@@ -476,7 +476,7 @@ def _list_own_runs(names: dict[str, str]) -> list[dict]:
     name_of_key = {key: name for name, key in names.items()}
     for key in list_trained_runs():
         place = folder("runs") / key
-        config = json.loads((place / "config.json").read_text())
+        config = read_json(place / "config.json")
         scores = read_rows(place) if (place / ROWS_FILE).is_file() else {}
         dice = scores["dice"].dropna() if "dice" in scores else []  # an empty case has none
         rows.append(dict(key=key, name=name_of_key.get(key, ""), start=name_start(config["model"]),

@@ -19,13 +19,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..kit.core import (InputError, choose,
                                 folder, manifest_folders, progress, replace_folder, root, write, translate_write_errors)
@@ -80,7 +81,8 @@ def infer_column_type(cells: list[str]) -> tuple[str, list[str]]:
     if all(_is_number(k) for k in values): return "number", words
     if all(re.fullmatch(r"-?\d+(,\d+)?", k) for k in values) and any("," in k for k in values):
         return "its decimals have a comma, not a point", words
-    if len(values) == len(cells) > 4: return "each row has another text, so it is no category", words
+    n_filled = sum(c.strip().lower() not in _MISSING_SYNONYMS | MISSING_VALUES for c in cells)
+    if len(values) == n_filled > 4: return "each row has another text, so it is no category", words
     if len(values) > max(20, len(cells) // 4): return f"its {len(values)} different texts are no categories", words
     return "category", words
 
@@ -95,9 +97,10 @@ def infer_fields(table: pd.DataFrame, but: set[str]) -> Fields:
         if kind not in ("number", "boolean", "category"):
             result.notes.append(f"column {name} is left out: {kind}"); continue
         field_name = re.sub(r"\W+", "_", name.strip().lower()).strip("_") or "field"
-        n_same_name = sum(c["name"] == field_name for c in result.columns)
-        result.columns.append(dict(name=f"{field_name}_{n_same_name + 1}" if n_same_name else field_name,
-                                   column=name, type=kind, known="after"))
+        taken = {c["name"] for c in result.columns}
+        names = chain([field_name], (f"{field_name}_{k}" for k in count(2)))
+        result.columns.append(dict(name=next(n for n in names if n not in taken), column=name, type=kind,
+                                   known="after"))
         code_counts = Counter(c for c in table[name] if kind == "number" and re.fullmatch(r"-9+|9{3,}", c.strip()))
         result.notes += [f"column {name}: {v} stands {n} times; if it says missing, name it in `missing`"
                          for v, n in code_counts.items() if n > 1]
@@ -403,6 +406,15 @@ def _list_case_files(case_list: list[CaseFiles]) -> list[Path]:
         for path in filter(None, (*case.images, case.mask)): files.update(path.iterdir() if path.is_dir() else [path])
     return sorted(f for f in files if f.is_file() and not f.name.startswith("."))
 
+def _name_file(id: str, taken: set[str],  # of other cases, in small letters; the new one joins them
+               ending: str) -> str:
+    "A file's name for a case, which no other case has, nor one that differs in capitals alone"
+    stem = re.sub(r"[^-.\w]", "_", id)
+    names = (f"{n}{ending}" for n in chain([stem], (f"{stem}_{k}" for k in count(2))))
+    name = next(n for n in names if n.lower() not in taken)
+    taken.add(name.lower())
+    return name
+
 def _fill_draft(draft: Draft, layout: Layout, case_list: list[CaseFiles], decision: Decision,
                 summaries: dict[str, CaseSummary], patient_by_case: dict | None, case_table: CaseTable | None) -> None:
     "Put what was found into the draft's table and manifest"
@@ -410,13 +422,14 @@ def _fill_draft(draft: Draft, layout: Layout, case_list: list[CaseFiles], decisi
     layout.cases = case_list
     draft.facts |= (dict(modality="unknown", patient="patient" if patient_by_case else "unknown")
                     | _describe_images(draft, layout, decision, summaries))
+    taken = set()
     for c in case_list:
-        mask_path = (f"{CONVERTED_FOLDER}/" + re.sub(r"[^-.\w]", "_", c.id)
-                     + (".png" if summaries[c.id].ndim == 2 else ".nii.gz"))
+        mask_path = relative(c.mask) if not c.make else (
+            f"{CONVERTED_FOLDER}/{_name_file(c.id, taken, '.png' if summaries[c.id].ndim == 2 else '.nii.gz')}")
         if c.make: draft.made.append((mask_path, c))
         row = (dict(case=c.id) | (dict(patient=patient_by_case[c.id]) if patient_by_case else {})
                | dict(zip(draft.facts["image"]["columns"], map(relative, c.images))))
-        draft.rows.append(row | dict(mask=mask_path if c.make else relative(c.mask)))
+        draft.rows.append(row | dict(mask=mask_path))
     if case_table:
         n_without = sum(not case_table.rows.get(c.id) for c in case_list)
         if n_without:
@@ -471,6 +484,10 @@ def _parse_settings(settings: list[str]) -> dict:
                              "write for example --set 'labels={background: 0, lesion: 1}'") from None
     with _explain_refusal("--set"):
         if "mask" in declared_keys: Encoding(**{k: v for k, v in declared_keys["mask"].items() if k != "column"})
+    for key in set(declared_keys) - {"mask"}:
+        rule = Manifest.model_fields[key]
+        with _explain_refusal(f"--set {key}"):
+            TypeAdapter(Annotated[rule.annotation, rule]).validate_python(declared_keys[key])
     return declared_keys
 
 @contextlib.contextmanager
@@ -479,7 +496,8 @@ def _explain_refusal(subject: str):
     try: yield
     except (ValidationError, TypeError, AttributeError) as e:
         first = e.errors()[0] if isinstance(e, ValidationError) else dict(loc=(), msg=str(e))
-        raise InputError(subject, f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": "),
+        keys = [str(part) for part in first["loc"] if "[" not in str(part)]  # pydantic's own names have brackets
+        raise InputError(subject, f"{'.'.join(keys)}: {first['msg']}".lstrip(": "),
                          "mend that key") from None
 
 # of the guesses that are told
@@ -535,7 +553,10 @@ def _complete_manifest(draft: Draft, declared_keys: dict) -> None:
     manifest_facts |= dict(root=str(draft.place), table="table.csv", case="case") | facts | declared_keys
     rule = manifest_facts["patient"] if isinstance(manifest_facts["patient"],
                                                    str) else IdRule(**manifest_facts["patient"])
-    units = len({r["case"] if rule == "unknown" else extract_id(rule, r, "table.csv") for r in draft.rows})
+    try: units = len({r["case"] if rule == "unknown" else extract_id(rule, r, "table.csv") for r in draft.rows})
+    except KeyError as e:
+        raise InputError("--set patient", f"names the column {e}, which the drafted table has not",
+                         f"name one of {', '.join(draft.rows[0])}, or write unknown") from None
     if "split" not in declared_keys:
         if units < 2:
             raise InputError(str(draft.place),

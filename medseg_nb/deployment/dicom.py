@@ -330,7 +330,7 @@ class SeriesQueue:
 
     def read_answer(self, folder: Path) -> dict:
         "What is known of a series' answer; nothing where its file is damaged, so that it is made again"
-        try: said = json.loads((folder / "answer.json").read_text())
+        try: said = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError): said = {}
         is_valid = isinstance(said, dict) and all(isinstance(said.get(k, v), type(v)) for k, v in _NO_ANSWER.items())
         is_valid = is_valid and all(Path(said.get(k, "")).name == said.get(k, "") for k in ("seg", "report"))
@@ -354,7 +354,7 @@ def select_open(self: SeriesQueue, condition: Callable[[Path], bool]) -> list[Pa
 
 def is_complete(self: SeriesQueue, folder: Path) -> bool:
     "Whether no more slices of a series are to be awaited"
-    try: is_released = (folder / "released").read_text() == self.content_digest(folder)
+    try: is_released = (folder / "released").read_text(encoding="utf-8") == self.content_digest(folder)
     except (OSError, ValueError): is_released = False
     return (time.time() - (folder / "slices").stat().st_mtime
             > (min(self.pause, self.quiet) if is_released else self.quiet))

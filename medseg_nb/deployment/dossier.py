@@ -8,7 +8,6 @@ __all__ = ['Facts', 'NOT_RECORDED', 'CARD_POINTS', 'describe_data', 'describe_he
            'format_page', 'write_dossier']
 
 # %% ../../nbs/library/9_deployment/19_dossier.ipynb #5604ee6c
-import json
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ..data.manifest import Manifest, ensure_dataset, load_cases, load_manifest,
 from .model_cards import (describe_failures, describe_input, format_score, mean_dice, region_size,
                                               summarize_scores, summarize_strata)
 from .reader_page import page_file
-from ..kit.core import InputError, folder, output_folder, sha256, write
+from ..kit.core import InputError, folder, output_folder, read_json, sha256, write
 from ..kit.report import ROWS_FILE, read_rows
 from ..paper.prose import replace_placeholders
 from ..training.shipped_models import (MODEL_FILES, ModelCard, PatientScore, list_shipped_models,
@@ -105,7 +104,7 @@ def describe_sizes(rows: pd.DataFrame, dataset: str) -> str:
 def describe_run(key: str) -> Facts:
     "What a dossier says of a trained run"
     place = folder("runs") / key
-    rows, config = _read_run_rows(place), json.loads((place / "config.json").read_text())
+    rows, config = _read_run_rows(place), read_json(place / "config.json")
     m, scores = load_manifest(config["dataset"]), summarize_scores(rows.assign(variant="full precision"), "dice")
     unit = "image" if m.patient == "unknown" else "patient"
     worst = ", ".join(f"{s.region} {s.mean:.3f}" for s in sorted(scores, key=lambda s: s.mean))

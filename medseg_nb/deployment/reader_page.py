@@ -28,18 +28,14 @@ from .reader_study import (TASKS, LogRow, Progress, ReadingLog, check_answers, c
                                                pack_mask, read_sent_mask, read_study, unpack_mask)
 from .reader_design import read_key
 from .views import label_color
-from .web import NOTE, Guard, create_server, equal_secrets, listen, new_api, page
+from .web import NOTE, Guard, create_server, equal_secrets, listen, load_key, new_api, page
 from ..evaluation.multireader import sus_scores
 
 # %% ../../nbs/library/9_deployment/13_reader_page.ipynb #8747668b
 def reader_tokens(place: Path, readers: list[str]) -> dict[str, str]:  # by reader
     "A token for each reader, the same at every start"
     path = Path(place) / "secret"
-    if not path.exists():
-        with translate_write_errors(path):
-            path.touch(0o600)
-            path.write_text(secrets.token_urlsafe(32))
-    key = read_text(path).encode()
+    with translate_write_errors(path): key = load_key(path)
     return {r: hmac.new(key, r.encode(), sha256).hexdigest()[:32] for r in readers}
 
 @dataclass

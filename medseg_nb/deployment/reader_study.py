@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -183,7 +184,7 @@ def parse_sources(words: Sequence[str], task: str) -> dict[str, str]:  # where, 
     return {name: where for name, _, where in pairs}
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #4bbed4b5
-def _list_trainings(model: str) -> list:  # configs; none where an artefact's run is not stored here
+def _load_runs(model: str) -> list:  # configs; none where an artefact's run is not stored here
     "The runs that a model is made of"
     from medseg_nb.deployment.export import read_card
     from medseg_nb.training.shipped_models import load_model
@@ -204,10 +205,11 @@ def check_unseen(model: str,             # as for `load_segmenter`
                  k: int,                 # fold that tests them
                 ) -> None:
     "Refuse a model that has learned from a patient who is shown; a line on stderr says where that is not known"
+    from medseg_nb.training.fine_tuning import list_trainings
     from medseg_nb.training.shipped_models import list_shipped_models
-    runs, shown = _list_trainings(model), {c.dataset for c in cases}
+    runs, shown = _load_runs(model), {c.dataset for c in cases}
     remedy = f"name the run of fold {k}, or another --fold"
-    learned = [*runs, *(c.start for c in runs if c.start)]
+    learned = [*chain.from_iterable(map(list_trainings, runs))]
     patients = set().union(*(_training_patients(c) for c in learned if c.dataset in shown))
     if seen := [c.id for c in cases if (c.dataset, c.patient) in patients]:
         raise InputError(model, f"has learned from the patient of {seen[0]}, which the study shows", remedy)
@@ -302,8 +304,14 @@ def write_served_study(task: str,            # a key of TASKS
     return key.study[0]
 
 def _labels(cases: Sequence[Case | LooseImage]) -> dict[int, str]:
-    manifest = cases[0].manifest
-    return {v: n for n, v in manifest.labels.items() if v} or {1: "object"}
+    manifests = {c.dataset: c.manifest for c in cases}
+    labels = {d: {v: n for n, v in m.labels.items() if v} or {1: "object"} for d, m in manifests.items()}
+    first, *others = labels
+    for other in others:
+        if labels[other] != labels[first]:
+            raise InputError(f"{first} and {other}", "have different labels, and a study has one list of them",
+                             "take one of them, or two studies")
+    return labels[first]
 
 def _write_material(cases: Sequence, sources: Mapping[str, Callable], out: Path) -> None:
     facts = {case_digest(c.dataset, c.id): _store_case(c, sources, out) for c in cases}

@@ -92,7 +92,8 @@ def _is_of_row(key: str, *results: dict) -> bool:
 
 def _within_tolerance(a: dict | None, b: dict | None) -> bool:
     if a is None or b is None: return False
-    if isinstance(a["value"], str) or None in (a["value"], b["value"]): return a["value"] == b["value"]
+    values = a["value"], b["value"]
+    if None in values or any(isinstance(v, str) for v in values): return values[0] == values[1]
     return abs(a["value"] - b["value"]) <= max(a["tolerance"], b["tolerance"])
 
 def _changed_parts(a: dict, b: dict) -> list[str]:

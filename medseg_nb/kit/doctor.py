@@ -9,6 +9,7 @@ __all__ = ['GIB_PER_TRAINING', 'list_version_mismatches', 'measure_memory', 'cou
 import os
 import platform
 import shutil
+import sys
 
 from packaging.requirements import Requirement
 
@@ -54,7 +55,7 @@ def check_environment() -> list[dict]:  # what, found, ok
     data_places, own = [folder("cache"), *data_folders()], folder("own")
     local_datasets = [d for d, place in dataset_folders.items()
                       if own in place.parents or any((p / d).is_dir() for p in data_places)]
-    rows = [("python", platform.python_version(), platform.python_version_tuple() >= ("3", "11")),
+    rows = [("python", platform.python_version(), sys.version_info >= (3, 11)),
             ("machine", machine_class(), True),
             ("cores", os.cpu_count(), True), ("memory", f"{memory_gib:.0f} GiB", not memory_gib < 3.5),
             ("free disk", f"{free_gib:.0f} GiB", free_gib > 2),

@@ -9,6 +9,7 @@ __all__ = ['MODEL', 'SECTION', 'ENTRY', 'MANIFEST', 'CARD', 'TEMPLATES', 'check_
 # %% ../../nbs/library/0_kit/08_templates.ipynb #edea1646
 import hashlib
 import re
+from keyword import iskeyword
 from pathlib import Path
 
 from .core import InputError, choose, file_kind, folder, manifest_folders, read_text, root, to_json, write
@@ -18,7 +19,7 @@ from .workspace import is_checkout
 # %% ../../nbs/library/0_kit/08_templates.ipynb #f0c355cb
 def check_new(name: str, place: Path) -> Path:
     "`place`, if the name may stand in code and nothing lies there"
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or iskeyword(name):
         raise InputError(name or "the name", "is no name in code", "use small letters, digits and _, a letter first")
     if kind := file_kind(place): raise InputError(str(place), f"is {kind} already", "choose another name")
     return place

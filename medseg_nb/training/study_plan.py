@@ -59,7 +59,8 @@ def structure_width(mask: np.ndarray,  # bool
     faces = sum(np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim))
     # edges of pixels are longer than the outline they follow
     surface = faces * (np.pi / 4 if mask.ndim == 2 else 2 / 3)
-    return float(2 * mask.ndim * np.count_nonzero(mask) / surface) if surface else 0.
+    if not surface: return float(max(mask.shape)) if mask.any() else 0.
+    return float(2 * mask.ndim * np.count_nonzero(mask) / surface)
 
 def object_widths(ids: np.ndarray) -> np.ndarray:  # pixels
     "Diameters of the discs that are as large as the objects of a label map"
