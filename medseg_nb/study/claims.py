@@ -104,7 +104,7 @@ def summarize_decided_sentences(ledger: pd.DataFrame) -> pd.DataFrame:
     size = rows.claimed.map(" by a relative gain of {}".format).where(rows.kind == "gain", "")
     by_sentence = rows.assign(tested=rows.statement.map(shorten_statement) + size).groupby("sentence")
     tested = by_sentence.tested.agg(lambda found: "; ".join(dict.fromkeys(found)))
-    remain = by_sentence.p_holm.agg(lambda p: int((p < .05).sum()))
+    remain = by_sentence.p_holm.agg(lambda p: f"{(p < .05).sum()} of {p.count()}" if p.count() else "–")
     exceed = by_sentence.control.agg(lambda c: f"{(c == EXCEEDED).sum()} of {c.count()}" if c.count() else "–")
     test = by_sentence.test.agg(lambda found: max(found, key=NEARNESS.index))
     columns = dict(kind=kinds, test=test, tested=tested, remain=remain, exceed=exceed)
