@@ -13,6 +13,7 @@ import pytest
 import quick_scores
 import scipy.stats
 import sklearn.metrics
+import sklearn.model_selection  # keeps the functions of scipy.stats that it finds, which must not be the quick ones
 import sksurv.metrics
 import sksurv.nonparametric
 import statsmodels.regression.mixed_linear_model
