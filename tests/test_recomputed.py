@@ -806,7 +806,7 @@ def shifted_over_folds(values: np.ndarray, folds: np.ndarray) -> np.ndarray:  # 
                * random.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), DRAWS * 10)[:, place])
     draws = weights @ values / weights.sum(1)
     z = np.array([-1, 1]) * over_folds(values, folds) / draws.std()
-    tied = np.abs(draws - value) < 1e-9 * draws.std()  # half of them lie below: where few patients differ there are many
+    tied = np.abs(draws - value) < 1e-9 * draws.std()  # many where few patients differ; half of them lie below
     bias = norm.ppf(np.mean((draws < value) & ~tied) + tied.mean() / 2)
     speed = skew(values) / (6 * math.sqrt(n))
     shares = norm.cdf(bias + (bias + z) / (1 - speed * (bias + z)))
