@@ -65,7 +65,10 @@ def compare(a: str | Sequence[str], b: str | Sequence[str], score: str = "dice")
     from medseg_nb.evaluation.comparisons import compare_models
     sides = [[side] if isinstance(side, str) else list(side) for side in (a, b)]
     rows = [pd.concat(map(_load_rows, side)) for side in sides]
-    patients = [set(zip(r.dataset, r.patient)) for r in rows]
+    if len(datasets := sorted({d for r in rows for d in r.dataset})) > 1:
+        raise InputError(" and ".join(datasets), "are different data sets, whose patients may share an id",
+                         "compare runs of the same data set and fold")
+    patients = [set(r.patient) for r in rows]
     if not patients[0] & patients[1]:
         raise InputError(f"{sides[0][0]} and {sides[1][0]}", "have no held-out patient in common",
                          "compare runs of the same data set and fold")

@@ -87,6 +87,10 @@ def infer_column_type(cells: list[str]) -> tuple[str, list[str]]:
     return "category", words
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #31290d97
+def _number_name(name: str) -> Iterator[str]:
+    "A name, then the same with 2, 3 and so on"
+    return chain([name], (f"{name}_{k}" for k in count(2)))
+
 def infer_fields(table: pd.DataFrame, but: set[str]) -> Fields:
     "Metadata of a table's columns, except ids"
     result = Fields()
@@ -98,9 +102,8 @@ def infer_fields(table: pd.DataFrame, but: set[str]) -> Fields:
             result.notes.append(f"column {name} is left out: {kind}"); continue
         field_name = re.sub(r"\W+", "_", name.strip().lower()).strip("_") or "field"
         taken = {c["name"] for c in result.columns}
-        names = chain([field_name], (f"{field_name}_{k}" for k in count(2)))
-        result.columns.append(dict(name=next(n for n in names if n not in taken), column=name, type=kind,
-                                   known="after"))
+        free_name = next(n for n in _number_name(field_name) if n not in taken)
+        result.columns.append(dict(name=free_name, column=name, type=kind, known="after"))
         code_counts = Counter(c for c in table[name] if kind == "number" and re.fullmatch(r"-9+|9{3,}", c.strip()))
         result.notes += [f"column {name}: {v} stands {n} times; if it says missing, name it in `missing`"
                          for v, n in code_counts.items() if n > 1]
@@ -409,8 +412,7 @@ def _list_case_files(case_list: list[CaseFiles]) -> list[Path]:
 def _name_file(id: str, taken: set[str],  # of other cases, in small letters; the new one joins them
                ending: str) -> str:
     "A file's name for a case, which no other case has, nor one that differs in capitals alone"
-    stem = re.sub(r"[^-.\w]", "_", id)
-    names = (f"{n}{ending}" for n in chain([stem], (f"{stem}_{k}" for k in count(2))))
+    names = (f"{stem}{ending}" for stem in _number_name(re.sub(r"[^-.\w]", "_", id)))
     name = next(n for n in names if n.lower() not in taken)
     taken.add(name.lower())
     return name
@@ -484,7 +486,7 @@ def _parse_settings(settings: list[str]) -> dict:
                              "write for example --set 'labels={background: 0, lesion: 1}'") from None
     with _explain_refusal("--set"):
         if "mask" in declared_keys: Encoding(**{k: v for k, v in declared_keys["mask"].items() if k != "column"})
-    for key in set(declared_keys) - {"mask"}:
+    for key in (k for k in declared_keys if k != "mask"):
         rule = Manifest.model_fields[key]
         with _explain_refusal(f"--set {key}"):
             TypeAdapter(Annotated[rule.annotation, rule]).validate_python(declared_keys[key])

@@ -7,7 +7,6 @@ __all__ = ['reason_for_burned_in_text', 'deidentify', 'deidentify_folder']
 
 # %% ../../nbs/library/9_deployment/18_deidentify.ipynb #643e1b39
 import hmac
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path

@@ -304,7 +304,7 @@ def write_served_study(task: str,            # a key of TASKS
     return key.study[0]
 
 def _labels(cases: Sequence[Case | LooseImage]) -> dict[int, str]:
-    manifests = {c.dataset: c.manifest for c in cases}
+    manifests = {c.dataset: c.manifest for c in cases if isinstance(c, Case)}
     labels = {d: {v: n for n, v in m.labels.items() if v} or {1: "object"} for d, m in manifests.items()}
     first, *others = labels
     for other in others:
