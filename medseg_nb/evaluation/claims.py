@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT_IMAGES', 'STANDS_FOR', 'PUBLISHED_METRICS',
-           'NEARNESS', 'SETTINGS', 'EXCEEDED', 'WITHIN', 'WAITING', 'NOT_TESTABLE', 'LEDGER_COLUMNS', 'open_range',
-           'decide_verdict', 'describe_claimed_range', 'is_simulated', 'judge_claim', 'load_published_scores',
-           'score_id', 'judge_published_scores', 'load_statements', 'list_expected_claims', 'load_quotes',
-           'decide_one_sided', 'limit_score', 'review_claim', 'find_p', 'compare_with_control', 'collect_judged_claims',
-           'join_claims', 'drop_repeated', 'judge_where_measured', 'build_ledger', 'format_ledger']
+           'NEARNESS', 'SETTINGS', 'EXCEEDED', 'WITHIN', 'WAITING', 'NOT_TESTABLE', 'POSITIVE_CONTROLS',
+           'LEDGER_COLUMNS', 'open_range', 'decide_verdict', 'describe_claimed_range', 'is_simulated', 'judge_claim',
+           'load_published_scores', 'score_id', 'judge_published_scores', 'load_statements', 'list_expected_claims',
+           'load_quotes', 'decide_one_sided', 'limit_score', 'review_claim', 'find_p', 'compare_with_control',
+           'collect_judged_claims', 'join_claims', 'drop_repeated', 'judge_where_measured', 'build_ledger',
+           'format_ledger']
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #bd318829
 import json
@@ -143,9 +144,9 @@ def list_expected_claims() -> pd.DataFrame:
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #b3b8ee6f
 NEARNESS = ("full", "part", "proxy")  # what is tested of a sentence: all, a part, or what would follow from it
 
-def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind, data, test
+def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind, data, test, tested
     """The sentences of the source documents, as they are printed: whether they are asserted or planned, the data that
-    they name, if any, and how near to them that is what is tested"""
+    they name, if any, how near to them that is what is tested, and how the ledger words it, if not as its section"""
     return read_table(folder("nbs") / "claims" / "quotes.csv")
 
 
@@ -218,6 +219,8 @@ def compare_with_control(claim: dict,                 # a judged difference
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #c8bab6c1
 WAITING, NOT_TESTABLE = "waiting", "not testable here"
+# judged beside the claims: a generator that was overfitted on purpose, to be found out
+POSITIVE_CONTROLS = ("synthesis.realism.8.",)
 
 def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` returns them, with their section
     "Claims that sections of this profile have judged"
@@ -232,7 +235,8 @@ def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` retur
         tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv")))
                   if "p_holm" in t and {"difference", "change"} & {*t}]
         claims += [review_claim(c) | dict(section=section, p=find_p(c, tables, "p"), p_holm=find_p(c, tables),
-                                          control=compare_with_control(c, tables)) for c in judged]
+                                          control=compare_with_control(c, tables))
+                   for c in judged if not c["id"].startswith(POSITIVE_CONTROLS)]
     return claims
 
 LEDGER_COLUMNS = ["claims_of", "group", "id", "statement", "source", "kind", "claimed", "measured", "low", "high", "n",
@@ -271,6 +275,7 @@ def build_ledger(profile: str) -> pd.DataFrame:
     for row in ledger.to_dict("records"):
         ids = [i for i in (row["claim"], row["group"]) if row["claims_of"] == "sources" and i in quotes.index]
         if ids and not quotes.data[ids[0]]: row = judge_where_measured(row)
+        if ids and quotes.tested[ids[0]]: row = row | dict(statement=quotes.tested[ids[0]])
         rows.append(row | dict(sentence=quotes.sentence[ids[0]] if ids else None,
                                test=quotes.test[ids[0]] if ids else ""))
     return pd.DataFrame(rows, columns=[*ledger])

@@ -67,7 +67,7 @@ def number_supplement(sections: Iterable[PaperSection], page: str = "") -> dict[
 
 # %% ../../nbs/library/8_paper/02_floats.ipynb #f6768fb0
 MARKS = dict(smoke="smoke profile: phantoms only; shows that the machinery works",
-             cpu="cpu profile: small models and subsets",
+             cpu="small models and subsets",
              own="own profile: a data set of one's own, on a small machine", full="")
 CAPTION_LINE = 118  # characters of a line as wide as the page, in the size of captions
 MAX_LINES = 4

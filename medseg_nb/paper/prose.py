@@ -278,11 +278,11 @@ def describe_differences(rows: list[dict],          # of a table with `differenc
     "In how many rows the interval of the difference excludes zero; completes “its Dice was”"
     single, several = ([r for r in rows if has_one_training(r) == one] for one in (True, False))
     if not rows: raise InputError(noun, "none is described", "ask for rows that there are")
-    if not several: return f"{_count_sides(single, noun, than)}, with one training run per arm, which decides nothing"
+    if not several: return f"{_count_sides(single, noun, than)}, with one training run per arm (undecided)"
     text = _count_sides(several, noun, than)
     if excluding_zero(several) and "p_holm" in rows[0]:
         text += f" ({len(significant(several)) or 'none'} after Holm's correction)"
-    one = f"; with one training run per arm, which decides nothing, {_count_sides(single, noun)}"
+    one = f"; with one training run per arm (undecided), {_count_sides(single, noun)}"
     return text + (one if single else "")
 
 

@@ -59,8 +59,8 @@ def count_corrected(rows: pd.DataFrame) -> dict[str, int]:
     return dict(corrected=len(p), remain=int((p < .05).sum()))
 
 def count_remaining(rows: pd.DataFrame) -> dict[str, int]:
-    "How many rows have a p value, and how many decided ones remain if all of them are one family"
-    tested = rows[rows.p.notna()]
+    "How many rows that can be tested have a p value, and how many decided ones remain if all of them are one family"
+    tested = rows[rows.p.notna() & (rows.verdict != NOT_COMPARABLE)]
     remain = (np.array(holm(tested.p)) < .05) & tested.verdict.isin(("supported", "refuted"))
     return dict(tested=len(tested), remain=int(remain.sum()))
 
