@@ -150,8 +150,9 @@ def paper(
         for place in export_article(profile, states, export): print(os.path.relpath(place))
     from medseg_nb.kit import execution as study
     from medseg_nb.paper import readme
-    if pages_profile := readme.find_profile():
-        readme.refresh({r["section"]: r["state"] for r in study.list_section_states(pages_profile)})
+    if (pages_profile := readme.find_profile()) not in (None, profile):
+        states = {r["section"]: r["state"] for r in study.list_section_states(pages_profile)}
+    if pages_profile: readme.refresh(states)
 
 # %% ../nbs/library/99_cli.ipynb #f7e167b5
 # what a study of a data set of one's own consists of, as far as it fits the set

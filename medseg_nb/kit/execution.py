@@ -7,8 +7,8 @@ __all__ = ['ProfileName', 'NOT_HERE', 'BUDGET_MARGIN', 'CLUSTER_EXECUTORS', 'Sec
            'section_module', 'exported_module', 'read_notebook', 'parse_code', 'default_parameters',
            'section_parameters', 'section_defines', 'list_run_configs', 'file_state', 'record_file_access', 'Run',
            'installed_packages_digest', 'project_digest', 'list_section_runs', 'strip_tests', 'is_exported',
-           'section_code', 'section_dependencies', 'results_folder', 'load_provenance', 'stamp_path', 'list_changes',
-           'is_data_available', 'can_execute', 'reason_section_not_applicable', 'list_section_states',
+           'section_code', 'find_data_key', 'section_dependencies', 'results_folder', 'load_provenance', 'stamp_path',
+           'list_changes', 'is_data_available', 'can_execute', 'reason_section_not_applicable', 'list_section_states',
            'normalize_notebook', 'SectionError', 'convert_kernel_error', 'set_environment', 'measure_resources',
            'execute_notebook', 'execute_section', 'lineage', 'widest_vectors', 'machine_kind', 'provenance_record',
            'run_section', 'warn_over_budget', 'exported_code', 'check_exports', 'write_build_record', 'add_upstream',
@@ -140,7 +140,9 @@ def section_parameters(section: str,
     if profile == "own" and data and "datasets" in default_values: overrides["datasets"] = [data]
     for name in overrides: choose(name, default_values, f"parameter of section {section}")
     parameter_values = default_values | overrides
-    for dataset in parameter_values.get("datasets", []): choose(dataset, manifest_folders(), "data set")
+    if datasets := parameter_values.get("datasets"):
+        known = manifest_folders()
+        for dataset in datasets: choose(dataset, known, "data set")
     return parameter_values
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #7e3a5f17
@@ -276,6 +278,17 @@ def _hash_input(file: str) -> str:
     if path.is_dir(): return digest({p.relative_to(path).as_posix(): sha256(p) for p in path.rglob("*") if p.is_file()})
     raise InputError(str(path), "does not exist", "mend `files` in study.yaml")
 
+@functools.lru_cache(maxsize=None)
+def _data_key(id: str, files: tuple, code: tuple) -> str:
+    return import_module("medseg_nb.data.manifest").section_data_key(id)
+
+def find_data_key(id: str) -> str:
+    "Key of a data set for a section, computed once for a manifest, a split and code as they stand"
+    places = [folder("own") / "data" / id, folder("data_manifests") / id]
+    files = [file_state(str(place / name)) for place in places for name in ("dataset.yaml", "splits.json")]
+    return _data_key(id, tuple(files), current_sources().stamps)
+
+@hold_sources()
 def section_dependencies(section: str, profile: str, data: str | None = None) -> dict:
     "What a section's result depends on, by kind"
     parameter_values, (code, code_closure) = section_parameters(section, profile, data), section_code(section)
@@ -286,7 +299,7 @@ def section_dependencies(section: str, profile: str, data: str | None = None) ->
                 parameters=parameter_values,
                 upstream={u: sha256(p) if p.exists() else None for u, p in results.items()},
                 files={f: _hash_input(f) for f in sections()[section].files},
-                data={d: import_module("medseg_nb.data.manifest").section_data_key(d) for d in dataset_ids},
+                data={d: find_data_key(d) for d in dataset_ids},
                 versions=code_closure.versions(),
                 precision=", ".join(sorted({c.precision for c in runs})) or "fp64",
                 device=device(profile))
@@ -494,11 +507,14 @@ def _store_results(section: str, profile: str, stage: Path, record: dict, measur
     write(stamp_path(section, profile), to_json(dict(key=record["key"])))
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #32ad08bc
+def _texts_in(value: object) -> set[str]:
+    if isinstance(value, str): return {value}
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return set().union(*map(_texts_in, parts))
+
 def _datasets_in(value: object) -> set[str]:
     "Ids of data sets within parameters"
-    if isinstance(value, str): return {value} & set(manifest_folders())
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return set().union(*map(_datasets_in, parts))
+    return _texts_in(value) & set(manifest_folders())
 
 def _datasets_in_results(place: Path) -> set[str]:
     "Data sets that a section's rows, tables and figures name"
@@ -738,8 +754,8 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
     if profile == "own": remove_other_results(data)
     check_exports()
     for name in section_names: section_code(name)  # can be read, or nothing is executed
-    todo = [r["section"] for r in list_section_states(profile, data) if r["state"] in ("stale", "absent")
-            and r["section"] in section_names]
+    states = {r["section"]: r["state"] for r in list_section_states(profile, data)}
+    todo = [s for s, state in states.items() if state in ("stale", "absent") and s in section_names]
     minutes = sum(entries[n].budget_for(profile).get("minutes", 0) for n in todo)
     budget = f"; budget {minutes:g} minutes beside the training of runs" if minutes else ""
     message = f"{len(todo)} of {len(section_names)} sections to execute ({', '.join(todo)}){budget}"
@@ -754,7 +770,7 @@ def run_all(profile: str, data: str | None = None, only: list[str] | None = None
         if state == "does not fit": why = f": {reason_section_not_applicable(name, profile, data)}"
         print(f"{name} ({profile}): {state}{why}", file=sys.stderr, flush=True)
     write_build_record(profile)
-    return {r["section"]: r["state"] for r in list_section_states(profile, data)}
+    return {r["section"]: r["state"] for r in list_section_states(profile, data)} if todo else states
 
 # %% ../../nbs/library/0_kit/04_execution.ipynb #881a556b
 CLUSTER_EXECUTORS = ("slurm", "kubernetes")
