@@ -6,8 +6,8 @@
 __all__ = ['SUPPLEMENT', 'ARTICLE', 'extract_parts', 'read_prose', 'PaperSection', 'check_citations', 'check_pictures',
            'load_section', 'find_placeholders', 'replace_placeholders', 'is_block_float', 'is_own_float',
            'keep_reported_parts', 'check_name', 'lacks_result', 'escape_markdown', 'check_typed', 'format_number_span',
-           'find_section', 'Bound', 'bound_row', 'significant', 'best_networks', 'has_one_training', 'excluding_zero',
-           'describe_differences', 'template_names', 'render']
+           'find_section', 'Bound', 'bound_row', 'bind_rows', 'significant', 'best_networks', 'has_one_training',
+           'excluding_zero', 'describe_differences', 'template_names', 'render']
 
 # %% ../../nbs/library/8_paper/01_prose.ipynb #4081ce91
 import difflib
@@ -68,6 +68,7 @@ class PaperSection:
     results: dict = field(default_factory=dict)     # results.json; empty if absent
     provenance: dict = field(default_factory=dict)  # provenance.json
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    bound: dict[str, list[tuple[dict, dict]]] = field(init=False, default_factory=dict, repr=False)  # by `bind_rows`
 
     def names(self, kind: str) -> list[str]: return list(self.results.get(f"{kind}s", {}))
 
@@ -242,6 +243,13 @@ def bound_row(section: str, table: str, estimates: list[str], position: int, row
         return Bound(clip_estimate(column, Estimate(value, *ends)), f"{section}/{table}.csv:{position + 2}:{column}")
     return {column: bind(column, value) for column, value in row.items()}
 
+def bind_rows(section: PaperSection, table: str) -> list[tuple[dict, dict]]:
+    "Each row of a table as it is stored and as `bound_row` gives it; found once a build"
+    if table not in section.bound:
+        estimates, records = section.results["tables"][table]["estimates"], section.tables[table].to_dict("records")
+        section.bound[table] = [(r, bound_row(section.name, table, estimates, k, r)) for k, r in enumerate(records)]
+    return section.bound[table]
+
 
 # %% ../../nbs/library/8_paper/01_prose.ipynb #e64b9469
 def significant(rows: list[dict]) -> list[dict]:
@@ -305,8 +313,7 @@ def template_names(reader: PaperSection, sections: dict[str, PaperSection], prof
         section, item = find(table)
         if not section.results or section.may_be_old and item not in section.names("table"): return []
         check_name(item, section.names("table"), section, reader, "table")
-        facts, frame = section.results["tables"][item], section.tables[item]
-        return [bound_row(section.name, item, facts["estimates"], k, r) for k, r in enumerate(frame.to_dict("records"))
+        return [dict(bound) for r, bound in bind_rows(section, item)
                 if all(str(r[c]) == str(v) for c, v in where.items())]
     return dict(n=n, rows=rows, significant=significant, excluding_zero=excluding_zero,
                 has_one_training=has_one_training, best_networks=best_networks, differences=describe_differences,

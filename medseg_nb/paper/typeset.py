@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 from ..kit.core import InputError, folder
@@ -79,21 +80,20 @@ def share_outlines(document: bytes) -> bytes:
     "The same pages, on which an outline that is filled often is stored once"
     import pikepdf
     with pikepdf.open(io.BytesIO(document)) as pdf:
-        counts = Counter()
-        for page in pdf.pages:
-            page.contents_coalesce()
-            counts.update(_OUTLINE.findall(page.Contents.read_bytes()))
+        for page in pdf.pages: page.contents_coalesce()
+        outlines = [_OUTLINE.findall(page.Contents.read_bytes()) for page in pdf.pages]
+        counts = Counter(chain.from_iterable(outlines))
         names = {x: b"/outline%d" % k for k, (x, n) in enumerate(counts.items()) if n >= MIN_OUTLINE_USES}
         forms = {x: _make_form(pdf, x) for x in names}
-        for page in pdf.pages:
-            content = page.Contents.read_bytes()
-            used = [x for x in dict.fromkeys(_OUTLINE.findall(content)) if x in names]
+        for page, found in zip(pdf.pages, outlines):
+            used = [x for x in dict.fromkeys(found) if x in names]
             if not used: continue
+            content = page.Contents.read_bytes()
             content = _OUTLINE.sub(lambda m: names[m[0]] + b" Do" if m[0] in names else m[0], content)
             page.Contents = pdf.make_stream(content)
             for x in used: page.add_resource(forms[x], pikepdf.Name.XObject, names[x].decode())
         data = io.BytesIO()
-        pdf.save(data, deterministic_id=True)
+        pdf.save(data, deterministic_id=True, compress_streams=False)  # `shrink_pdf` compresses
     return data.getvalue()
 
 # %% ../../nbs/library/8_paper/03_typeset.ipynb #990191ad
