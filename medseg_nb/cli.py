@@ -6,7 +6,7 @@
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_app', 'Profile', 'Data', 'Plugins', 'Json',
            'STUDY_SECTIONS', 'INTERRUPTED', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status',
            'diff', 'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
-           'data_edit', 'data_remove', 'data_audit', 'pack', 'unpack', 'train', 'models_list', 'models_card',
+           'data_edit', 'data_remove', 'data_audit', 'is_slow', 'pack', 'unpack', 'train', 'models_list', 'models_card',
            'models_examples', 'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom',
            'serve_page', 'serve_readers', 'serve_navigation', 'evaluate', 'transfer', 'radiomics', 'bench', 'stream',
            'claims_list', 'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse',
@@ -357,14 +357,17 @@ def data_audit(id: str, as_json: Json = False):
     if result.findings: raise typer.Exit(2)
 
 # %% ../nbs/library/99_cli.ipynb #5eadc4e6
+def is_slow(config) -> bool:
+    "Whether a run computes in bf16 on a processor without instructions for it"
+    from medseg_nb.training.throughput import has_bf16
+    return (config.precision, config.device) == ("bf16", "cpu") and not has_bf16()
+
 def _require_bf16(profile: str) -> None:
     "Refuse to compute in bf16 what would take days on a processor that has no instructions for it"
     from medseg_nb.kit.core import ResourceError
     from medseg_nb.training.convergence_runs import available_plan, list_missing_runs, load_convergence_plan
-    from medseg_nb.training.throughput import has_bf16
-    if has_bf16(): return
     plan, _ = available_plan(load_convergence_plan(profile))
-    slow = [c for c, _ in list_missing_runs(plan) if (c.precision, c.device) == ("bf16", "cpu")]
+    slow = [c for c, _ in list_missing_runs(plan) if is_slow(c)]
     if slow:
         raise ResourceError("this processor", f"has no instructions for bf16, in which {len(slow)} missing runs are "
                             "planned: a step takes ten times as long and more",
@@ -415,7 +418,8 @@ def unpack(place: Annotated[Path, typer.Argument(help="folder of `medseg pack` w
 
 @app.command(epilog="Example: medseg train --data phantom_skin --model unet")
 def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] = None,
-          model: Annotated[Optional[str], typer.Option(help="name of a model")] = None, seed: int = 0,
+          model: Annotated[Optional[str], typer.Option(help="name of a model")] = None,
+          seed: Annotated[Optional[int], typer.Option(min=0, help="of weights and batches; 0 if left out")] = None,
           fold: Annotated[Optional[int], typer.Option(min=0, help="held out, and scored; else the first")] = None,
           steps: Annotated[Optional[int], typer.Option(min=1, max=1_000_000,
                                                          help="gradient steps; the profile's if left out")] = None,
@@ -434,7 +438,7 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     "Train one run with the profile's settings and print its key; or train what is missing, or what was packed."
     plug(plugins)
     require_workspace()
-    of_one_run = {"--data": data, "--model": model, "--fold": fold, "--steps": steps}
+    of_one_run = {"--data": data, "--model": model, "--fold": fold, "--steps": steps, "--seed": seed}
     of_missing = {"--limit": limit, "--dry-run": dry_run or None}
     if packed: _refuse(of_one_run | {"--missing": missing or None} | of_missing, f"{packed} says what is trained")
     if missing: _refuse(of_one_run, "is of one run; nbs/plans.yaml says it for missing ones")
@@ -455,7 +459,9 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     ensure_dataset(data)
     def hybrid_config(): return next(c for c in hybrid_runs.list_runs(profile, [data]) if c.model == model)
     config = hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model)
-    config = replace(config, seed=seed, fold=fold or 0, steps=steps or config.steps)
+    config = replace(config, seed=seed or 0, fold=fold or 0, steps=steps or config.steps)
+    if is_slow(config): print("warning: this processor has no instructions for bf16, in which this run computes: "
+                              "a step takes ten times as long and more", file=sys.stderr)
     remove_leftovers(folder("runs"))
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)

@@ -259,7 +259,8 @@ WRONG = [["data"], ["claims"], ["nosuch"], ["train"],
          ["paper", "--nosuch"], ["run", "a", "--data", "tiny"], ["run", "a", "--limit", "soon"],
          ["run", "a", "--limit", "9" * 400 + "h"],
          ["run", "a", "--limit", "9" * 5000 + "h"], [*ONE, "--limit", "1h"], [*ONE, "-j", "2"],
-         ["train", "--packed", "nosuch"], ["pack", "nosuch", "--profile", "smoke"], ["unpack", "nosuch"],
+         ["train", "--packed", "nosuch"], ["train", "--missing", "--seed", "0"],
+         ["pack", "nosuch", "--profile", "smoke"], ["unpack", "nosuch"],
          ["diff", "nbs"], ["serve", "dicom", "nosuch", "--allow", "CT", "--to", "http://["]]
 
 
