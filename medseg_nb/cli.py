@@ -375,12 +375,13 @@ def _require_bf16(profile: str) -> None:
 
 def _train_plan(profile: str, jobs: int | None, limit: str | None, dry_run: bool) -> None:
     "Train what a plan still lacks; exit code 3 where something is left, such as a data set that is not on this machine"
+    from medseg_nb.kit.doctor import lower_priority
     from medseg_nb.training.convergence_runs import describe_missing_runs, train_plan
     if dry_run: return print(*(describe_missing_runs(profile) or ["nothing is missing"]), sep="\n")
     _require_bf16(profile)
     if jobs: os.environ["MEDSEG_WORKERS"] = str(jobs)
     _deadline(limit)
-    if hasattr(os, "nice"): os.nice(19)
+    lower_priority()
     skipped_runs = train_plan(profile)
     for line in skipped_runs: print(f"left out: {line}", file=sys.stderr)
     if skipped_runs: raise typer.Exit(3)

@@ -543,8 +543,9 @@ def without_repeats(claims: list[dict]) -> list[dict]:
 
 
 def test_claims_of_the_sources_and_of_the_kit_are_counted_apart(reports):
-    "Plain counts over the stored claims; nothing that is not comparable is supported or refuted"
-    claims = without_repeats([c for p in sections(reports) for c in load(p / "results.json")["claims"]])
+    "Plain counts over the stored claims but for a positive control; what is not comparable has no other verdict"
+    every = [c for p in sections(reports) for c in load(p / "results.json")["claims"]]
+    claims = without_repeats([c for c in every if "(8 patients;" not in c["statement"]])  # overfitted on purpose
     stored = pd.read_csv(reports / "claims" / "verdicts.csv")
     numbers = load(reports / "claims" / "results.json")["numbers"]
     for of in ("sources", "kit"):
