@@ -6,7 +6,7 @@
 __all__ = ['app', 'data_app', 'claims_app', 'serve_app', 'readers_app', 'models_app', 'Profile', 'Data', 'Plugins', 'Json',
            'STUDY_SECTIONS', 'INTERRUPTED', 'USAGE', 'plug', 'say', 'new', 'planned', 'paper', 'study', 'run', 'status',
            'diff', 'data_list', 'data_show', 'data_fetch', 'data_convert', 'data_verify', 'data_croissant', 'data_add',
-           'data_edit', 'data_remove', 'data_audit', 'is_slow', 'pack', 'unpack', 'train', 'models_list', 'models_card',
+           'data_edit', 'data_remove', 'data_audit', 'pack', 'unpack', 'train', 'models_list', 'models_card',
            'models_examples', 'models_verify', 'models_build', 'export', 'predict', 'risk', 'explain', 'serve_dicom',
            'serve_page', 'serve_readers', 'serve_navigation', 'evaluate', 'transfer', 'radiomics', 'bench', 'stream',
            'claims_list', 'claims_audit', 'deidentify', 'dossier', 'readers_new', 'readers_export', 'readers_analyse',
@@ -357,17 +357,13 @@ def data_audit(id: str, as_json: Json = False):
     if result.findings: raise typer.Exit(2)
 
 # %% ../nbs/library/99_cli.ipynb #5eadc4e6
-def is_slow(config) -> bool:
-    "Whether a run computes in bf16 on a processor without instructions for it"
-    from medseg_nb.training.throughput import has_bf16
-    return (config.precision, config.device) == ("bf16", "cpu") and not has_bf16()
-
 def _require_bf16(profile: str) -> None:
     "Refuse to compute in bf16 what would take days on a processor that has no instructions for it"
     from medseg_nb.kit.core import ResourceError
     from medseg_nb.training.convergence_runs import available_plan, list_missing_runs, load_convergence_plan
+    from medseg_nb.training.throughput import lacks_bf16
     plan, _ = available_plan(load_convergence_plan(profile))
-    slow = [c for c, _ in list_missing_runs(plan) if is_slow(c)]
+    slow = [c for c, _ in list_missing_runs(plan) if lacks_bf16(c)]
     if slow:
         raise ResourceError("this processor", f"has no instructions for bf16, in which {len(slow)} missing runs are "
                             "planned: a step takes ten times as long and more",
@@ -453,6 +449,7 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     from medseg_nb.kit.core import PROFILES, choose, folder
     from medseg_nb.kit.storage import remove_leftovers
     from medseg_nb.data.manifest import ensure_dataset, load_manifest
+    from medseg_nb.training.throughput import lacks_bf16
     from medseg_nb.training.training import rank_and_world_size, run_training
     choose(model, [*default_runs.list_models(choose(profile, PROFILES, "profile")), "hybrid"], "model")
     if not load_manifest(data).image:
@@ -461,8 +458,9 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     def hybrid_config(): return next(c for c in hybrid_runs.list_runs(profile, [data]) if c.model == model)
     config = hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model)
     config = replace(config, seed=seed or 0, fold=fold or 0, steps=steps or config.steps)
-    if is_slow(config): print("warning: this processor has no instructions for bf16, in which this run computes: "
-                              "a step takes ten times as long and more", file=sys.stderr)
+    if lacks_bf16(config):
+        print("warning: this processor has no instructions for bf16, in which this run computes: a step takes ten times "
+              "as long and more", file=sys.stderr)
     remove_leftovers(folder("runs"))
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)

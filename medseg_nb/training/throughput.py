@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingLoop', 'BENCHMARK_GRID', 'BENCHMARK_WINDOW', 'BENCHMARK_OVERLAP', 'monai_batches', 'fp32_loop',
-           'time_batches', 'measure_rounds', 'has_bf16', 'benchmark_training', 'list_throughput_runs',
+           'time_batches', 'measure_rounds', 'has_bf16', 'lacks_bf16', 'benchmark_training', 'list_throughput_runs',
            'measure_throughput', 'benchmark_networks', 'volume_cost', 'benchmark_windows']
 
 # %% ../../nbs/library/6_training/08_throughput.ipynb #f719ed42
@@ -104,12 +104,17 @@ def measure_rounds(config: Config,                               # but for its n
     train(replace(config, steps=steps * (n + 1)), lambda batches: watch(iter(batches)))
     return pd.DataFrame(timings[1:])
 
-# %% ../../nbs/library/6_training/08_throughput.ipynb #fd54bc17
+# %% ../../nbs/library/6_training/08_throughput.ipynb #a4be7710
 def has_bf16() -> bool:
     "Whether this processor has instructions for bfloat16"
     import torch
     return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
+def lacks_bf16(config: Config) -> bool:
+    "Whether a run computes in bf16 on a processor without instructions for it: ten times as long and more"
+    return (config.precision, config.device) == ("bf16", "cpu") and not has_bf16()
+
+# %% ../../nbs/library/6_training/08_throughput.ipynb #fd54bc17
 def benchmark_training(config: Config | None = None,  # U-Net of half a million parameters, bf16 where the CPU has it
                        n: int = 10,                   # rounds
                        steps: int = 4,                # of a round
