@@ -459,8 +459,8 @@ def train(data: Annotated[Optional[str], typer.Option(help="id of a data set")] 
     config = hybrid_config() if model == "hybrid" else default_runs.default_run(profile, data, model)
     config = replace(config, seed=seed or 0, fold=fold or 0, steps=steps or config.steps)
     if lacks_bf16(config):
-        print("warning: this processor has no instructions for bf16, in which this run computes: a step takes ten times "
-              "as long and more", file=sys.stderr)
+        print("warning: this processor has no instructions for bf16, in which this run computes: a step takes ten "
+              "times as long and more", file=sys.stderr)
     remove_leftovers(folder("runs"))
     run_training(config, weights=True)
     if rank_and_world_size()[0] == 0: print(config.key)
