@@ -31,7 +31,7 @@ from ..kit.core import (InputError, ResourceError, digest, folder, progress, rea
                                 replace_folder, translate_write_errors, write)
 from ..kit.storage import pack_table, unpack_table
 from ..images.files import read_image
-from .manifest import (ARCHIVE_SUFFIXES, Manifest, NonEmptyName, RelativePath, StrictModel, Template,
+from .manifest import (ARCHIVE_SUFFIXES, Manifest, NonEmptyName, StrictModel, Template,
                                      archive_stem, extract_id, fetch_dataset, hash_files, load_manifest,
                                      unpack_archive)
 

@@ -194,26 +194,26 @@ class CaseTable:
 
 def _match_best_table(draft: Draft, files: list[Path], case_list: list[CaseFiles], layout: Layout) -> CaseTable | None:
     "The table that names most cases"
-    tables, candidates, unmatched_paths = _read_tables(draft, files), [], []
-    if layout.table: candidates.append(CaseTable(layout.table, tables[layout.table], "", layout.rows))
-    for path, table in tables.items():
-        if path == layout.table: continue
-        if not (match := match_table(table, case_list)): unmatched_paths.append(path); continue
-        key, cells = match
-        rows = {r[key]: r for r in reversed(table.to_dict("records"))}
-        candidates.append(CaseTable(path, table, key, {c.id: rows.get(cell) for c, cell in zip(case_list, cells)}))
-        for cell in sorted(c for c, n in Counter(table[key]).items() if n > 1 and c in set(cells)):
-            if not layout.table:
-                draft.add_problem(path, f"{key} {cell} stands twice", "keep one row; the first one is taken")
-    candidates = candidates[:1] if layout.table else sorted(candidates, key=lambda h:
-                                                            -sum(map(bool, h.rows.values())))[:1]
-    draft.notes += [f"note: {p.name} is not used: {candidates[0].path.name} names the cases"
-                    for p in tables if candidates and p != candidates[0].path]
-    if not candidates:
-        for path in unmatched_paths:
-            draft.add_problem(path, "no column of it names the images, their files or patients",
-                              "name them in one column")
-    return candidates[0] if candidates else None
+    tables = _read_tables(draft, files)
+    if layout.table: best = CaseTable(layout.table, tables[layout.table], "", layout.rows)
+    else:
+        candidates = [t for path, table in tables.items() if (t := _match_rows(draft, path, table, case_list))]
+        best = max(candidates, key=lambda t: sum(map(bool, t.rows.values())), default=None)
+    if best:
+        draft.notes += [f"note: {p.name} is not used: {best.path.name} names the cases" for p in tables
+                        if p != best.path]
+        return best
+    for path in tables:
+        draft.add_problem(path, "no column of it names the images, their files or patients", "name them in one column")
+
+def _match_rows(draft: Draft, path: Path, table: pd.DataFrame, case_list: list[CaseFiles]) -> CaseTable | None:
+    "The rows of a table by the cases that one of its columns names"
+    if not (match := match_table(table, case_list)): return None
+    key, cells = match
+    for cell in sorted(c for c, n in Counter(table[key]).items() if n > 1 and c in set(cells)):
+        draft.add_problem(path, f"{key} {cell} stands twice", "keep one row; the first one is taken")
+    rows = {r[key]: r for r in reversed(table.to_dict("records"))}
+    return CaseTable(path, table, key, {c.id: rows.get(cell) for c, cell in zip(case_list, cells)})
 
 # None where patients are unknown
 def _infer_patients(draft: Draft, case_list: list[CaseFiles], case_table: CaseTable | None) -> list[str] | None:
@@ -240,23 +240,11 @@ def _infer_patients(draft: Draft, case_list: list[CaseFiles], case_table: CaseTa
 def _describe_images(draft: Draft, layout: Layout, decision: Decision, summaries: dict[str, CaseSummary]) -> dict:
     "The keys of the manifest that say what images and masks are"
     first, n_with_spacing = next(iter(summaries.values())), sum(bool(s.spacing) for s in summaries.values())
-    has_channel_names, has_generic_labels = (len(layout.channels) == first.channels,
-                                             any(re.match(r"label_\d|object$", n) for n in decision.labels))
-    default_channels = {1: ["grey" if first.ndim == 2 else "intensity"], 3: ["red", "green", "blue"]}
-    channels = (layout.channels if has_channel_names else default_channels.get(first.channels)
-                or [f"channel_{k + 1}" for k in range(first.channels)])
-    spacing, encoding = ("file" if n_with_spacing else "unknown",
-                         " ".join(str(v) for v in decision.encoding.values() if not isinstance(v, dict)))
     draft.add_guess("layout", layout.name, f"{len(summaries)} usable cases, {first.ndim}D",
                     "rename the folders if that is wrong")
-    draft.add_guess("channels", ", ".join(channels),
-                    "dataset.json, table or file names" if has_channel_names else f"{first.channels} in each image",
-                    "edit `image.channels`")
-    draft.add_guess("mask", encoding, decision.why, "edit `mask`, or declare it by --set mask=…")
-    draft.add_guess("labels", ", ".join(f"{k} = {v}" for k, v in decision.labels.items()),
-                    "values in the masks" if has_generic_labels else layout.name,
-                    "name them in `labels`" if has_generic_labels else "check the names in `labels`")
-    draft.add_guess("task", decision.task, decision.why, "edit `task`")
+    channels = _name_channels(draft, layout.channels, first)
+    _guess_masks(draft, layout, decision)
+    spacing = "file" if n_with_spacing else "unknown"
     draft.add_guess("spacing", spacing, f"{n_with_spacing} of {len(summaries)} images carry one in mm",
                     "edit `spacing`")
     if decision.task == "semantic" and decision.encoding["kind"] == "labels":
@@ -264,8 +252,27 @@ def _describe_images(draft: Draft, layout: Layout, decision: Decision, summaries
     columns = ["image"] if len(layout.cases[0].images) == 1 else [f"image_{k + 1}" for k in range(first.channels)]
     facts = dict(task=decision.task, image=dict(columns=columns, channels=channels),
                  mask=dict(column="mask") | decision.encoding, labels=decision.labels)
-    return (facts | (dict(regions=layout.regions) if layout.regions and decision.task == "semantic" else {})
-            | dict(spacing=spacing))
+    if layout.regions and decision.task == "semantic": facts["regions"] = layout.regions
+    return facts | dict(spacing=spacing)
+
+def _name_channels(draft: Draft, named: list[str], first: CaseSummary) -> list[str]:
+    "Names of an image's channels: those that were given, or usual ones"
+    has_names, n = len(named) == first.channels, first.channels
+    usual = {1: ["grey" if first.ndim == 2 else "intensity"], 3: ["red", "green", "blue"]}
+    channels = named if has_names else usual.get(n) or [f"channel_{k + 1}" for k in range(n)]
+    reason = "dataset.json, table or file names" if has_names else f"{n} in each image"
+    draft.add_guess("channels", ", ".join(channels), reason, "edit `image.channels`")
+    return channels
+
+def _guess_masks(draft: Draft, layout: Layout, decision: Decision) -> None:
+    "Say how masks are read, and why"
+    is_unnamed = any(re.match(r"label_\d|object$", n) for n in decision.labels)
+    encoding = " ".join(str(v) for v in decision.encoding.values() if not isinstance(v, dict))
+    draft.add_guess("mask", encoding, decision.why, "edit `mask`, or declare it by --set mask=…")
+    draft.add_guess("labels", ", ".join(f"{k} = {v}" for k, v in decision.labels.items()),
+                    "values in the masks" if is_unnamed else layout.name,
+                    "name them in `labels`" if is_unnamed else "check the names in `labels`")
+    draft.add_guess("task", decision.task, decision.why, "edit `task`")
 
 def _note_rare_labels(labels: dict[str, int], summaries: dict[str, CaseSummary]) -> list[str]:
     "Labels that stand in one mask or in none"
@@ -376,30 +383,32 @@ def _drop_faulty(draft: Draft, case_list: list[CaseFiles], faults: dict[str, tup
 
 def _draft_images(draft: Draft, layout: Layout, files: list[Path], declared_keys: dict) -> None:
     "Draft a set of images"
-    declared_encoding = Encoding(**{k: v for k, v in declared_keys["mask"].items() if k
-                                    != "column"}) if "mask" in declared_keys else None
+    encoding = {k: v for k, v in declared_keys.get("mask", {}).items() if k != "column"}
+    declared_encoding = Encoding(**encoding) if encoding else None
     for f in layout.faults: draft.add_problem(*_error_parts(f))
     layout.labels = declared_keys.get("labels") or layout.labels
     case_list, summaries = _read_cases(draft, layout, declared_encoding)
+    def list_summaries(cases): return {c.id: summaries[c.id] for c in cases}
     case_list = _drop_faulty(draft, case_list, find_deviating_images(summaries))
     if not case_list: return
-    decision = infer_mask_encoding({c.id: summaries[c.id] for c in case_list}, layout, any(c.make for c in case_list),
+    decision = infer_mask_encoding(list_summaries(case_list), layout, any(c.make for c in case_list),
                                    declared_encoding, declared_keys.get("task", ""))
     case_list = _drop_faulty(draft, case_list, decision.faults, masks=True)
     if case_list and not any(decision.labels.values()):
         raise InputError(str(draft.place), "its masks hold no label at all", "check that these are the masks")
-    case_table = _match_best_table(draft, files, case_list, layout) if case_list else None
-    patients = _infer_patients(draft, case_list, case_table) if case_list else None
-    patient_by_case = {c.id: p for c, p in zip(case_list, patients)} if patients else None
-    without_row = {k: ("has no row in the table, so its patient is not known", "add the row")
-                   for k, p in patient_by_case.items() if not p} if patient_by_case else {}
-    faults, notes = find_duplicate_images({c.id: summaries[c.id] for c in case_list if c.id not in without_row},
-                                          patient_by_case)
-    case_list = _drop_faulty(draft, case_list, without_row | faults)
-    draft.notes += [f"note: {n}" for n in [*layout.notes, *notes]]
     if case_list:
-        _fill_draft(draft, layout, case_list, decision, {c.id: summaries[c.id] for c in case_list}, patient_by_case,
-                    case_table)
+        case_table = _match_best_table(draft, files, case_list, layout)
+        patients = _infer_patients(draft, case_list, case_table)
+        patient_by_case = {c.id: p for c, p in zip(case_list, patients)} if patients else None
+        unknown = [k for k, p in (patient_by_case or {}).items() if not p]
+        faults, notes = find_duplicate_images(list_summaries(c for c in case_list if c.id not in unknown),
+                                              patient_by_case)
+        case_list = _drop_faulty(draft, case_list, dict.fromkeys(unknown, _NO_ROW) | faults)
+        draft.notes += [f"note: {n}" for n in [*layout.notes, *notes]]
+    if case_list:
+        _fill_draft(draft, layout, case_list, decision, list_summaries(case_list), patient_by_case, case_table)
+
+_NO_ROW = "has no row in the table, so its patient is not known", "add the row"
 
 # %% ../../nbs/library/2_data/10_intake.ipynb #2a1223af
 def _list_case_files(case_list: list[CaseFiles]) -> list[Path]:

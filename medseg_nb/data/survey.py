@@ -9,6 +9,7 @@ __all__ = ['MAX_LABELS', 'WHITE_SHARE', 'EDGE_SHARE', 'CaseSummary', 'read_case_
 # %% ../../nbs/library/2_data/09_survey.ipynb #65eb5bda
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -117,30 +118,36 @@ def _are_smoothed(summaries: list[CaseSummary]) -> bool:
     if max(edges.values()) >= EDGE_SHARE * sum(sum(m.values()) for m in marked): return False  # another label
     return all(m.get(255, 0) > WHITE_SHARE * sum(m.values()) for m in marked if m)
 
+def _find_threshold(summaries: Sequence[CaseSummary], named: Sequence[int], task: str) -> tuple[float, str] | None:
+    "Above which value masks of one label show it, and why; None where their values are labels or objects themselves"
+    values = {v for s in summaries for v in s.values if v}
+    if len(values) == 1 and (white := max(values)) in (255, 65535) and white not in named:
+        return white // 2, f"all masks hold 0 and {white} alone"
+    if values == {1, 255} and all(len(set(s.values) - {0}) < 2 for s in summaries):
+        return .5, "each mask holds 0 and 1, or 0 and 255"
+    if task != "instance" and _are_smoothed(summaries): return 127, "masks are 0 and 255 with soft edges between them"
+
+def _find_label_fault(summary: CaseSummary) -> tuple[str, str] | None:  # fault, remedy
+    "What keeps the values of a mask from being labels"
+    if not summary.whole: return _NOT_WHOLE
+    if (n := len(summary.values)) > MAX_LABELS: return f"holds {n} different values", _DECLARE
+    if (v := max(summary.values)) > 255: return f"holds the label {v}, and labels end at 255", "number them anew"
+
+_NOT_WHOLE = "holds values that are not whole", _DECLARE
+
 def _decide_on_numbers(summaries: dict[str, CaseSummary], named_labels: dict[str, int], task: str) -> Decision:
     "Decide on masks of plain numbers"
-    values = sorted(set().union(*(s.values for s in summaries.values())))
-    # at most one label is named
-    nonzero_values, has_one_label = {v for v in values if v}, sum(map(bool, named_labels.values())) <= 1
-    binary = named_labels or dict(background=0, label_1=1)
-    if has_one_label and len(nonzero_values) == 1 and max(nonzero_values) in (255, 65535) and max(
-        nonzero_values) not in named_labels.values():
-        return Decision(dict(kind="threshold", threshold=max(nonzero_values) // 2),
-                        binary, "semantic", f"all masks hold 0 and {max(nonzero_values)} alone")
-    if has_one_label and nonzero_values == {1, 255} and all(len(set(s.values) - {0}) < 2 for s in summaries.values()):
-        return Decision(dict(kind="threshold", threshold=.5),
-                        binary, "semantic", "each mask holds 0 and 1, or 0 and 255")
-    if has_one_label and task != "instance" and _are_smoothed([*summaries.values()]):
-        return Decision(dict(kind="threshold", threshold=127), binary, "semantic",
-                        "masks are 0 and 255 with soft edges between them")
-    faults = {k: ("holds values that are not whole", _DECLARE) for k, s in summaries.items() if not s.whole}
-    if task == "instance" or not task and has_one_label and _are_instances([s for s in summaries.values() if s.whole]):
-        why = f"each value is one object, up to {max(values, default=0)} in a mask"
-        return Decision(dict(kind="labels"), named_labels or dict(background=0, object=1), "instance", why, faults)
-    faults |= {k: (f"holds {len(s.values)} different values", _DECLARE)
-               for k, s in summaries.items() if s.whole and len(s.values) > MAX_LABELS}
-    faults |= {k: (f"holds the label {max(s.values)}, and labels end at 255", "number them anew")
-               for k, s in summaries.items() if k not in faults and max(s.values) > 255}
+    cases, named = [*summaries.values()], [v for v in named_labels.values() if v]
+    if len(named) <= 1 and (found := _find_threshold(cases, named, task)):
+        threshold, why = found
+        binary = named_labels or dict(background=0, label_1=1)
+        return Decision(dict(kind="threshold", threshold=threshold), binary, "semantic", why)
+    if task == "instance" or not task and len(named) <= 1 and _are_instances([s for s in cases if s.whole]):
+        n_objects = max((v for s in cases for v in s.values), default=0)
+        why = f"each value is one object, up to {n_objects} in a mask"
+        return Decision(dict(kind="labels"), named_labels or dict(background=0, object=1), "instance", why,
+                        {k: _NOT_WHOLE for k, s in summaries.items() if not s.whole})
+    faults = {k: fault for k, s in summaries.items() if (fault := _find_label_fault(s))}
     label_values = sorted(set().union(*(s.values for k, s in summaries.items() if k not in faults)) - {0})
     labels = named_labels or dict(background=0) | {f"label_{v}": v for v in label_values}
     return Decision(dict(kind="labels"), labels, "semantic", f"masks hold {', '.join(map(str, [0, *label_values]))}",

@@ -16,8 +16,7 @@ import numpy as np
 
 from ..kit.core import InputError, ResourceError, to_json
 from .reader_page import page_file
-from .views import (LABEL_COLORS, OVERLAY_OPACITY, display_pixels, encode_png, find_outlines,
-                                        volume_plane)
+from .views import encode_png, overlay_slice
 from .web import NOTE
 from ..images.files import Image
 
@@ -25,13 +24,7 @@ from ..images.files import Image
 def outlined_png(image: Image, mask: np.ndarray, k: int, windows: Sequence, flip: Sequence[bool] = (False, False)
                 ) -> bytes:
     "Slice k of an image with the labels tinted and outlined"
-    pixels = display_pixels(image, windows, k)
-    part = np.asarray(mask if image.ndim == 2 else volume_plane(mask, k))
-    if pixels.ndim == 2: pixels = np.repeat(pixels[..., None], 3, -1)
-    colors = np.array([list(bytes.fromhex(c[1:])) for c in LABEL_COLORS])[(part.astype(int) - 1) % len(LABEL_COLORS)]
-    opacity = np.where(find_outlines(part), 1, np.where(part > 0, OVERLAY_OPACITY, 0))[..., None]
-    shown = ((1 - opacity) * pixels + opacity * colors).round().astype(np.uint8)
-    return encode_png(shown[::-1 if flip[1] else 1, ::-1 if flip[0] else 1])
+    return encode_png(overlay_slice(image, mask, k, windows)[::-1 if flip[1] else 1, ::-1 if flip[0] else 1])
 
 # %% ../../nbs/library/9_deployment/21_case_report.ipynb #1bbcc57a
 def utc_minute(seconds: float) -> str: return datetime.fromtimestamp(seconds,

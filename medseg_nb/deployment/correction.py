@@ -26,7 +26,7 @@ from ..kit.core import InputError, MedsegError
 from ..data.manifest import load_manifest
 from .dicom import to_seg
 from .explain import answer_of, class_network, enlarge_map, object_grouping
-from .reader_study import from_planes, to_planes
+from .reader_study import from_planes, read_sent_mask, to_planes
 from .segmenter import Segmenter, volume_slices
 from .views import encode_png, find_outlines
 from ..images.files import Image
@@ -42,28 +42,13 @@ def label_bytes(mask: np.ndarray) -> bytes:
     "A label map as the page takes it: slices, rows, columns, 16 bits each, the low byte first"
     return to_planes(np.asarray(mask).astype("<u2")).tobytes()
 
-def _unpack(text: str, size: int) -> bytes:
-    "At most so many bytes that were packed by zlib and written in base64; empty where they are damaged"
-    unpack = zlib.decompressobj()
-    try: data = unpack.decompress(base64.b64decode(text, validate=True), size + 1)
-    except (ValueError, zlib.error): return b""
-    return data if len(data) == size and unpack.eof else b""
-
 def read_label_bytes(text: str,               # planes of 16 bits: zlib, then base64
                      shape: Sequence[int],    # that it says it has: slices, rows, columns
                      like: np.ndarray,        # the label map that was shown
                      labels: Sequence[int],   # that may stand in it; empty where each object has its own
                     ) -> np.ndarray:          # of the size of `like`
     "A corrected mask that was sent"
-    expected = to_planes(like).shape
-    if tuple(shape) != expected:
-        raise InputError("mask", f"has the size {'×'.join(map(str, shape))}, and the image "
-                         f"{'×'.join(map(str, expected))}", "open the case again")
-    data = _unpack(text, 2 * int(np.prod(expected)))
-    if not data: raise InputError("mask", "is damaged or cut short", "save it again")
-    mask = from_planes(np.frombuffer(data, "<u2").reshape(expected), like.ndim)
-    if labels and (unknown := sorted(set(np.flatnonzero(np.bincount(mask.ravel())).tolist()) - {0, *labels})):
-        raise InputError("mask", f"holds the label {unknown[0]}", f"use {', '.join(map(str, [0, *labels]))}")
+    mask = from_planes(read_sent_mask(text, shape, to_planes(like).shape, labels, "<u2"), like.ndim)
     return np.ascontiguousarray(mask.astype(like.dtype if mask.max() <= np.iinfo(like.dtype).max else np.int32))
 
 # %% ../../nbs/library/9_deployment/20_correction.ipynb #554c1cf8

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..images.headers import silence_dicom_logs
 from ..kit.core import InputError, MedsegError, describe_error, progress, to_one_line, write
-from .dicom import keyed_uid, slice_files, to_bytes
+from .dicom import REQUIRED_ELEMENTS, keyed_uid, slice_files, to_bytes
 from .web import load_key
 
 # %% ../../nbs/library/9_deployment/18_deidentify.ipynb #d9a49be6
@@ -35,8 +35,6 @@ FrameVOILUTSequence FrameContentSequence DimensionOrganizationSequence Dimension
 MRImageFrameTypeSequence CTImageFrameTypeSequence""".split()
 _HASHED = """SOPInstanceUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID DimensionOrganizationUID""".split()
 # emptied: elements that the standard asks for, and that may hold nothing
-_EMPTY = """PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber StudyID
-ReferringPhysicianName Manufacturer PositionReferenceIndicator""".split()
 _IMAGE_TYPES = "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER VOLUME NONE M P OTHER"
 _CODES = {name: set(values.split()) for name, values in dict(
     Modality="CT MR PT NM CR DX MG IO PX US XA RF OT SC XC ES OP OPT SM GM", Laterality="L R",
@@ -139,7 +137,7 @@ def deidentify(d,              # a pydicom dataset, with its pixels
     pixels, new = _pixel_bytes(d, subject), _clean_dataset(d, key)
     if lacking := [n for n in _HASHED[:3] if n not in new]:
         raise InputError(subject, f"has no {lacking[0]}", "export it with its whole header")
-    for name in _EMPTY: setattr(new, name, "")
+    for name in REQUIRED_ELEMENTS: setattr(new, name, "")
     new.SOPClassUID, new.PixelData = d.SOPClassUID, pixels
     new["PixelData"].VR = "OW" if d.BitsAllocated > 8 else "OB"
     if d.get("PatientID"):

@@ -41,10 +41,9 @@ from ..paper.readme import write_blocks
 from ..preparation.preprocess import load_prepared_cases
 from ..training.plan import RANDOM_START
 from ..training.shipped_models import (CALIBRATION_FILE, CARD_FILE, MODEL_FILES, ModelCard, PatientScore,
-                                               describe_mismatch, divide_scores, list_shipped_models,
-                                               load_shipped_model, load_shipped_plan, measure_appearance, plan_entry,
-                                               quantize_weights, read_model_card, read_model_file, restore_weights,
-                                               shipped_config)
+                                               divide_scores, list_shipped_models, load_shipped_model,
+                                               load_shipped_plan, measure_appearance, plan_entry, quantize_weights,
+                                               read_model_card, read_model_file, restore_weights, shipped_config)
 from ..training.training import Config, evaluate, load_run, network, run_training, training_cases
 
 # %% ../../nbs/library/9_deployment/11_model_cards.ipynb #9e0069c9

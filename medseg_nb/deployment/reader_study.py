@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'THEMES', 'SYNTHETIC', 'TRUTH_COLUMNS', 'MAX_COMMENT', 'USAB
            'read_study', 'to_planes', 'from_planes', 'shown_planes', 'LooseImage', 'list_images', 'case_digest',
            'mask_source', 'parse_sources', 'check_unseen', 'plan_task', 'truth_of_field', 'write_served_study',
            'LogRow', 'ReadingLog', 'pack_mask', 'unpack_mask', 'Progress', 'check_answers', 'split_several',
-           'read_sent_mask', 'export_readings']
+           'unpack_sent', 'read_sent_mask', 'export_readings']
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #3690102d
 import base64
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain
@@ -416,22 +416,27 @@ def _check_answer(question: Question, answer: str) -> None:
     raise InputError(question.text, f"cannot be `{answer[:20]}`", "choose one of the answers that are shown")
 
 # %% ../../nbs/library/9_deployment/12_reader_study.ipynb #91563f69
+def unpack_sent(text: str, size: int) -> bytes:
+    "At most so many bytes that were packed by zlib and written in base64; empty where they are damaged"
+    unpack = zlib.decompressobj()
+    try: data = unpack.decompress(base64.b64decode(text, validate=True), size + 1)
+    except (ValueError, zlib.error): return b""
+    return data if len(data) == size and unpack.eof else b""
+
 def read_sent_mask(text: str,               # planes: zlib, then base64
                    shape: Sequence[int],    # that it says it has: slices, rows, columns
                    expected: Sequence[int], # of the image
-                   labels: Mapping[int, str],
-                  ) -> np.ndarray:          # uint8 planes
+                   labels: Collection[int], # that may stand in it; empty where each object has its own
+                   dtype: str = "u1",       # of a pixel as it was sent
+                  ) -> np.ndarray:          # planes of this dtype
     "A mask that was sent, on the image's grid"
     if list(shape) != list(expected):
         raise InputError("mask", f"has the size {'×'.join(map(str, shape))}, and the image "
-                         f"{'×'.join(map(str, expected))}", "reload the page; what was kept comes back")
-    size, unpack = int(np.prod(expected)), zlib.decompressobj()
-    try: data = unpack.decompress(base64.b64decode(text, validate=True), size + 1)
-    except (ValueError, zlib.error): data = b""
-    if len(data) != size or not unpack.eof:
-        raise InputError("mask", "is damaged or cut short", "save it again")
-    planes = np.frombuffer(data, np.uint8).reshape(expected)
-    if unknown := sorted(set(np.flatnonzero(np.bincount(planes.ravel())).tolist()) - {0, *labels}):
+                         f"{'×'.join(map(str, expected))}", "open the case again")
+    data = unpack_sent(text, int(np.prod(expected)) * np.dtype(dtype).itemsize)
+    if not data: raise InputError("mask", "is damaged or cut short", "save it again")
+    planes = np.frombuffer(data, dtype).reshape(expected)
+    if labels and (unknown := sorted(set(np.flatnonzero(np.bincount(planes.ravel())).tolist()) - {0, *labels})):
         raise InputError("mask", f"holds the label {unknown[0]}", f"use {', '.join(map(str, [0, *labels]))}")
     return planes
 

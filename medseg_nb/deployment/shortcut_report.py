@@ -24,7 +24,7 @@ from .explain import class_network
 from .segmenter import load_segmenter
 from ..kit.core import InputError, output_folder, to_json, write
 from ..methods.shortcut_runs import collect_reported_images
-from ..methods.shortcuts import (LEAST_EFFECT, SUSPECTS, ReportedImage, cut_patch, find_suspects, patch_side,
+from ..methods.shortcuts import (LEAST_EFFECT, SUSPECTS, ReportedImage, find_suspects, patch_side,
                                          report_shortcuts, try_suspects)
 from ..training.shipped_models import load_model
 from ..training.training import Config

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LABEL_COLORS', 'OVERLAY_OPACITY', 'label_sizes', 'display_windows', 'volume_plane', 'display_pixels', 'encode_nifti',
-           'encode_png', 'label_color', 'find_outlines', 'overlay_pixels', 'slice_view']
+           'encode_png', 'label_color', 'find_outlines', 'overlay_slice', 'overlay_pixels', 'slice_view']
 
 # %% ../../nbs/library/9_deployment/05_views.ipynb #8b580d7a
 import gzip
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -75,16 +76,25 @@ def find_outlines(mask: np.ndarray) -> np.ndarray:  # bool
     least, most = (f(mask, footprint=cross, mode="nearest") for f in (ndimage.minimum_filter, ndimage.maximum_filter))
     return (mask > 0) & (least != most)
 
+def overlay_slice(image: Image,
+                  mask: np.ndarray,   # label map of the image's size
+                  k: int,             # slice; 0 of a picture
+                  windows: Sequence,  # of each channel, as `display_windows` gives them
+                 ) -> np.ndarray:     # uint8 (row, column, 3)
+    "A slice with each label tinted and outlined in its colour"
+    pixels = display_pixels(image, windows, k)
+    part = (mask if image.ndim == 2 else volume_plane(mask, k)).astype(int)
+    if pixels.ndim == 2: pixels = np.repeat(pixels[..., None], 3, -1)
+    colors = np.array([list(bytes.fromhex(c[1:])) for c in LABEL_COLORS])[(part - 1) % len(LABEL_COLORS)]
+    opacity = np.where(find_outlines(part), 1, np.where(part > 0, OVERLAY_OPACITY, 0))[..., None]
+    return ((1 - opacity) * pixels + opacity * colors).round().astype(np.uint8)
+
 def overlay_pixels(image: Image,
                    mask: np.ndarray,  # label map of the image's size
                   ) -> np.ndarray:    # uint8 (row, column, 3)
     "A picture, or the slice that shows most of the mask, with each label tinted and outlined in its colour"
     k = 0 if image.ndim == 2 else int((mask > 0).sum((0, 1)).argmax())
-    pixels, part = display_pixels(image, display_windows(image), k), mask if image.ndim == 2 else volume_plane(mask, k)
-    if pixels.ndim == 2: pixels = np.repeat(pixels[..., None], 3, -1)
-    colors = np.array([list(bytes.fromhex(c[1:])) for c in LABEL_COLORS])[(part - 1) % len(LABEL_COLORS)]
-    opacity = np.where(find_outlines(part), 1, np.where(part > 0, OVERLAY_OPACITY, 0))[..., None]
-    return ((1 - opacity) * pixels + opacity * colors).round().astype(np.uint8)
+    return overlay_slice(image, mask, k, display_windows(image))
 
 # %% ../../nbs/library/9_deployment/05_views.ipynb #9ae2fd87
 # flip: across, down; letters: left, right, top, bottom; aspect: pixel height by width

@@ -16,9 +16,7 @@ __all__ = ['TARGET_FORMS', 'FILLINGS', 'Cell', 'SEARCH_DRAWS', 'RATE_DRAWS', 'Ta
 # %% ../../nbs/library/7_methods/11_attribution.ipynb #887d57f9
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain, combinations, product
 
 import numpy as np

@@ -9,7 +9,6 @@ __all__ = ['ENCODER_SHARE', 'SEQUENCE_DROPOUT', 'present_sequences', 'Early', 'E
 
 # %% ../../nbs/library/7_methods/22_sequences.ipynb #22328027
 import math
-from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np

@@ -10,7 +10,7 @@ __all__ = ['GLYPHS', 'TASK', 'PATCH_SHARE', 'SUSPECTS', 'RANDOM_PATCHES', 'LEAST
            'find_suspects', 'try_suspects', 'flag_suspects', 'report_shortcuts']
 
 # %% ../../nbs/library/7_methods/20_shortcuts.ipynb #e0633b1b
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..data.manifest import load_cases, load_manifest
+from ..data.manifest import load_cases
 from ..data.splits import fold_indices
 from ..evaluation.comparisons import compare_models, holm
 from ..evaluation.metrics import score

@@ -8,7 +8,6 @@ __all__ = ['CLAIMANTS', 'describe_split', 'write_data_set_page', 'format_metric'
            'write_gallery_page', 'list_profiles', 'write_article_page']
 
 # %% ../../nbs/library/8_paper/16_pages.ipynb #2973c06b
-import json
 import re
 
 import pandas as pd

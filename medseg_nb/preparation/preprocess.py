@@ -13,7 +13,6 @@ __all__ = ['WINDOWS', 'Box', 'CONDUCTANCE', 'DENOISERS', 'MASK_DTYPES', 'READING
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 from filelock import FileLock

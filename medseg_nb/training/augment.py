@@ -13,7 +13,6 @@ __all__ = ['ARTIFACTS', 'unchanged', 'flips', 'flip', 'warp', 'warp_pair', 'affi
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..kit.core import InputError, choose, rng
+from ..kit.core import InputError, rng
 from ..kit.keys import register
 
 # %% ../../nbs/library/6_training/02_loop.ipynb #c0abb18e
