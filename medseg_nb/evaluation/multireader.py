@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COVARIANCES', 'INFERENCES', 'SUS_ITEMS', 'jackknife_areas', 'ReaderAreas', 'estimate_reader_areas', 'modality_tests',
-           'modality_areas', 'modality_differences', 'variance_components_of_readers', 'compare_modalities',
-           'sus_scores', 'summarize_sus', 'time_saved', 'preference', 'theme_pattern', 'count_themes']
+           'modality_areas', 'modality_differences', 'variance_components_of_readers', 'pivot_scores', 'count_scored',
+           'compare_modalities', 'differences_from_model', 'compare_with_model', 'sus_scores', 'summarize_sus',
+           'time_saved', 'preference', 'theme_pattern', 'count_themes']
 
 # %% ../../nbs/library/4_evaluation/18_multireader.ipynb #81f6b963
 import re
@@ -147,24 +148,59 @@ def variance_components_of_readers(found: ReaderAreas) -> dict[str, float]:
                 error=error, cov1=cov1, cov2=cov2, cov3=cov3)
 
 # %% ../../nbs/library/4_evaluation/18_multireader.ipynb #2af7a866
-def compare_modalities(rows: pd.DataFrame,           # modality, reader, case, truth (0 or 1), score
-                       covariance: str = "delong",   # one of COVARIANCES
-                      ) -> dict[str, pd.DataFrame]:  # readers, modalities; of several also differences, tests
-    "A multi-reader multi-case analysis of a table; a case that lacks a score of a reader in a modality is left out"
+def pivot_scores(rows: pd.DataFrame,  # modality, reader, case, truth (0 or 1), score
+                ) -> tuple[pd.DataFrame, np.ndarray]:  # scores by case, a column a modality and reader; bool (case,)
+    "Cases that every reader scored in every modality"
     table = rows.pivot(index="case", columns=["modality", "reader"], values="score").dropna()
-    truth = rows.groupby("case").truth.first().loc[table.index].to_numpy(int).astype(bool)
     names, readers = (list(dict.fromkeys(rows[c])) for c in ("modality", "reader"))
     if len(table.columns) < len(names) * len(readers):
         raise InputError("scores", "not every reader has scored in every modality",
                          "finish the study, or leave one out")
-    scores = table[list(product(names, readers))].to_numpy().T.reshape(len(names), len(readers), -1)
+    truth = rows.groupby("case").truth.first().loc[table.index].to_numpy(int).astype(bool)
+    return table[list(product(names, readers))], truth
+
+def count_scored(rows: pd.DataFrame, table: pd.DataFrame, truth: np.ndarray) -> dict[str, int]:
+    return dict(cases=len(truth), events=int(truth.sum()), left_out=rows.case.nunique() - len(table))
+
+def compare_modalities(rows: pd.DataFrame,           # modality, reader, case, truth (0 or 1), score
+                       covariance: str = "delong",   # one of COVARIANCES
+                      ) -> dict[str, pd.DataFrame]:  # readers, modalities; of several also differences, tests
+    "A multi-reader multi-case analysis of a table; a case that lacks a score of a reader in a modality is left out"
+    table, truth = pivot_scores(rows)
+    names, readers = (list(dict.fromkeys(rows[c])) for c in ("modality", "reader"))
+    scores = table.to_numpy().T.reshape(len(names), len(readers), -1)
     found = estimate_reader_areas(scores, truth, covariance)
     each = [dict(modality=m, reader=r, auc=float(found.areas[i, j]), se=float(np.sqrt(found.covariance[i, j, i, j])))
             for (i, m), (j, r) in product(enumerate(names), enumerate(readers))]
-    counts = dict(cases=len(truth), events=int(truth.sum()), left_out=rows.case.nunique() - len(table))
+    counts = count_scored(rows, table, truth)
     tables = dict(readers=pd.DataFrame(each), modalities=modality_areas(found, names))
     if len(names) > 1: tables |= dict(differences=modality_differences(found, names), tests=modality_tests(found))
     return {k: t.assign(**counts) for k, t in tables.items()}
+
+# %% ../../nbs/library/4_evaluation/18_multireader.ipynb #9fd36f1e
+def differences_from_model(scores: np.ndarray,    # (modality, reader, case); higher speaks for the event
+                           model: np.ndarray,     # (case,): the model's scores
+                           truth: Sequence[bool], # (case,)
+                          ) -> ReaderAreas:
+    "AUC of each modality and reader less that of a model on the same cases"
+    m, r, n = np.shape(scores)
+    areas, covariance = delong(np.vstack([model, np.reshape(scores, (m * r, n))]), truth)
+    contrast = np.hstack([-np.ones((m * r, 1)), np.eye(m * r)])
+    return ReaderAreas((contrast @ areas).reshape(m, r), (contrast @ covariance @ contrast.T).reshape(m, r, m, r))
+
+def compare_with_model(rows: pd.DataFrame,  # modality, reader, case, truth (0 or 1), score
+                       model: pd.Series,    # scores of a model by case
+                      ) -> pd.DataFrame:    # one row a modality and inference
+    "Mean AUC of readers less a model's; a case that lacks a score of a reader is left out"
+    table, truth = pivot_scores(rows)
+    names = list(dict.fromkeys(rows.modality))
+    scores = table.to_numpy().T.reshape(len(names), -1, len(table))
+    found = differences_from_model(scores, model.loc[table.index].to_numpy(float), truth)
+    differences = modality_areas(found, names)
+    differences.columns = differences.columns.str.replace("auc", "difference")
+    p = 2 * stats.t.sf(np.abs(differences.difference / differences.se.where(differences.se > 0)), differences.df)
+    (area,), _ = delong(model.loc[table.index].to_numpy(float)[None], truth)
+    return differences.assign(p=p, model_auc=area, readers=found.shape[1], **count_scored(rows, table, truth))
 
 # %% ../../nbs/library/4_evaluation/18_multireader.ipynb #6a5fa1f1
 SUS_ITEMS = 10
