@@ -369,7 +369,8 @@ def write_plan(plan: TrainingPlan, place: Path,
               ) -> Path:
     "Store a plan, so that the same study goes on where it was interrupted"
     text = "\n".join([head, *(f"{PLAN_MARK}{line}" for line in lines)])
-    return write(place, f"{text}\n" + yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return write(place, f"{text}\n" + yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True),
+                                                  sort_keys=False, allow_unicode=True))
 
 def read_plan(place: Path) -> tuple[TrainingPlan, list[str]]:  # and the plan in words
     "A stored plan"

@@ -10,9 +10,10 @@ __all__ = ['MAX_FINGERPRINT_CASES', 'GRIDS', 'MIN_LESION_PIXELS', 'MAX_VOXELS', 
            'Fingerprint', 'structure_width', 'object_widths', 'measure_fingerprint', 'shows_label', 'is_usable',
            'list_usable_folds', 'choose_grid', 'choose_volume_grid', 'choose_settings', 'has_objects', 'Rung',
            'list_rungs', 'count_minutes', 'choose_rung', 'recipe_seconds', 'list_recipe_runs', 'choose_window',
-           'plan_maps', 'list_map_runs', 'list_networks', 'measure_study_throughput', 'study_plan', 'list_tested_sites',
-           'count_folds', 'describe_limits', 'describe_plan', 'describe_objects', 'describe_next_rung',
-           'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs', 'list_site_runs']
+           'plan_maps', 'list_map_runs', 'list_networks', 'measure_study_throughput', 'without_phantoms', 'study_plan',
+           'list_tested_sites', 'count_folds', 'describe_limits', 'describe_plan', 'describe_objects',
+           'describe_next_rung', 'known_throughput', 'prepare_study', 'choose_recipe', 'lock_study', 'list_curve_runs',
+           'list_site_runs']
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #945dbd43
 from collections import defaultdict
@@ -29,11 +30,12 @@ from filelock import FileLock, Timeout
 from ..data.manifest import content_key, list_left_out, load_cases, load_manifest
 from ..data.splits import describe_missing_labels, fold_indices, list_folds
 from ..kit.core import InputError, ResourceError, progress
+from ..kit.execution import sections
 from ..kit.keys import load_module
 from ..kit.report import display_text
 from .default_runs import default_run, list_models
-from .plan import (HEADS_NETWORK, HeadsPlan, Runs, TrainingPlan, load_plan, planned_steps, read_plan,
-                                     write_plan)
+from .plan import (HEADS_NETWORK, HeadsPlan, Runs, SectionPlans, TrainingPlan, load_plan,
+                                     planned_steps, read_plan, write_plan)
 from .throughput import has_bf16, measure_throughput
 from .training import Config, load_run_rows, train_missing, training_cases
 
@@ -262,13 +264,20 @@ def measure_study_throughput(dataset: str, settings: dict,
     return {name: float(f"{np.median(v):.3g}") for name, v in speeds.items()}
 
 # %% ../../nbs/library/6_training/09_study_plan.ipynb #7388a942
+def without_phantoms(plan: TrainingPlan) -> TrainingPlan:
+    "What a study of one's own reads of a plan: no section of other profiles, no search, no grids of other volumes"
+    unread = {name: None for name in SectionPlans.model_fields if "own" not in sections()[name].profiles}
+    return plan.model_copy(update=dict(sections=plan.sections.model_copy(update=unread),
+                                       search=plan.search.model_copy(update=dict(datasets=[])),
+                                       volumes=plan.volumes.model_copy(update=dict(settings={}))))
+
 def study_plan(dataset: str, fingerprint: Fingerprint, rung: Rung, throughput: dict[str, float],
                precision: str, start: str | None = None,
                window: int | None = None,  # pixels: of the network with all maps of objects; None: a network a field
               ) -> TrainingPlan:
     "What is trained on a data set"
     networks = list_networks(len(fingerprint.size), start)[:rung.networks]
-    plan, folds = load_plan("own"), list_usable_folds(dataset)[:rung.folds]
+    plan, folds = without_phantoms(load_plan("own")), list_usable_folds(dataset)[:rung.folds]
     if has_objects(fingerprint):
         heads = window and plan_maps(window, precision, N_OBJECT_RUNS * rung.seconds * throughput[HEADS_NETWORK], folds)
         instances = plan.sections.instances.model_copy(update=dict(folds=folds, heads=heads))
