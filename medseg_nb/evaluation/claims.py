@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['CLAIM_KINDS', 'ONE_TRAINING', 'NOT_COMPARABLE', 'VERDICTS', 'PATIENT_IMAGES', 'STANDS_FOR', 'PUBLISHED_METRICS',
-           'NEARNESS', 'SETTINGS', 'EXCEEDED', 'WITHIN', 'WAITING', 'NOT_TESTABLE', 'POSITIVE_CONTROLS',
-           'LEDGER_COLUMNS', 'open_range', 'decide_verdict', 'describe_claimed_range', 'is_simulated', 'judge_claim',
-           'load_published_scores', 'score_id', 'judge_published_scores', 'load_statements', 'list_expected_claims',
-           'load_quotes', 'decide_one_sided', 'limit_score', 'review_claim', 'find_p', 'compare_with_control',
-           'collect_judged_claims', 'join_claims', 'drop_repeated', 'judge_where_measured', 'build_ledger',
-           'format_ledger']
+           'NEARNESS', 'SETTINGS', 'EXCEEDED', 'WITHIN', 'MARGIN_COLUMNS', 'WAITING', 'NOT_TESTABLE',
+           'POSITIVE_CONTROLS', 'LEDGER_COLUMNS', 'open_range', 'decide_verdict', 'describe_claimed_range',
+           'is_simulated', 'judge_claim', 'load_published_scores', 'score_id', 'judge_published_scores',
+           'load_statements', 'list_expected_claims', 'load_quotes', 'decide_one_sided', 'limit_score', 'review_claim',
+           'find_p', 'compare_with_control', 'collect_judged_claims', 'join_claims', 'drop_repeated',
+           'judge_where_measured', 'build_ledger', 'format_ledger']
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #bd318829
 import json
 import re
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, product
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -144,9 +146,10 @@ def list_expected_claims() -> pd.DataFrame:
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #b3b8ee6f
 NEARNESS = ("full", "part", "proxy")  # what is tested of a sentence: all, a part, or what would follow from it
 
-def load_quotes() -> pd.DataFrame:  # id of a claim or of a group of claims, sentence, place, kind, data, test, tested
+def load_quotes() -> pd.DataFrame:  # id of a claim or a group, sentence, place, kind, data, test, tested, control
     """The sentences of the source documents, as they are printed: whether they are asserted or planned, the data that
-    they name, if any, how near to them that is what is tested, and how the ledger words it, if not as its section"""
+    they name, if any, how near to them that is what is tested, how the ledger words it, if not as its section, and
+    the table that holds its control, if none of its section's does"""
     return read_table(folder("nbs") / "claims" / "quotes.csv")
 
 
@@ -174,10 +177,11 @@ def review_claim(claim: dict) -> dict:  # as `judge_claim` returns it
 
 
 # %% ../../nbs/library/4_evaluation/13_claims.ipynb #3e58d33c
-def _is_row_of(claim: dict, table: pd.DataFrame) -> np.ndarray:  # bool, one a row
-    "Where a table holds a claim's difference, seen from either side"
+def _tested_column(table: pd.DataFrame) -> str: return "difference" if "difference" in table else "change"
+
+def _is_row_of(claim: dict, table: pd.DataFrame, value: str) -> np.ndarray:  # bool, one a row
+    "Where a column of a table holds a claim's difference with its interval, seen from either side"
     wanted = np.array([claim["measured"], claim["low"], claim["high"], claim["n"]], float)
-    value = "difference" if "difference" in table else "change"
     ends = table[[value, f"{value}_low", f"{value}_high", "n"]].to_numpy(float)
     turned = ends[:, [0, 2, 1, 3]] * [-1, -1, -1, 1]
     return np.isclose(ends, wanted).all(1) | np.isclose(turned, wanted).all(1)
@@ -189,31 +193,41 @@ def find_p(claim: dict,                 # a judged difference
     "p of a claim, as its section tests it"
     if claim["kind"] == "score" or claim["low"] is None: return None
     for t in tables:
-        is_same = _is_row_of(claim, t)
+        is_same = _is_row_of(claim, t, _tested_column(t))
         if is_same.any() and not pd.isna(p := t[column][is_same].iloc[0]): return float(p)
     return None
 
 SETTINGS = ("dataset", "study", "source", "target", "share", "labels", "setting", "score", "event", "scale")
 EXCEEDED, WITHIN = "exceeded", "not exceeded"
 
-def _control_reach(table: pd.DataFrame, row: pd.Series) -> float:  # nan where no control was run
-    "How far from zero the interval of the control in a row's setting reaches"
-    value = "difference" if "difference" in table else "change"
-    words, shared = table.select_dtypes("object").astype(str), [c for c in SETTINGS if c in table]
+MARGIN_COLUMNS = dict(within="difference")  # what is tested against a margin, and the difference that it is made of
+
+def _control_reach(table: pd.DataFrame, setting: Mapping[str, object], value: str) -> float:  # nan without a control
+    "How far from zero the interval of the control in a setting reaches"
+    words = table.select_dtypes("object").astype(str)
     is_control = words.apply(lambda column: column.str.contains("(A/A)", regex=False)).any(axis=1)
-    is_here = (table[shared].astype(str) == row[shared].astype(str)).all(axis=1)
+    is_here = np.logical_and.reduce([table[c].astype(str) == str(v) for c, v in setting.items()])
     return table.loc[is_control & is_here, [f"{value}_low", f"{value}_high"]].abs().max(axis=None)
 
-def compare_with_control(claim: dict,                 # a judged difference
-                         tables: list[pd.DataFrame],  # as of `find_p`
-                        ) -> str | None:              # None where the table has no control of this setting
+def _list_differences(claim: dict, table: pd.DataFrame) -> Iterator[tuple[float, float]]:  # and its control's reach
+    "A claim's difference wherever a table holds it, beside the control of the same setting"
+    for value in [c for c in table if {f"{c}_low", f"{c}_high"} <= {*table}]:
+        if not (is_same := _is_row_of(claim, table, value)).any(): continue
+        row, compared = table[is_same].iloc[0], MARGIN_COLUMNS.get(value, value)
+        setting = {c: row[c] for c in SETTINGS if c in table}
+        yield float(row[compared]), _control_reach(table, setting, compared)
+
+def compare_with_control(claim: dict,                      # a judged difference
+                         tables: list[pd.DataFrame],       # as of `find_p`
+                         named: Sequence[pd.DataFrame] = (),  # of other sections or tables, that hold its control
+                        ) -> str | None:                   # None where no table has a control of this setting
     """Whether a difference is larger than all that the interval of the control holds, the same network with other
     seeds"""
     if claim["kind"] == "score" or claim["low"] is None: return None
-    for t in tables:
-        is_same = _is_row_of(claim, t)
-        if not is_same.any() or np.isnan(reach := _control_reach(t, t[is_same].iloc[0])): continue
-        return EXCEEDED if abs(claim["measured"]) > reach else WITHIN
+    setting = dict(dataset=claim["dataset"].partition(" for ")[0])
+    elsewhere = ((claim["measured"], _control_reach(t, setting, _tested_column(t))) for t in named)
+    for difference, reach in chain(chain.from_iterable(_list_differences(claim, t) for t in tables), elsewhere):
+        if not np.isnan(reach): return EXCEEDED if abs(difference) > reach else WITHIN
     return None
 
 
@@ -222,21 +236,30 @@ WAITING, NOT_TESTABLE = "waiting", "not testable here"
 # judged beside the claims: a generator that was overfitted on purpose, to be found out
 POSITIVE_CONTROLS = ("synthesis.realism.8.",)
 
+def _read_tables(place: Path, names: str = "*") -> list[pd.DataFrame]:
+    "Tables of a section that hold corrected tests"
+    tables = map(pd.read_csv, sorted(place.glob(f"{names}.csv")))
+    return [t for t in tables if "p_holm" in t and {"difference", "change"} & {*t}]
+
 def collect_judged_claims(profile: str) -> list[dict]:  # as `judge_claim` returns them, with their section
     "Claims that sections of this profile have judged"
-    claims = []
+    claims, quotes, reports = [], load_quotes(), folder("reports") / choose(profile, PROFILES, "profile")
+    named = {r.id: r.control.split("/") for r in quotes[quotes.control != ""].itertuples()}  # section and table
     for section in sections()["claims"].upstream:
-        path = folder("reports") / choose(profile, PROFILES, "profile") / section / "results.json"
+        path = reports / section / "results.json"
         judged = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else []
         if unknown_verdicts := {c["verdict"] for c in judged} - set(VERDICTS):
             raise InputError(f"{profile}/{section}/results.json",
                              f"holds the verdict `{min(unknown_verdicts)}` of an older kit",
                              f"run medseg run {section} --profile {profile}")
-        tables = [t for t in map(pd.read_csv, sorted(path.parent.glob("*.csv")))
-                  if "p_holm" in t and {"difference", "change"} & {*t}]
-        claims += [review_claim(c) | dict(section=section, p=find_p(c, tables, "p"), p_holm=find_p(c, tables),
-                                          control=compare_with_control(c, tables))
-                   for c in judged if not c["id"].startswith(POSITIVE_CONTROLS)]
+        tables = _read_tables(path.parent)
+        for c in judged:
+            if c["id"].startswith(POSITIVE_CONTROLS): continue
+            others = [t for id, (s, table) in named.items() if c["id"].startswith(f"{id}.")
+                      for t in _read_tables(reports / s, table)]
+            claims.append(review_claim(c) | dict(
+                section=section, p=find_p(c, tables, "p"), p_holm=find_p(c, tables),
+                control=compare_with_control(c, tables, others)))
     return claims
 
 LEDGER_COLUMNS = ["claims_of", "group", "id", "statement", "source", "kind", "claimed", "measured", "low", "high", "n",

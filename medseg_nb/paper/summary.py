@@ -319,7 +319,7 @@ READING_CAPTION = ("What three ways of reading make of simulated series, by plan
                    "other than the one that was written. The last row has a defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
                "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
-               "the usual scale; only networks with all planned training runs, whose number stands in the head. "
+               "the usual scale; only networks with all planned training runs, given in the column heading. "
                "Empty: not planned, or not complete. The hybrid's design was selected on validation patients of "
                "LGG MRI and LIDC nodules.")
 OUTCOMES = ("right", "refused", "wrong")
