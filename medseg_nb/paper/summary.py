@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'REFUTED', 'ON_GPU', 'INK', 'PAPER', 'SET_COLOR', 'STEPS', 'STEP_SIGNS', 'GAP', 'VERDICTS', 'STEP_TITLES',
            'ROLES', 'AUDITED', 'CLAIM_SIGNS', 'CLAIM_GAP', 'MAX_CLAIMS_HEIGHT', 'SCORES', 'WITHOUT_NETWORK', 'UNITS_OF',
-           'FIRST_STAGE', 'LONG_STAGE', 'GPU_STAGE', 'STAGE_MARKS', 'HYBRIDS', 'ALL_SETS', 'CUT', 'KINDS',
+           'REMAINS', 'FIRST_STAGE', 'LONG_STAGE', 'GPU_STAGE', 'STAGE_MARKS', 'HYBRIDS', 'ALL_SETS', 'CUT', 'KINDS',
            'DESIGN_CAPTION', 'READING_CAPTION', 'GPU_CAPTION', 'OUTCOMES', 'DESIGN_PARTS', 'SMALLEST_TEXT', 'TOUCH',
            'ARTICLE_FIGURES', 'list_steps', 'draw_overview', 'describe_role', 'add_roles', 'decided_claims',
            'name_claim', 'name_set', 'place_claims', 'draw_claims_of_unit', 'unit_of_claim', 'draw_claims',
@@ -179,10 +179,13 @@ def draw_claims(decided: pd.DataFrame):
     fig, axes = plt.subplots(len(rows), 1, figsize=(7.2, height), height_ratios=[*rows.values()], squeeze=False,
                              layout="constrained")
     for ax, unit in zip(axes[:, 0], rows): draw_claims_of_unit(ax, parts[unit], unit)
-    handles = [plt.Line2D([], [], color=c, marker=m, lw=1.4, ms=4) for c, m in ((SUPPORTED, "o"), (REFUTED, "s"))]
-    axes[0, 0].legend(handles, ["supported", "refuted"], fontsize=7, frameon=False, ncols=2, loc="lower left",
-                      bbox_to_anchor=(0, 1), borderaxespad=.1)
+    handles = {"supported": plt.Line2D([], [], color=SUPPORTED, marker="o", lw=1.4, ms=4),
+               "refuted": plt.Line2D([], [], color=REFUTED, marker="s", lw=1.4, ms=4)}
+    for label, filling in REMAINS: handles[label] = plt.Line2D([], [], color=INK, marker="o", lw=0, ms=4, mfc=filling)
+    fig.legend(handles.values(), handles, fontsize=7, frameon=False, ncols=len(handles), loc="outside upper center")
     return fig
+
+REMAINS = (("remains after Holm's correction", INK), ("does not, or has no such test", "white"))
 
 # %% ../../nbs/library/8_paper/05_summary.ipynb #36b804eb
 FIRST_STAGE, LONG_STAGE, GPU_STAGE = ("first hybrid, benchmark's budget", "second hybrid, longer training",
@@ -245,7 +248,7 @@ def draw_opponents(rows: pd.DataFrame):
                              sharey=True, squeeze=False, layout="constrained")
     for ax, dataset in zip(axes.flat, datasets): draw_forest(ax, rows[rows.dataset == dataset], labels, dataset)
     for ax in axes.flat[len(datasets):]: ax.set_axis_off()
-    for ax in axes.flat[len(datasets) - columns:len(datasets)]: ax.tick_params(labelbottom=True)  # the lowest
+    for ax in axes.flat[:len(datasets)]: ax.tick_params(labelbottom=True)
     names = ["U-Net, another seed" if o == CONTROL else display_name(o) for o in labels]
     axes[0][0].set_yticks(range(len(labels)), names, fontsize=7)
     axes[0][0].set_ylim(len(labels) - .5, -.5)
@@ -265,8 +268,8 @@ def draw_forest(ax, rows: pd.DataFrame, labels: list[str], dataset: str) -> None
         if dataset == ALL_SETS: ax.plot([r.next_low, r.next_high], [y, y], color=color, lw=.5)
         ax.plot([r.difference_low, r.difference_high], [y, y], color=color, lw=1.3, solid_capstyle="butt")
         ax.plot(r.difference, y, mark, color=color, ms=3, mfc="white" if r.opponent == CONTROL else color)
-    if CONTROL in {*labels} - {*rows.opponent} and dataset != ALL_SETS:
-        ax.text(.5, labels.index(CONTROL), "not run", fontsize=6.5, color="0.4", ha="center", va="center",
+    if CONTROL in {*labels} - {*rows.opponent}:
+        ax.text(.5, labels.index(CONTROL), "no mean" if dataset == ALL_SETS else "not run", fontsize=6.5, color="0.4", ha="center", va="center",
                 transform=ax.get_yaxis_transform(), bbox=dict(fc="white", ec="none", pad=1))
     ax.tick_params(labelsize=7)
 
@@ -463,8 +466,8 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
     return draw_claims(decided), (
         f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
         "difference with its 95 % interval over patients and training runs, and n patients; its sign is turned where "
-        "less is claimed. Right of zero: it supports the claim. Filled: remains at the five percent level after Holm's "
-        "correction in its section; hollow: does not, or has no such test."
+        "less is claimed. Right of zero: it supports the claim. Holm's correction, at the five percent level, is that of "
+        "the claim's section."
         + f" Not shown: {count_noun(others, 'decided row')} on real time, on a named number or by a proxy."
         * (others > 0))
 
