@@ -384,7 +384,7 @@ def _drop_faulty(draft: Draft, case_list: list[CaseFiles], faults: dict[str, tup
 def _draft_images(draft: Draft, layout: Layout, files: list[Path], declared_keys: dict) -> None:
     "Draft a set of images"
     encoding = {k: v for k, v in declared_keys.get("mask", {}).items() if k != "column"}
-    declared_encoding = Encoding(**encoding) if encoding else None
+    declared_encoding = Encoding(**encoding) if "mask" in declared_keys else None
     for f in layout.faults: draft.add_problem(*_error_parts(f))
     layout.labels = declared_keys.get("labels") or layout.labels
     case_list, summaries = _read_cases(draft, layout, declared_encoding)
@@ -396,6 +396,7 @@ def _draft_images(draft: Draft, layout: Layout, files: list[Path], declared_keys
     case_list = _drop_faulty(draft, case_list, decision.faults, masks=True)
     if case_list and not any(decision.labels.values()):
         raise InputError(str(draft.place), "its masks hold no label at all", "check that these are the masks")
+    notes = []
     if case_list:
         case_table = _match_best_table(draft, files, case_list, layout)
         patients = _infer_patients(draft, case_list, case_table)
@@ -404,7 +405,7 @@ def _draft_images(draft: Draft, layout: Layout, files: list[Path], declared_keys
         faults, notes = find_duplicate_images(list_summaries(c for c in case_list if c.id not in unknown),
                                               patient_by_case)
         case_list = _drop_faulty(draft, case_list, dict.fromkeys(unknown, _NO_ROW) | faults)
-        draft.notes += [f"note: {n}" for n in [*layout.notes, *notes]]
+    draft.notes += [f"note: {n}" for n in [*layout.notes, *notes]]
     if case_list:
         _fill_draft(draft, layout, case_list, decision, list_summaries(case_list), patient_by_case, case_table)
 

@@ -160,6 +160,7 @@ def pivot_scores(rows: pd.DataFrame,  # modality, reader, case, truth (0 or 1), 
     return table[list(product(names, readers))], truth
 
 def count_scored(rows: pd.DataFrame, table: pd.DataFrame, truth: np.ndarray) -> dict[str, int]:
+    "Cases and events of an analysis, and how many cases a reader left without a score"
     return dict(cases=len(truth), events=int(truth.sum()), left_out=rows.case.nunique() - len(table))
 
 def compare_modalities(rows: pd.DataFrame,           # modality, reader, case, truth (0 or 1), score
@@ -183,7 +184,8 @@ def differences_from_model(scores: np.ndarray,    # (modality, reader, case); hi
                            truth: Sequence[bool], # (case,)
                           ) -> ReaderAreas:
     "AUC of each modality and reader less that of a model on the same cases"
-    m, r, n = np.shape(scores)
+    m, r = estimate_reader_areas(scores, truth).shape  # refuses what is no study of several readers
+    n = len(truth)
     areas, covariance = delong(np.vstack([model, np.reshape(scores, (m * r, n))]), truth)
     contrast = np.hstack([-np.ones((m * r, 1)), np.eye(m * r)])
     return ReaderAreas((contrast @ areas).reshape(m, r), (contrast @ covariance @ contrast.T).reshape(m, r, m, r))

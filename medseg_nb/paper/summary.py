@@ -269,7 +269,8 @@ def draw_forest(ax, rows: pd.DataFrame, labels: list[str], dataset: str) -> None
         ax.plot([r.difference_low, r.difference_high], [y, y], color=color, lw=1.3, solid_capstyle="butt")
         ax.plot(r.difference, y, mark, color=color, ms=3, mfc="white" if r.opponent == CONTROL else color)
     if CONTROL in {*labels} - {*rows.opponent}:
-        ax.text(.5, labels.index(CONTROL), "no mean" if dataset == ALL_SETS else "not run", fontsize=6.5, color="0.4", ha="center", va="center",
+        reason = "no mean" if dataset == ALL_SETS else "not run"
+        ax.text(.5, labels.index(CONTROL), reason, fontsize=6.5, color="0.4", ha="center", va="center",
                 transform=ax.get_yaxis_transform(), bbox=dict(fc="white", ec="none", pad=1))
     ax.tick_params(labelsize=7)
 
@@ -322,7 +323,7 @@ READING_CAPTION = ("What three ways of reading make of simulated series, by plan
                    "other than the one that was written. The last row has a defect that no header tells.")
 GPU_CAPTION = ("Mean Dice on held-out patients, or images where patients are unknown, with its 95 % interval over "
                "them and training runs, after equally many presentations of images on a GPU ({images} for a set), at "
-               "the usual scale; only networks with all planned training runs, given in the column heading. "
+               "the usual scale; only networks with all planned training runs, whose number the heading gives. "
                "Empty: not planned, or not complete. The hybrid's design was selected on validation patients of "
                "LGG MRI and LIDC nodules.")
 OUTCOMES = ("right", "refused", "wrong")
@@ -466,8 +467,8 @@ def compose_decided(sections: dict[str, PaperSection], reports: Path) -> tuple[o
     return draw_claims(decided), (
         f"Claimed differences of the {whose} that were decided, each by one interval before correction: measured "
         "difference with its 95 % interval over patients and training runs, and n patients; its sign is turned where "
-        "less is claimed. Right of zero: it supports the claim. Holm's correction, at the five percent level, is that of "
-        "the claim's section."
+        "less is claimed. Right of zero: it supports the claim. Holm's correction, at the five percent level, is "
+        "that of the claim's section."
         + f" Not shown: {count_noun(others, 'decided row')} on real time, on a named number or by a proxy."
         * (others > 0))
 
